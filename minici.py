@@ -1,0 +1,4337 @@
+"""minici: a GitLab-compatible CI coordinator in one file.
+
+Stock GitLab runners of every era, from ``gitlab-ci-multi-runner`` 1.x to today's ``gitlab-runner``,
+register here, claim jobs, stream traces and exchange artifacts; GitLab API clients list, cancel,
+retry, erase and play them. Run it::
+
+    python minici.py --db ci.sqlite
+
+or embed it::
+
+    import minici
+
+    ci = minici.Coordinator()                       # a temporary directory, gone on close
+    project = ci.create_project('group/demo')
+    pipeline = ci.create_pipeline(project, ref='main', sha='1' * 40,
+                                  content={'test': {'script': ['make test']}})
+    with minici.Server(ci, port=0) as server:       # a real socket; point any runner at server.url
+        print(server.url, ci.registration_token)
+    ci.close()
+
+The sections, each using only those above it:
+
+     1  this docstring           8  Artifacts           14  Runner API
+     2  Settings                 9  Coordinator         15  Legacy CI API
+     3  Errors                  10  Pipeline files      16  Jobs API
+     4  Vocabulary              11  Repositories        17  Web pages
+     5  Schema                  12  HTTP plumbing       18  Application
+     6  Database                13  Entities            19  Command line
+     7  Traces
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import hmac
+import json
+import logging
+import mimetypes
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import bottle
+import multipart
+import waitress
+import waitress.buffers
+import waitress.channel
+import waitress.parser
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: one process per database then, the in-process locks still hold
+    fcntl = None  # type: ignore[assignment]
+try:
+    import yaml
+except ImportError:  # the extra `yaml` is not installed: pipeline files are then JSON
+    yaml = None  # type: ignore[assignment]
+
+__version__ = '0.1.0'
+__all__ = [
+    'BadRequest', 'Busy', 'CIError', 'Conflict', 'Coordinator', 'Forbidden', 'JobSpec', 'MethodNotAllowed',
+    'NotFound', 'PipelineSpec', 'RangeMismatch', 'Server', 'Settings', 'TooLarge', 'Unauthorized',
+    'compile_pipeline', 'create_app', 'main',
+]
+
+log = logging.getLogger('minici')
+Row = sqlite3.Row
+
+
+# 2. Settings ##################################################################################
+
+KIB, MIB, GIB = 1024, 1024 ** 2, 1024 ** 3
+
+MAX_PARAMETERS_BODY = 1 * MIB       # bytes of a JSON or form body, except on a job's PUT
+MAX_TRACE_BODY = 32 * MIB           # bytes of a job's PUT: old runners send the whole log there
+MAX_FIELD = 64 * KIB                # bytes of one ordinary field beside an uploaded file
+MAX_FIELDS = 20                     # parts of one upload
+MAX_ZIP_ENTRIES = 100_000           # entries of an archive that is opened for a single file
+MAX_ZIP_DIRECTORY = 16 * MIB        # bytes of that archive's directory
+MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claims count as lost
+MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
+CONTACT_INTERVAL = 60               # seconds between two writes of a runner's `contacted_at`
+SWEEP_INTERVAL = 30                 # seconds between two sweeps made by `request_job`
+LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's other writers
+BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
+RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
+GIT_TIMEOUT = 60                    # seconds one git call may take
+COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and files
+
+
+def setting(default: Any, kind: str, help: str) -> Any:
+    """Declare one setting: its default, the kind of value it takes (`read_setting`) and what it means."""
+    return field(default=default, metadata={'kind': kind, 'help': help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may change; each is a keyword of `Coordinator` and a command-line option."""
+
+    max_trace_size: int = setting(100 * MIB, 'size', 'bytes of one trace; a job that writes more fails')
+    max_artifacts_size: int = setting(GIB, 'size', 'bytes of one uploaded archive or report')
+    artifacts_expire_in: str = setting('never', 'expiry', 'lifetime of artifacts that name none')
+    stuck_timeout: float = setting(600, 'duration', 'silence after which a running job fails')
+    claim_timeout: float = setting(120, 'duration', 'silence after which an unanswered claim is requeued')
+    job_timeout: float = setting(3600, 'duration', 'time a job may run when neither it nor its project says')
+    external_url: str = setting('', 'url', 'address that people and runners use, when a proxy hides it')
+    public: bool = setting(False, 'flag', 'let anybody read the pages and badges')
+
+
+# 3. Errors ####################################################################################
+
+class CIError(Exception):
+    """A refusal that the caller can be told; each leaf knows its HTTP status, none knows a web framework.
+
+    `detail` says what was wrong: a text is put behind the status's own phrase, as GitLab does; a
+    mapping of field names to lists of texts is a validation error and stands alone. `headers` travel
+    with the answer. `body_key` is the JSON member that carries the text (GitLab uses two).
+    """
+
+    status = 500
+    phrase = 'Internal Server Error'
+    body_key = 'message'
+
+    def __init__(self, detail: str | Mapping[str, Any] = '', headers: Mapping[str, str] | None = None) -> None:
+        self.detail, self.headers = detail, dict(headers or {})
+        super().__init__(self.message if isinstance(self.message, str) else json.dumps(self.message))
+
+    @property
+    def message(self) -> str | Mapping[str, Any]:
+        """What the answer says: GitLab's ``403 Forbidden - reason``, or the validation errors."""
+        if isinstance(self.detail, str):
+            return f'{self.status} {self.phrase}' + (f' - {self.detail}' if self.detail else '')
+        return self.detail
+
+
+class BadRequest(CIError):
+    """The request contradicts itself or the rules."""
+    status, phrase = 400, 'Bad request'
+
+
+class InvalidParameter(BadRequest):
+    """A parameter is missing or malformed; GitLab's framework says so without a status in the text."""
+    body_key = 'error'
+
+    @property
+    def message(self) -> str | Mapping[str, Any]:
+        return self.detail
+
+
+class Unauthorized(CIError):
+    """No valid credentials came along."""
+    status, phrase = 401, 'Unauthorized'
+
+
+class Forbidden(CIError):
+    """The credentials do not reach this far, or the state forbids it."""
+    status, phrase = 403, 'Forbidden'
+
+
+class JobNotRunning(Forbidden):
+    """The job has left `running` (or never was); `job_status` tells its runner where it went."""
+
+    def __init__(self, job_status: str) -> None:
+        self.job_status = job_status
+        super().__init__(f'Job is not running (it is {job_status})')
+
+
+class NotFound(CIError):
+    """There is no such thing; `detail` names the kind of thing, as in ``404 Project Not Found``."""
+    status, phrase = 404, 'Not Found'
+
+    @property
+    def message(self) -> str | Mapping[str, Any]:
+        return f'404 {self.detail} Not Found' if self.detail else '404 Not Found'
+
+
+class MethodNotAllowed(CIError):
+    """The address exists, the method does not."""
+    status, phrase = 405, 'Not Allowed'
+    body_key = 'error'
+
+
+class Conflict(CIError):
+    """Somebody else was there first."""
+    status, phrase = 409, 'Conflict'
+
+
+class TooLarge(CIError):
+    """A body or file is over its limit."""
+    status, phrase = 413, 'Request Entity Too Large'
+
+
+class RangeMismatch(CIError):
+    """A trace chunk does not start at `size`, the number of bytes that are stored."""
+    status, phrase, body_key = 416, 'Range Not Satisfiable', 'error'
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        super().__init__('', {'Range': f'0-{size}'})
+
+
+class Busy(CIError):
+    """Trouble on our side; a runner tries again instead of killing its job, as it would on 403 or 404."""
+    status, phrase = 503, 'Service Unavailable'
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, {'Retry-After': str(RETRY_AFTER)})
+
+
+# 4. Vocabulary ################################################################################
+
+JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
+                'scheduled', 'canceling', 'preparing', 'waiting_for_resource')
+FINISHED = ('success', 'failed', 'canceled', 'skipped')
+CANCELABLE = ('created', 'pending', 'running', 'manual', 'scheduled')
+RETRYABLE = ('success', 'failed', 'canceled')
+PLAYABLE = ('manual', 'scheduled')
+
+#: What the jobs before a job must have come to, by its `when`, for it to run; otherwise it is skipped.
+RUNS_AFTER = {
+    'on_success': ('success', 'skipped'),
+    'manual': ('success', 'skipped'),
+    'delayed': ('success', 'skipped'),
+    'on_failure': ('failed',),
+    'always': ('success', 'failed', 'skipped'),
+}
+#: What a job of that `when` becomes once it may run.
+STARTS_AS = {'manual': 'manual', 'delayed': 'scheduled'}
+
+FAILURE_REASONS = frozenset((
+    'unknown_failure', 'script_failure', 'api_failure', 'stuck_or_timeout_failure', 'runner_system_failure',
+    'missing_dependency_failure', 'runner_unsupported', 'stale_schedule', 'job_execution_timeout',
+    'archived_failure', 'unmet_prerequisites', 'scheduler_failure', 'data_integrity_failure',
+    'forward_deployment_failure', 'user_blocked', 'project_deleted', 'no_matching_runner',
+    'trace_size_exceeded', 'builds_disabled', 'environment_creation_failure', 'deployment_rejected',
+    'failed_outdated_deployment_job', 'image_pull_failure', 'runner_interrupted'))
+
+
+def composite_status(jobs: Iterable[tuple[str, bool]]) -> str:
+    """Return the one status that stands for `jobs`, pairs of a status and its `allow_failure`.
+
+    The rules and their order are GitLab's, the same for a stage, a pipeline and "everything before
+    this job"; nothing at all counts as success. A failure that is allowed and a manual job that need
+    not be played do not hold the others back.
+    """
+    seen = set()
+    for status, allow_failure in jobs:
+        if allow_failure and status in ('failed', 'canceled'):
+            status = 'warning'
+        elif allow_failure and status == 'manual':
+            status = 'ignored'
+        seen.add(status)
+    passed = {'skipped', 'success', 'warning', 'ignored'}
+    if not seen:
+        return 'success'
+    for result, among in (('skipped', {'skipped', 'ignored'}),
+                          ('success', passed),
+                          ('created', {'created', 'warning', 'ignored'}),
+                          ('canceled', passed | {'canceled'}),
+                          ('pending', {'pending', 'created', 'skipped', 'warning', 'ignored'})):
+        if seen <= among:
+            return result
+    if seen & {'running', 'pending'}:
+        return 'running'
+    for status in ('waiting_for_resource', 'manual', 'scheduled'):
+        if status in seen:
+            return status
+    if 'created' in seen:
+        return 'running'
+    return 'canceling' if 'canceling' in seen else 'failed'
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job of a pipeline as its author wrote it, defaults applied.
+
+    `script` already holds `before_script`; `image`, `services`, `artifacts` and `cache` have the shape
+    that today's runners receive (GitLab's `jobs/request` answer); `dependencies` of None means all
+    jobs of earlier stages. A failure with one of `allow_failure_exit_codes` is allowed like any with
+    `allow_failure`. `timeout` is in seconds, None for the project's.
+    """
+
+    name: str
+    script: Sequence[str]
+    stage: str = 'test'
+    after_script: Sequence[str] = ()
+    when: str = 'on_success'
+    allow_failure: bool = False
+    allow_failure_exit_codes: Sequence[int] = ()
+    tag_list: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    image: Mapping[str, Any] | None = None
+    services: Sequence[Mapping[str, Any]] = ()
+    artifacts: Sequence[Mapping[str, Any]] = ()
+    cache: Sequence[Mapping[str, Any]] = ()
+    dependencies: Sequence[str] | None = None
+    timeout: int | None = None
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """What a pipeline file asks for: the stages in order and the jobs to be created in them."""
+
+    stages: Sequence[str]
+    jobs: Sequence[JobSpec]
+
+
+def new_token(prefix: str) -> str:
+    """Return a fresh secret of 160 random bits behind `prefix`, which tells people what it is for."""
+    return f'{prefix}-{secrets.token_hex(20)}'
+
+
+def token_hash(token: str) -> str:
+    """Return what is stored of a token: a random secret needs no salt, and is looked up by this."""
+    return hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()
+
+
+def same_secret(given: str | None, expected: str | None) -> bool:
+    """Tell in constant time whether two secrets are equal; a missing or empty one equals nothing."""
+    if not given or not expected:
+        return False
+    return hmac.compare_digest(given.encode('utf-8', 'surrogatepass'), expected.encode())
+
+
+def iso_time(seconds: float | None) -> str | None:
+    """Return a moment (seconds since 1970) the way GitLab writes it: UTC, milliseconds, ``Z``."""
+    if seconds is None:
+        return None
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.strftime('%Y-%m-%dT%H:%M:%S.') + f'{moment.microsecond // 1000:03d}Z'
+
+
+DURATION_UNITS = {
+    1: ('s', 'sec', 'secs', 'second', 'seconds'),
+    60: ('m', 'min', 'mins', 'minute', 'minutes'),
+    3600: ('h', 'hr', 'hrs', 'hour', 'hours'),
+    86400: ('d', 'dy', 'day', 'days'),
+    7 * 86400: ('w', 'wk', 'wks', 'week', 'weeks'),
+    30 * 86400: ('mo', 'mos', 'month', 'months'),
+    31557600: ('y', 'yr', 'yrs', 'year', 'years'),
+}
+SECONDS_PER = {name: seconds for seconds, names in DURATION_UNITS.items() for name in names}
+
+
+def parse_duration(text: str) -> float | None:
+    """Return the seconds in a human duration, or None for one without end (``never``, ``0``).
+
+    Takes what GitLab takes: ``7 days``, ``1h30m``, ``4 weeks and 3 days``, ``4:01:01``, ``90``.
+    Raises ValueError for anything else.
+    """
+    words = text.strip().lower()
+    if words == 'never':
+        return None
+    clock = re.fullmatch(r'([0-9]{1,9}):([0-5]?[0-9])(?::([0-5]?[0-9]))?', words)
+    if clock:
+        hours, minutes, seconds = int(clock[1]), int(clock[2]), int(clock[3] or 0)
+        return (hours * 3600 + minutes * 60 + seconds if clock[3] else hours * 60 + minutes) or None
+    if re.fullmatch(r'[0-9]{1,12}(\.[0-9]{1,6})?', words):
+        return float(words) or None
+    part = r'([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]+)'
+    joint = r'(?:\s|,|and\b|with\b|plus\b)*'
+    if not re.fullmatch(f'(?:{part}{joint})+', words):
+        raise ValueError(f'{text!r} is not a duration such as "7 days", "1h 30m" or "never"')
+    total = 0.0
+    for number, unit in re.findall(part, words):
+        if unit not in SECONDS_PER:
+            raise ValueError(f'{text!r} is not a duration: {unit!r} is no unit of time')
+        total += float(number) * SECONDS_PER[unit]
+    return total or None
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` (``1048576``, ``100M``, ``1.5 GiB``) stands for, or raise ValueError."""
+    match = re.fullmatch(r'\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmg]?)(?:i?b)?\s*', text, re.I)
+    if not match:
+        raise ValueError(f'{text!r} is not a size such as "500K", "100M" or "2G"')
+    return int(float(match[1]) * {'': 1, 'k': KIB, 'm': MIB, 'g': GIB}[match[2].lower()])
+
+
+def read_setting(kind: str, value: Any) -> Any:
+    """Return a setting's `value`, which may be a text from the command line, as its `kind` stores it.
+
+    Raises ValueError for a value that is not of that kind.
+    """
+    if kind == 'size':
+        return parse_size(str(value))
+    if kind == 'flag':
+        return bool(value)
+    if kind == 'duration':
+        seconds = parse_duration(str(value))
+        if seconds is None:
+            raise ValueError(f'{value!r} is not a time greater than zero')
+        return seconds
+    if kind == 'expiry':
+        parse_duration(value)
+    if kind == 'url' and value and not re.fullmatch(r'https?://[^\s/?#@"\'<>]+(/[^\s?#"\'<>]*)?', value):
+        raise ValueError(f'{value!r} is not an address such as https://ci.example.com')
+    return value.rstrip('/') if kind == 'url' else value
+
+
+def trace_offset(content_range: str | None) -> int:
+    """Return where a trace chunk starts, from its Content-Range header.
+
+    Only the start counts: runners up to 11.10 write the end exclusive, later ones inclusive, and
+    other clients nonsense. Raises InvalidParameter when there is no such header or it is malformed.
+    """
+    if not content_range:
+        raise InvalidParameter('400 Missing header Content-Range')
+    match = re.fullmatch(r'\s*(?:bytes[ =])?\s*([0-9]{1,18})-[0-9]{0,18}(?:/(?:[0-9]{1,18}|\*))?\s*', content_range)
+    if not match:
+        raise InvalidParameter('400 Bad Content-Range: expected <start>-<end>, in bytes')
+    return int(match[1])
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the half-open range that a download's Range header asks for, or None for the whole file.
+
+    Several ranges at once and malformed ones mean the whole file (RFC 9110 allows it). A range beyond
+    `size` raises RangeMismatch.
+    """
+    match = re.fullmatch(r'\s*bytes=([0-9]{0,18})-([0-9]{0,18})\s*', header or '')
+    if not match or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        start, stop = max(0, size - int(match[2])), size
+    else:
+        start, stop = int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
+        if match[2] and int(match[2]) < start:
+            return None
+    if start >= size:
+        raise RangeMismatch(size)
+    return start, stop
+
+
+def slug(text: str) -> str:
+    """Return `text` as GitLab makes CI_COMMIT_REF_SLUG: lower case, ``[a-z0-9-]``, 63 characters at most."""
+    return re.sub(r'[^a-z0-9]', '-', text.lower())[:63].strip('-')
+
+
+def check_ref(ref: str) -> str:
+    """Return `ref` if git could have a branch or tag of that name; raise BadRequest otherwise."""
+    parts = ref.split('/')
+    if (not ref or len(ref) > 255 or re.search(r'[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{', ref) or ref in ('@', '.')
+            or ref.startswith('-') or ref.endswith('.') or not all(parts)
+            or any(part.startswith('.') or part.endswith('.lock') for part in parts)):
+        raise BadRequest({'base': [f'Reference not found: {ref!r} is not a name a branch or tag can have']})
+    return ref
+
+
+def check_sha(sha: str) -> str:
+    """Return `sha` in lower case if it is a whole commit id; runners crash on shorter ones."""
+    if not re.fullmatch(r'[0-9a-fA-F]{40}|[0-9a-fA-F]{64}', sha):
+        raise BadRequest({'sha': ['must be a whole commit id: 40 or 64 hexadecimal digits']})
+    return sha.lower()
+
+
+def check_import_url(url: str) -> str:
+    """Return `url` if both git and every runner can clone from it; raise BadRequest otherwise.
+
+    Runners need a real URL: the ``git@host:path`` form is a parse error in new ones.
+    """
+    if not re.fullmatch(r'(https?|ssh|git)://[^\s\x00-\x20/\-][^\s\x00-\x1f\x7f]*|file:///[^\s\x00-\x1f\x7f]+', url):
+        raise BadRequest({'import_url': ['must be an address such as https://host/group/project.git, '
+                                         'ssh://git@host/project.git or file:///srv/git/project.git']})
+    return url
+
+
+def clean_tags(tags: Iterable[str]) -> list[str]:
+    """Return tags stripped, without blanks and repeats, sorted: one spelling for each set of tags."""
+    cleaned = sorted({tag.strip() for tag in tags} - {''})
+    if len(cleaned) > MAX_TAGS:
+        raise BadRequest({'tags_list': [f'Too many tags specified. Please limit the number of tags to {MAX_TAGS}']})
+    return cleaned
+
+
+# 5. Schema ####################################################################################
+
+APPLICATION_ID = 0x6d636369         # 'mcci': how SQLite's `file` magic tells this database from others
+
+MIGRATIONS = ("""
+-- One step of MIGRATIONS is one version of the database; a released step is never edited.
+-- Moments are seconds since 1970 by the coordinator's clock; booleans are 0 or 1; lists are JSON.
+
+CREATE TABLE setting (              -- single facts about this installation
+    key     TEXT PRIMARY KEY,       -- 'instance', 'registration_token'
+    value   TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE queue (                -- one row: the value that X-GitLab-Last-Update carries
+    version INTEGER NOT NULL        -- grows whenever a job may have become claimable
+);
+INSERT INTO queue VALUES (1);
+
+CREATE TABLE user (                 -- the owner of private tokens; there are no passwords
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    username    TEXT NOT NULL UNIQUE,
+    created_at  REAL NOT NULL
+);
+
+CREATE TABLE private_token (
+    token_hash  TEXT PRIMARY KEY,   -- SHA-256 of what the client sends as PRIVATE-TOKEN
+    user_id     INTEGER NOT NULL REFERENCES user,
+    scope       TEXT NOT NULL CHECK (scope IN ('api', 'read_api')),
+    created_at  REAL NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE project (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    path            TEXT NOT NULL UNIQUE,       -- with its namespace: 'group/demo'
+    name            TEXT NOT NULL,              -- for people
+    import_url      TEXT,                       -- handed to runners as it is; NULL: sha and content come with each pipeline
+    default_branch  TEXT NOT NULL,
+    runners_token   TEXT NOT NULL UNIQUE,       -- registers runners for this project alone; readable, people copy it
+    shared_runners_enabled INTEGER NOT NULL,    -- whether instance runners may take its jobs
+    build_timeout   INTEGER NOT NULL,           -- seconds a job may run when it does not say
+    allow_git_fetch INTEGER NOT NULL,           -- whether runners may fetch into an old working copy
+    last_iid        INTEGER NOT NULL DEFAULT 0, -- the newest pipeline's number within the project
+    created_at      REAL NOT NULL
+);
+
+CREATE TABLE tag_set (              -- each distinct set of tags that a job ever asked for
+    id      INTEGER PRIMARY KEY,
+    tags    TEXT NOT NULL UNIQUE    -- sorted JSON list; '[]' stands for untagged jobs
+);
+
+CREATE TABLE runner (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    token_hash      TEXT NOT NULL UNIQUE,       -- SHA-256 of the runner's own token
+    runner_type     TEXT NOT NULL CHECK (runner_type IN ('instance_type', 'project_type')),
+    description     TEXT NOT NULL,
+    tags            TEXT NOT NULL,              -- sorted JSON list
+    run_untagged    INTEGER NOT NULL,
+    locked          INTEGER NOT NULL,           -- may not be enabled in further projects
+    active          INTEGER NOT NULL,           -- 0: paused
+    access_level    TEXT NOT NULL CHECK (access_level IN ('not_protected', 'ref_protected')),
+    maximum_timeout INTEGER,                    -- seconds; caps every job's own timeout
+    maintenance_note TEXT,
+    info            TEXT NOT NULL,              -- what it last said of itself: name, version, platform, ...
+    ip_address      TEXT,
+    created_at      REAL NOT NULL,
+    contacted_at    REAL                        -- written at most once a minute
+);
+
+CREATE TABLE runner_project (       -- the projects of a project runner
+    runner_id   INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    PRIMARY KEY (runner_id, project_id)
+) WITHOUT ROWID;
+
+CREATE TABLE runner_tag_set (       -- which sets of tags a runner serves: a claim looks nowhere else
+    runner_id   INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
+    tag_set_id  INTEGER NOT NULL REFERENCES tag_set,
+    PRIMARY KEY (runner_id, tag_set_id)
+) WITHOUT ROWID;
+
+CREATE TABLE pipeline (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    iid         INTEGER NOT NULL,   -- its number within the project
+    ref         TEXT NOT NULL,      -- branch or tag name
+    tag         INTEGER NOT NULL,   -- whether `ref` is a tag
+    sha         TEXT NOT NULL,
+    before_sha  TEXT NOT NULL,      -- 40 zeros when unknown
+    source      TEXT NOT NULL,      -- 'api', 'push', 'web', ...
+    status      TEXT NOT NULL,      -- composite_status() of its latest jobs
+    variables   TEXT NOT NULL,      -- JSON list of {key, value, ...} given when it was made
+    commit_info TEXT,               -- JSON: the commit's message, author and dates; NULL when it could not be read
+    user_id     INTEGER REFERENCES user,
+    created_at  REAL NOT NULL,
+    updated_at  REAL NOT NULL,
+    started_at  REAL,
+    finished_at REAL,
+    UNIQUE (project_id, iid)
+);
+CREATE INDEX pipeline_ref ON pipeline (project_id, ref, status, id);
+
+CREATE TABLE job (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    pipeline_id INTEGER NOT NULL REFERENCES pipeline ON DELETE CASCADE,
+    name        TEXT NOT NULL,
+    stage       TEXT NOT NULL,
+    stage_idx   INTEGER NOT NULL,   -- its stage's place in the pipeline, from 0
+    status      TEXT NOT NULL CHECK (status IN (
+                    'created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
+                    'scheduled', 'canceling', 'preparing', 'waiting_for_resource')),
+    when_       TEXT NOT NULL CHECK (when_ IN ('on_success', 'on_failure', 'always', 'manual', 'delayed')),
+    allow_failure INTEGER NOT NULL,
+    retried     INTEGER NOT NULL DEFAULT 0, -- 1: a newer job of the same name stands in for it
+    tag_set_id  INTEGER NOT NULL REFERENCES tag_set,
+    shared      INTEGER NOT NULL,   -- its project's shared_runners_enabled, here for the index below
+    runner_id   INTEGER REFERENCES runner ON DELETE SET NULL,
+    token_hash  TEXT,               -- SHA-256 of the token made at its claim; NULL: no token works
+    attempts    INTEGER NOT NULL DEFAULT 0, -- claims so far
+    timeout     INTEGER,            -- seconds; NULL: the project's
+    failure_reason TEXT,
+    exit_code   INTEGER,
+    coverage    REAL,               -- per cent
+    user_id     INTEGER REFERENCES user,    -- who started or last played it
+    created_at  REAL NOT NULL,
+    queued_at   REAL,               -- when it became pending
+    started_at  REAL,
+    finished_at REAL,
+    erased_at   REAL,
+    variables   TEXT NOT NULL DEFAULT '[]', -- JSON list given when it was played
+    spec        TEXT NOT NULL       -- JSON of its JobSpec
+);
+CREATE INDEX job_of_project ON job (project_id, id);
+CREATE INDEX job_of_pipeline ON job (pipeline_id, stage_idx, id);
+CREATE INDEX job_of_runner ON job (runner_id, id);
+CREATE INDEX job_token ON job (token_hash) WHERE token_hash IS NOT NULL;
+CREATE INDEX job_running ON job (id) WHERE status = 'running';
+CREATE INDEX job_pending_shared ON job (tag_set_id, id) WHERE status = 'pending' AND shared = 1;
+CREATE INDEX job_pending_project ON job (project_id, tag_set_id, id) WHERE status = 'pending';
+
+CREATE TRIGGER job_enqueued AFTER UPDATE OF status ON job WHEN NEW.status = 'pending'
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER job_created_pending AFTER INSERT ON job WHEN NEW.status = 'pending'
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER runner_changed AFTER UPDATE OF tags, run_untagged, active, runner_type, access_level ON runner
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER runner_enabled AFTER INSERT ON runner_project
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER job_shared AFTER UPDATE OF shared ON job
+BEGIN UPDATE queue SET version = version + 1; END;
+
+CREATE TABLE artifact (
+    id          INTEGER PRIMARY KEY,
+    job_id      INTEGER NOT NULL REFERENCES job ON DELETE CASCADE,
+    file_type   TEXT NOT NULL,      -- 'archive', 'junit', 'dotenv', ...
+    file_format TEXT NOT NULL,      -- 'zip', 'gzip' or 'raw'
+    filename    TEXT NOT NULL,      -- what the runner called it; only ever displayed
+    stored_as   TEXT NOT NULL,      -- its name in the data directory
+    size        INTEGER NOT NULL,   -- bytes
+    sha256      TEXT NOT NULL,
+    created_at  REAL NOT NULL,
+    expire_at   REAL,               -- NULL: kept
+    UNIQUE (job_id, file_type)
+);
+CREATE INDEX artifact_expiry ON artifact (expire_at) WHERE expire_at IS NOT NULL;
+""",)
+
+
+# 6. Database ##################################################################################
+
+def sync_path(path: Path) -> None:
+    """Flush a file's data, or a directory's entries, to the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no directories
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Database:
+    """One SQLite file: a writer that queues, readers that never wait.
+
+    A thread borrows a connection for each block and gives it back; after a fork the child opens its
+    own. The file is never opened except through SQLite: closing a second handle would drop the locks
+    that POSIX keeps by process.
+    """
+
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise CIError(f'minici needs SQLite 3.35 or later; this Python has {sqlite3.sqlite_version}')
+        self.path = path
+        self._synchronous = 'FULL' if fsync else 'OFF'
+        self._forget()
+        with contextlib.suppress(FileExistsError):  # made here for its mode: tokens live in it
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+    def _forget(self) -> None:
+        """Start without connections, as a new process must."""
+        self._pid = os.getpid()
+        self._write_lock = threading.Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+        self._closed = False
+
+    def _connect(self, *, writer: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None,
+                                     check_same_thread=False, cached_statements=256)
+        connection.row_factory = Row
+        connection.execute('PRAGMA foreign_keys = ON')
+        connection.execute('PRAGMA trusted_schema = OFF')
+        if not writer:
+            connection.execute('PRAGMA query_only = ON')
+            return connection
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:  # the busy timeout does not cover this pragma when processes start together
+            try:
+                connection.execute('PRAGMA journal_mode = WAL').fetchall()
+                break
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        connection.execute('PRAGMA journal_size_limit = 4194304').fetchall()
+        connection.execute(f'PRAGMA synchronous = {self._synchronous}')
+        return connection
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            self._forget()  # the parent's handles stay untouched: SQLite forbids sharing them
+        if self._closed:
+            raise Busy('The database is closed')
+
+    @contextlib.contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Turn SQLite's complaints about locks, disks and files into Busy."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
+            raise Busy(f'The database answers: {error}') from error
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection that only reads; fetch everything before the block ends.
+
+        Raises Busy when the file cannot be read.
+        """
+        self._check_process()
+        with self._trouble():
+            try:
+                connection = self._readers.pop()
+            except IndexError:
+                connection = self._connect(writer=False)
+            try:
+                yield connection
+            finally:
+                if self._closed:
+                    connection.close()
+                else:
+                    self._readers.append(connection)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Yield the writing connection inside BEGIN IMMEDIATE; commit at the end, or roll back.
+
+        Raises Busy when other writers hold it for too long. Hold it across no file and no network.
+        """
+        self._check_process()
+        if not self._write_lock.acquire(timeout=LOCK_TIMEOUT):
+            raise Busy('Too many writers are waiting for the database')
+        try:
+            with self._trouble():
+                if self._writer is None:
+                    self._writer = self._connect(writer=True)
+                connection = self._writer
+                try:
+                    connection.execute('BEGIN IMMEDIATE')
+                    yield connection
+                    connection.execute('COMMIT')
+                finally:
+                    if connection.in_transaction:  # a full disk has rolled back already
+                        connection.execute('ROLLBACK')
+        finally:
+            self._write_lock.release()
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest version; refuse another program's file or a newer version."""
+        with self.write() as c:
+            version, = c.execute('PRAGMA user_version').fetchone()
+            application, = c.execute('PRAGMA application_id').fetchone()
+            tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()
+            if application != APPLICATION_ID and (application or tables):
+                raise CIError(f'{self.path} is a database of another program; name another file')
+            if version > len(MIGRATIONS):
+                raise CIError(f'{self.path} was written by a newer minici (schema {version}, '
+                              f'this one knows {len(MIGRATIONS)}); upgrade minici or restore a backup')
+            for number in range(version, len(MIGRATIONS)):
+                for statement in self._statements(MIGRATIONS[number]):
+                    c.execute(statement)
+                c.execute(f'PRAGMA user_version = {number + 1}')
+            if version < len(MIGRATIONS):
+                c.execute(f'PRAGMA application_id = {APPLICATION_ID}')
+
+    @staticmethod
+    def _statements(script: str) -> Iterator[str]:
+        """Split a script; `executescript` would commit the transaction that it runs in."""
+        statement = ''
+        for line in script.splitlines(keepends=True):
+            statement += line
+            if sqlite3.complete_statement(statement):
+                yield statement
+                statement = ''
+
+    def backup(self, target: Path) -> None:
+        """Write a consistent copy to `target`, readable by its owner alone, while others go on writing."""
+        part = target.with_name(target.name + '.part')
+        part.unlink(missing_ok=True)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        with self.read() as c:
+            c.execute('PRAGMA query_only = OFF')
+            try:
+                c.execute('VACUUM INTO :target', {'target': str(part)})
+            finally:
+                c.execute('PRAGMA query_only = ON')
+        sync_path(part)
+        os.replace(part, target)
+        sync_path(target.parent)
+
+    def close(self) -> None:
+        """Close every connection of this process; blocks still running in other threads fail with Busy."""
+        if self._pid != os.getpid():
+            return
+        self._closed = True
+        with self._write_lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+        while self._readers:
+            self._readers.pop().close()
+
+
+# 7. Traces ####################################################################################
+
+class TraceStore:
+    """Append-only trace files, one a job; a file's size is the only record of its length.
+
+    Its modification time is the runner's heartbeat: 0 from the claim until the runner is first heard.
+    No file is ever shortened under a reader; what replaces a trace is a new file.
+    """
+
+    STRIPES = 64    # locks that all jobs share
+
+    def __init__(self, root: Path, *, clock: Callable[[], float], fsync: bool, max_size: int) -> None:
+        self._root, self._clock, self._fsync, self._max_size = root, clock, fsync, max_size
+        self._locks = [threading.Lock() for _ in range(self.STRIPES)]
+        (root / 'locks').mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, job_id: int) -> Path:
+        """Return where the trace of a job stands, whether it exists or not."""
+        return self._root / f'{job_id // 1000:04d}' / f'{job_id}.log'
+
+    @contextlib.contextmanager
+    def _locked(self, job_id: int) -> Iterator[None]:
+        """Keep the other threads, and with flock the other processes, away from a job's trace."""
+        stripe = job_id % self.STRIPES
+        with self._locks[stripe]:
+            if fcntl is None:
+                yield
+                return
+            handle = os.open(self._root / 'locks' / f'{stripe:02d}', os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(handle)
+
+    def create(self, job_id: int) -> None:
+        """Start an empty trace, as a claim does; the runner has not been heard yet."""
+        with self._locked(job_id):
+            path = self.path(job_id)
+            path.unlink(missing_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.utime(path, (0, 0))
+
+    def append(self, job_id: int, start: int, data: bytes, check: Callable[[], Any]) -> int:
+        """Add `data` to a trace that is `start` bytes long, and return its new length in bytes.
+
+        `check` is called once nobody else can write; it raises when the writer has lost the right to.
+        Raises RangeMismatch when the trace has another length (no byte is written then), TooLarge when
+        it would outgrow the limit. When it returns, the bytes have reached the disk.
+        """
+        with self._locked(job_id):
+            check()
+            path = self.path(job_id)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+            try:
+                size = os.fstat(handle).st_size
+                if start + len(data) > self._max_size:
+                    raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
+                if start != size:
+                    raise RangeMismatch(size)
+                self._write(handle, data, size)
+                self._heard(handle)
+            finally:
+                os.close(handle)
+            if self._fsync and not start and data:
+                sync_path(path.parent)
+            return start + len(data)
+
+    def _write(self, handle: int, data: bytes, offset: int) -> None:
+        """Write all of `data` at `offset` and flush it; leave the file as it was when that fails."""
+        try:
+            view, written = memoryview(data), 0
+            os.lseek(handle, offset, os.SEEK_SET)
+            while written < len(data):
+                written += os.write(handle, view[written:])
+            if self._fsync and data:
+                os.fsync(handle)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, offset)
+            raise
+
+    def _heard(self, handle_or_path: int | Path) -> None:
+        now = max(1.0, self._clock())
+        os.utime(handle_or_path, (now, now))
+
+    def replace(self, job_id: int, data: bytes, check: Callable[[], Any]) -> None:
+        """Put `data` in the place of what a trace held, at once or not at all; raises as `append` does."""
+        with self._locked(job_id):
+            check()
+            if len(data) > self._max_size:
+                raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
+            path = self.path(job_id)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            part = path.with_suffix('.part')
+            handle = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            try:
+                self._write(handle, data, 0)
+                self._heard(handle)
+            finally:
+                os.close(handle)
+            os.replace(part, path)
+            if self._fsync:
+                sync_path(path.parent)
+
+    def heard(self, job_id: int) -> None:
+        """Note that the runner of a job has just been heard."""
+        with contextlib.suppress(FileNotFoundError):
+            self._heard(self.path(job_id))
+
+    def last_heard(self, job_id: int) -> float | None:
+        """Return when the runner of a job was last heard, or None if it never was."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.path(job_id)).st_mtime or None
+        return None
+
+    def size(self, job_id: int) -> int | None:
+        """Return the length of a job's trace in bytes, or None when there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.path(job_id)).st_size
+        return None
+
+    def open(self, job_id: int) -> IO[bytes]:
+        """Return a job's trace opened for reading; raise NotFound when there is none."""
+        try:
+            return open(self.path(job_id), 'rb')
+        except FileNotFoundError:
+            raise NotFound('Trace') from None
+
+    def remove(self, job_id: int) -> None:
+        """Remove a job's trace, if there is one."""
+        with self._locked(job_id):
+            self.path(job_id).unlink(missing_ok=True)
+
+
+# 8. Artifacts #################################################################################
+
+class PartFile:
+    """A file on its way in: counted, hashed and held against the size limit as it is written."""
+
+    def __init__(self, directory: Path, max_size: int) -> None:
+        handle, name = tempfile.mkstemp('.part', dir=directory)
+        self.path, self.size, self.filename = Path(name), 0, ''
+        self._max_size, self._sha256, self._file = max_size, hashlib.sha256(), open(handle, 'wb', COPY_CHUNK)
+
+    def write(self, chunk: bytes) -> None:
+        """Add `chunk`; raises TooLarge, which names the limit, when the file outgrows it."""
+        self.size += len(chunk)
+        if self.size > self._max_size:
+            raise TooLarge('file size has reached maximum size limit of '
+                           f'{self._max_size} bytes (the setting max_artifacts_size)')
+        self._sha256.update(chunk)
+        self._file.write(chunk)
+
+    @property
+    def sha256(self) -> str:
+        """Return the hexadecimal SHA-256 of what was written so far."""
+        return self._sha256.hexdigest()
+
+    def sync(self) -> None:
+        """Flush what was written to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def discard(self) -> None:
+        """Close the file and remove it, unless it has been moved to its place."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class ArtifactStore:
+    """Archives and reports on disk, under names of our own; never unpacked, never written twice."""
+
+    def __init__(self, root: Path, incoming: Path, *, fsync: bool, max_size: int) -> None:
+        self._root, self.incoming, self._fsync, self._max_size = root, incoming, fsync, max_size
+        for directory in (root, incoming):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def receive(self) -> PartFile:
+        """Return a new file to stream an upload into; `store` or `discard` it."""
+        return PartFile(self.incoming, self._max_size)
+
+    def store(self, job_id: int, part: PartFile) -> str:
+        """Move a received file to its place and return the name it is stored as; it is on disk then."""
+        directory = self._root / f'{job_id // 1000:04d}'
+        directory.mkdir(mode=0o700, exist_ok=True)
+        stored_as = f'{directory.name}/{job_id}-{secrets.token_hex(8)}'
+        if self._fsync:
+            part.sync()
+        part._file.close()
+        os.replace(part.path, self._root / stored_as)
+        if self._fsync:
+            sync_path(directory)
+            sync_path(self._root)
+        return stored_as
+
+    def open(self, stored_as: str) -> IO[bytes]:
+        """Return a stored file opened for reading; raise NotFound when it is gone."""
+        try:
+            return open(self._root / stored_as, 'rb')
+        except FileNotFoundError:
+            raise NotFound('Artifacts') from None
+
+    def open_entry(self, stored_as: str, name: str) -> tuple[IO[bytes], int]:
+        """Return one file out of a stored archive, and its size in bytes.
+
+        The answer can be sought in; it is a temporary file when it is large. Raises NotFound when the
+        archive or the entry is gone or is a directory, BadRequest when the archive cannot be read.
+        """
+        with self.open(stored_as) as archive:
+            try:
+                check_zip_directory(archive)
+                with zipfile.ZipFile(archive) as bundle:
+                    entry = bundle.getinfo(name)
+                    if entry.is_dir():
+                        raise KeyError(name)
+                    if entry.file_size > self._max_size:
+                        raise TooLarge(f'the entry unpacks to {entry.file_size} bytes')
+                    copy = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
+                    try:
+                        with bundle.open(entry) as source:
+                            shutil.copyfileobj(source, copy, COPY_CHUNK)
+                        size = copy.tell()
+                        copy.seek(0)
+                    except BaseException:
+                        copy.close()
+                        raise
+                    return copy, size  # type: ignore[return-value]
+            except KeyError:
+                raise NotFound('File') from None
+            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+                raise BadRequest(f'The archive cannot be read: {error}') from error
+
+    def remove(self, stored_names: Iterable[str]) -> None:
+        """Remove stored files; one that is gone already is no error."""
+        for stored_as in stored_names:
+            (self._root / stored_as).unlink(missing_ok=True)
+
+    def stored(self) -> Iterator[tuple[str, float]]:
+        """Yield the name and modification time of every file in the store."""
+        for path in self._root.glob('*/*'):
+            with contextlib.suppress(FileNotFoundError):
+                yield f'{path.parent.name}/{path.name}', path.stat().st_mtime
+
+
+def check_zip_directory(archive: IO[bytes]) -> None:
+    """Raise BadRequest for an archive whose directory would cost much time or memory to read.
+
+    Looks at the end record alone: an archive of a million empty files is small and takes `zipfile`
+    ten seconds and 270 MB.
+    """
+    size = archive.seek(0, os.SEEK_END)
+    archive.seek(max(0, size - 65557))  # the record's 22 bytes and its longest comment
+    tail = archive.read()
+    at = tail.rfind(b'PK\5\6')
+    if at < 0 or len(tail) < at + 22:
+        raise BadRequest('The archive cannot be read: it is not a zip file')
+    entries, directory = int.from_bytes(tail[at + 10:at + 12], 'little'), int.from_bytes(tail[at + 12:at + 16], 'little')
+    zip64 = tail.rfind(b'PK\6\6', 0, at)
+    if zip64 >= 0 and (entries == 0xffff or directory == 0xffffffff):
+        entries = int.from_bytes(tail[zip64 + 32:zip64 + 40], 'little')
+        directory = int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little')
+    if entries > MAX_ZIP_ENTRIES or directory > MAX_ZIP_DIRECTORY:
+        raise BadRequest(f'The archive has {entries} entries; single files are served from '
+                         f'archives of at most {MAX_ZIP_ENTRIES}')
+    archive.seek(0)
+
+
+# 9. Coordinator ###############################################################################
+
+# A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
+JOB_ROWS = """
+    SELECT job.*, tag_set.tags,
+           pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
+           pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
+           pipeline.commit_info, pipeline.created_at AS pipeline_created_at,
+           pipeline.updated_at AS pipeline_updated_at,
+           project.path AS project_path, project.name AS project_name, project.import_url,
+           project.default_branch, project.build_timeout, project.allow_git_fetch,
+           user.username, user.created_at AS user_created_at,
+           runner.description AS runner_description, runner.runner_type, runner.active AS runner_active,
+           runner.info AS runner_info, runner.ip_address AS runner_ip_address, runner.maximum_timeout,
+           runner.created_at AS runner_created_at, runner.contacted_at AS runner_contacted_at,
+           (SELECT json_group_array(json_object(
+                       'file_type', file_type, 'size', size, 'filename', filename,
+                       'file_format', file_format, 'expire_at', expire_at))
+              FROM artifact
+             WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
+      FROM job
+      JOIN tag_set ON tag_set.id = job.tag_set_id
+      JOIN pipeline ON pipeline.id = job.pipeline_id
+      JOIN project ON project.id = job.project_id
+      LEFT JOIN user ON user.id = job.user_id
+      LEFT JOIN runner ON runner.id = job.runner_id
+    """
+
+PIPELINE_ROWS = """
+    SELECT pipeline.*, project.path AS project_path, user.username, user.created_at AS user_created_at
+      FROM pipeline
+      JOIN project ON project.id = pipeline.project_id
+      LEFT JOIN user ON user.id = pipeline.user_id
+    """
+
+# Note which of the given runners serve which of the given sets of tags (NULL: all).
+MATCH_RUNNERS = """
+    INSERT OR IGNORE INTO runner_tag_set (runner_id, tag_set_id)
+    SELECT runner.id, tag_set.id
+      FROM runner JOIN tag_set
+     WHERE (:runner_id IS NULL OR runner.id = :runner_id)
+       AND (:tag_set_id IS NULL OR tag_set.id = :tag_set_id)
+       AND (runner.run_untagged OR tag_set.tags <> '[]')
+       AND NOT EXISTS (SELECT 1
+                         FROM json_each(tag_set.tags) AS wanted
+                        WHERE wanted.value NOT IN (SELECT value FROM json_each(runner.tags)))
+    """
+
+# The oldest pending job among the sets of tags a runner serves: one seek for each set.
+CLAIM = """
+    UPDATE job
+       SET status = 'running', runner_id = :runner_id, token_hash = :token_hash,
+           started_at = :now, attempts = attempts + 1
+     WHERE status = 'pending'
+       AND id = (SELECT min(oldest) FROM (
+                 SELECT (SELECT queued.id
+                           FROM job AS queued INDEXED BY {index}
+                          WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
+                            AND {reach}
+                          ORDER BY queued.id
+                          LIMIT 1) AS oldest
+                   FROM runner_tag_set AS served {projects}
+                  WHERE served.runner_id = :runner_id))
+    RETURNING id, pipeline_id
+    """
+CLAIMS = {
+    'instance_type': CLAIM.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
+    'project_type': CLAIM.format(
+        index='job_pending_project', reach='queued.project_id = enabled.project_id',
+        projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that has just been handed to a runner.
+
+    `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
+    stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive).
+    """
+
+    job: Row
+    token: str
+    dependencies: Sequence[Row]
+
+
+class Coordinator:
+    """The verbs of the domain over one database file and one directory of traces and artifacts.
+
+    `db` is the database's path, None for a temporary directory that is gone on `close`; `data` the
+    directory for traces and artifacts, by default beside the database (``ci.sqlite``: ``ci-data``).
+    Every moment is read from `clock` (seconds since 1970), so a test moves time instead of sleeping.
+    `fsync=False` trades durability for speed in throw-away databases. The other keywords are the
+    fields of `Settings`. Verbs may be called from any thread and by several processes at once; they
+    take and return rows of the tables, and raise `CIError` and its leaves.
+    """
+
+    #: Makes a PipelineSpec of a pipeline file; section 10 sets it.
+    compile: ClassVar[Callable[..., PipelineSpec] | None] = None
+    #: Opens a project's repository; section 11 sets it.
+    open_repository: ClassVar[Callable[..., Any] | None] = None
+
+    def __init__(self, db: str | os.PathLike[str] | None = None, data: str | os.PathLike[str] | None = None, *,
+                 clock: Callable[[], float] = time.time, fsync: bool = True, **settings: Any) -> None:
+        kinds = {item.name: item.metadata['kind'] for item in dataclasses.fields(Settings)}
+        self.settings = Settings(**{name: read_setting(kinds[name], value) if name in kinds else value
+                                    for name, value in settings.items()})
+        self.clock = clock
+        self._temporary = tempfile.mkdtemp(prefix='minici-') if db is None else None
+        path = Path(db) if db is not None else Path(self._temporary or '', 'ci.sqlite')
+        self.data = Path(data) if data is not None else path.with_name(f'{path.stem}-data')
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.db = Database(path, fsync=fsync)
+        self.db.migrate()
+        self.traces = TraceStore(self.data / 'traces', clock=clock, fsync=fsync,
+                                 max_size=self.settings.max_trace_size)
+        self.artifacts = ArtifactStore(self.data / 'artifacts', self.data / 'tmp', fsync=fsync,
+                                       max_size=self.settings.max_artifacts_size)
+        self._changed = threading.Condition()
+        self._listening_since = self._swept_at = clock()
+        self._ticked_at = time.monotonic()
+        self._collected_at = 0.0
+        self._found_installation()
+
+    def __enter__(self) -> Coordinator:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database; a temporary one is removed with its traces and artifacts."""
+        self.db.close()
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def backup(self, target: str | os.PathLike[str]) -> None:
+        """Write a consistent copy of the database to `target`, while it is in use."""
+        self.db.backup(Path(target))
+
+    def _announce(self) -> None:
+        """Wake those who wait for a job."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- the installation, its users and tokens
+
+    def _found_installation(self) -> None:
+        """Give a new database its identity and tokens; the environment may set them for automation."""
+        with self.db.read() as c:
+            if c.execute("SELECT 1 FROM setting WHERE key = 'instance'").fetchone():
+                return
+        with self.db.write() as c:
+            founded = c.execute("INSERT OR IGNORE INTO setting VALUES ('instance', :instance)",
+                                {'instance': secrets.token_hex(8)}).rowcount
+            registration = os.environ.get('MINICI_REGISTRATION_TOKEN') or new_token('mcg')
+            c.execute("INSERT OR IGNORE INTO setting VALUES ('registration_token', :token)",
+                      {'token': registration})
+            if founded and os.environ.get('MINICI_PRIVATE_TOKEN'):
+                self._insert_private_token(c, os.environ['MINICI_PRIVATE_TOKEN'], 'root', 'api')
+
+    def _setting(self, key: str) -> str:
+        with self.db.read() as c:
+            return c.execute('SELECT value FROM setting WHERE key = :key', {'key': key}).fetchone()['value']
+
+    @property
+    def registration_token(self) -> str:
+        """The token that registers instance runners."""
+        return self._setting('registration_token')
+
+    def reset_registration_token(self, project: Row | None = None) -> str:
+        """Replace the instance's registration token, or a project's, and return the new one."""
+        token = new_token(f'mcg-{project["id"]}' if project else 'mcg')
+        with self.db.write() as c:
+            if project:
+                c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
+                          {'token': token, 'id': project['id']})
+            else:
+                c.execute("UPDATE setting SET value = :token WHERE key = 'registration_token'", {'token': token})
+        return token
+
+    def _insert_private_token(self, c: sqlite3.Connection, token: str, username: str, scope: str) -> None:
+        now = self.clock()
+        c.execute('INSERT OR IGNORE INTO user (username, created_at) VALUES (:username, :now)',
+                  {'username': username, 'now': now})
+        c.execute('INSERT OR REPLACE INTO private_token SELECT :hash, id, :scope, :now FROM user '
+                  'WHERE username = :username',
+                  {'hash': token_hash(token), 'scope': scope, 'now': now, 'username': username})
+
+    def create_private_token(self, username: str = 'root', scope: str = 'api') -> str:
+        """Return a new private token of a user, who is made if need be; it is stored only as a hash.
+
+        `scope` is ``api`` or ``read_api`` (GET alone). Raises BadRequest for another name or scope.
+        """
+        if scope not in ('api', 'read_api'):
+            raise BadRequest({'scope': ['must be api or read_api']})
+        if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}', username):
+            raise BadRequest({'username': ['must be letters, digits, "_", "-" and "."']})
+        token = new_token('mcp')
+        with self.db.write() as c:
+            self._insert_private_token(c, token, username, scope)
+        return token
+
+    def find_user(self, token: str) -> Row | None:
+        """Return the user that a private token belongs to, with the token's `scope`, or None."""
+        digest = token_hash(token)
+        with self.db.read() as c:
+            row = c.execute('SELECT user.*, private_token.scope, private_token.token_hash '
+                            'FROM private_token JOIN user ON user.id = private_token.user_id '
+                            'WHERE token_hash = :hash', {'hash': digest}).fetchone()
+        return row if row and same_secret(digest, row['token_hash']) else None
+
+    # -- projects
+
+    def create_project(self, path: str, *, name: str | None = None, import_url: str | None = None,
+                       default_branch: str = 'main', shared_runners_enabled: bool = True,
+                       build_timeout: int | None = None, allow_git_fetch: bool = True) -> Row:
+        """Make a project and return it.
+
+        `path` may carry a namespace (``group/demo``) and is unique; `import_url` is where runners
+        clone from, None when every pipeline brings its own sha and content. `build_timeout` is in
+        seconds. Raises BadRequest when the path is taken or cannot be one, or the address is unusable.
+        """
+        if not re.fullmatch(r'[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*){0,19}', path, re.A) or len(path) > 255 \
+                or path.isdigit() or re.search(r'\.(git|atom|json)$', path):
+            raise BadRequest({'path': ['can contain only letters, digits, "_", "-" and ".", may carry a namespace '
+                                       'before a "/", cannot be a mere number and cannot end in .git, .atom or .json']})
+        if import_url is not None:
+            check_import_url(import_url)
+        with self.db.write() as c:
+            if c.execute('SELECT 1 FROM project WHERE path = :path', {'path': path}).fetchone():
+                raise BadRequest({'path': ['has already been taken']})
+            project_id = c.execute(
+                'INSERT INTO project (path, name, import_url, default_branch, runners_token, '
+                '                     shared_runners_enabled, build_timeout, allow_git_fetch, created_at) '
+                'VALUES (:path, :name, :import_url, :default_branch, :path, '
+                '        :shared, :build_timeout, :allow_git_fetch, :now)',
+                {'path': path, 'name': name or path.rpartition('/')[2], 'import_url': import_url,
+                 'default_branch': check_ref(default_branch), 'shared': bool(shared_runners_enabled),
+                 'build_timeout': build_timeout or self.settings.job_timeout,
+                 'allow_git_fetch': bool(allow_git_fetch), 'now': self.clock()}).lastrowid
+            c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
+                      {'token': new_token(f'mcg-{project_id}'), 'id': project_id})
+        return self.find_project(project_id)
+
+    def find_project(self, project: Row | int | str | None) -> Row:
+        """Return a project by its number or path (a row is looked up again); raise NotFound if there is none."""
+        key = project['id'] if isinstance(project, Row) else project
+        column = 'id' if isinstance(key, int) or str(key).isdecimal() else 'path'
+        with self.db.read() as c:
+            row = c.execute(f'SELECT * FROM project WHERE {column} = :key', {'key': key}).fetchone()
+        if row is None:
+            raise NotFound('Project')
+        return row
+
+    def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0) -> tuple[list[Row], int]:
+        """Return a page of projects, newest first, whose path contains `search`, and how many there are."""
+        where = {'search': search.lower(), 'limit': limit, 'offset': offset}
+        with self.db.read() as c:
+            total, = c.execute('SELECT count(*) FROM project WHERE instr(lower(path), :search)', where).fetchone()
+            return c.execute('SELECT * FROM project WHERE instr(lower(path), :search) '
+                             'ORDER BY id DESC LIMIT :limit OFFSET :offset', where).fetchall(), total
+
+    # -- runners
+
+    def register_runner(self, token: str, *, description: str = '', tag_list: Iterable[str] = (),
+                        run_untagged: bool = True, locked: bool = False, active: bool = True,
+                        access_level: str = 'not_protected', maximum_timeout: int | None = None,
+                        maintenance_note: str | None = None, info: Mapping[str, Any] | None = None,
+                        ip_address: str | None = None) -> tuple[Row, str]:
+        """Register a runner with a registration token; return it and its own token, shown only here.
+
+        The instance's token makes a shared runner, a project's `runners_token` one for that project
+        alone. Raises Forbidden for any other token, BadRequest for settings that contradict each other.
+        """
+        project = self._project_of_registration(token)
+        tags = clean_tags(tag_list)
+        if not tags and not run_untagged:
+            raise BadRequest({'tags_list': ['can not be empty when runner is not allowed to pick untagged jobs']})
+        if maximum_timeout is not None and maximum_timeout < 600:
+            raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
+        runner_token = new_token('mcr')
+        with self.db.write() as c:
+            runner_id = c.execute(
+                'INSERT INTO runner (token_hash, runner_type, description, tags, run_untagged, locked, active, '
+                '                    access_level, maximum_timeout, maintenance_note, info, ip_address, created_at) '
+                'VALUES (:token_hash, :runner_type, :description, :tags, :run_untagged, :locked, :active, '
+                '        :access_level, :maximum_timeout, :maintenance_note, :info, :ip_address, :now)',
+                {'token_hash': token_hash(runner_token), 'description': description,
+                 'runner_type': 'project_type' if project else 'instance_type',
+                 'tags': json.dumps(tags), 'run_untagged': bool(run_untagged), 'locked': bool(locked),
+                 'active': bool(active), 'access_level': access_level, 'maximum_timeout': maximum_timeout,
+                 'maintenance_note': maintenance_note, 'info': json.dumps(info or {}),
+                 'ip_address': ip_address, 'now': self.clock()}).lastrowid
+            if project:
+                c.execute('INSERT INTO runner_project VALUES (:runner_id, :project_id)',
+                          {'runner_id': runner_id, 'project_id': project['id']})
+            c.execute(MATCH_RUNNERS, {'runner_id': runner_id, 'tag_set_id': None})
+            row = c.execute('SELECT * FROM runner WHERE id = :id', {'id': runner_id}).fetchone()
+        return row, runner_token
+
+    def _project_of_registration(self, token: str) -> Row | None:
+        """Return the project that a registration token stands for, None for the whole instance."""
+        if same_secret(token, self.registration_token):
+            return None
+        number = re.match(r'mcg-([0-9]{1,18})-', token)
+        with contextlib.suppress(NotFound):
+            project = self.find_project(int(number[1])) if number else None
+            if project and same_secret(token, project['runners_token']):
+                return project
+        raise Forbidden('invalid registration token')
+
+    def find_runner(self, token: str) -> Row | None:
+        """Return the runner that a token belongs to, with the current queue value as `version`, or None."""
+        digest = token_hash(token)
+        with self.db.read() as c:
+            row = c.execute('SELECT runner.*, queue.version FROM runner JOIN queue WHERE token_hash = :hash',
+                            {'hash': digest}).fetchone()
+        return row if row and same_secret(digest, row['token_hash']) else None
+
+    def verify_runner(self, token: str) -> Row:
+        """Return the runner that a token belongs to; raise Forbidden when it was removed or never was."""
+        runner = self.find_runner(token)
+        if runner is None:
+            raise Forbidden()
+        return runner
+
+    def unregister_runner(self, runner: Row) -> None:
+        """Remove a runner; the jobs it ran stay, those it runs go on until they fall silent."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM runner WHERE id = :id', {'id': runner['id']})
+
+    def contact(self, runner: Row, info: Mapping[str, Any], ip_address: str | None) -> None:
+        """Note that a runner was here and what it said of itself; writes at most once a minute."""
+        known = json.loads(runner['info'])
+        said = {**known, **{name: value for name, value in info.items() if value not in (None, '')}}
+        if said == known and self.clock() - (runner['contacted_at'] or 0) < CONTACT_INTERVAL:
+            return
+        with self.db.write() as c:
+            c.execute('UPDATE runner SET info = :info, ip_address = :ip_address, contacted_at = :now WHERE id = :id',
+                      {'info': json.dumps(said), 'ip_address': ip_address, 'now': self.clock(), 'id': runner['id']})
+
+    def queue_value(self, runner: Row) -> str:
+        """Return the opaque value that changes whenever a job may have become claimable."""
+        if not hasattr(self, '_instance'):
+            self._instance = self._setting('instance')
+        return f'{self._instance}-{runner["version"]}'
+
+    # -- pipelines
+
+    def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
+                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api',
+                        user: Row | None = None, tag: bool = False) -> Row:
+        """Make a pipeline and start its first stage; return it.
+
+        `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
+        PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
+        at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
+        is when there is no repository to tell. Raises BadRequest when the ref, the file or a job in it
+        will not do; nothing is made then.
+        """
+        project = self.find_project(project)
+        check_ref(ref)
+        given = [self._check_variable(variable) for variable in variables]
+        commit_info = None
+        if sha is None or content is None:
+            with self._repository(project) as repository:
+                found, tag = repository.resolve(ref)
+                sha = check_sha(sha) if sha else found
+                commit_info = repository.commit(sha)
+                if content is None:
+                    content = repository.file(sha, '.gitlab-ci.yml')
+                    if content is None:
+                        raise BadRequest({'base': ['Missing CI config file: .gitlab-ci.yml is not in the repository '
+                                                   f'at {sha[:8]}; add it or send content']})
+        sha = check_sha(sha)
+        spec = content
+        if not isinstance(content, PipelineSpec):
+            if self.compile is None:
+                raise BadRequest('This coordinator takes only a PipelineSpec')
+            spec = type(self).compile(content, ref=ref, tag=tag)  # type: ignore[misc]
+        if not spec.jobs:
+            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file '
+                                       f'is for the {"tag" if tag else "branch"} {ref}']})
+        return self._insert_pipeline(project, spec, user, {
+            'ref': ref, 'tag': bool(tag), 'sha': sha, 'before_sha': '0' * 40, 'source': source,
+            'variables': json.dumps(given), 'commit_info': commit_info and json.dumps(commit_info)})
+
+    @staticmethod
+    def _check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
+        key, value = variable.get('key'), variable.get('value', variable.get('secret_value'))
+        if not isinstance(key, str) or not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
+            raise BadRequest({'variables': [f'{key!r} is not a name of letters, digits and "_"']})
+        if not isinstance(value, str):
+            raise BadRequest({'variables': [f'the value of {key} must be a text']})
+        kind = variable.get('variable_type') or 'env_var'
+        if kind not in ('env_var', 'file'):
+            raise BadRequest({'variables': [f'the variable_type of {key} must be env_var or file']})
+        return {'key': key, 'value': value, 'variable_type': kind}
+
+    def _repository(self, project: Row) -> contextlib.AbstractContextManager[Any]:
+        if not project['import_url'] or self.open_repository is None:
+            raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
+                                       'send both sha and content']})
+        return type(self).open_repository(project['import_url'], self.artifacts.incoming)  # type: ignore[misc]
+
+    def _insert_pipeline(self, project: Row, spec: PipelineSpec, user: Row | None, columns: dict[str, Any]) -> Row:
+        now = self.clock()
+        stages = {stage: index for index, stage in enumerate(spec.stages)}
+        with self.db.write() as c:
+            iid = c.execute('UPDATE project SET last_iid = last_iid + 1 WHERE id = :id RETURNING last_iid',
+                            {'id': project['id']}).fetchall()[0]['last_iid']
+            pipeline_id = c.execute(
+                'INSERT INTO pipeline (project_id, iid, ref, tag, sha, before_sha, source, status, variables, '
+                '                      commit_info, user_id, created_at, updated_at) '
+                "VALUES (:project_id, :iid, :ref, :tag, :sha, :before_sha, :source, 'created', :variables, "
+                '        :commit_info, :user_id, :now, :now)',
+                {**columns, 'project_id': project['id'], 'iid': iid,
+                 'user_id': user and user['id'], 'now': now}).lastrowid or 0
+            c.executemany(
+                'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
+                '                 tag_set_id, shared, timeout, user_id, created_at, spec) '
+                "VALUES (:project_id, :pipeline_id, :name, :stage, :stage_idx, 'created', :when_, :allow_failure, "
+                '        :tag_set_id, :shared, :timeout, :user_id, :now, :spec)',
+                [{'project_id': project['id'], 'pipeline_id': pipeline_id, 'name': job.name, 'stage': job.stage,
+                  'stage_idx': stages[job.stage], 'when_': job.when, 'allow_failure': job.allow_failure,
+                  'tag_set_id': self._tag_set(c, job.tag_list), 'shared': project['shared_runners_enabled'],
+                  'timeout': job.timeout, 'user_id': user and user['id'], 'now': now,
+                  'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':'))}
+                 for job in sorted(spec.jobs, key=lambda job: stages[job.stage])])
+            self._process(c, pipeline_id)
+        self._announce()
+        return self.find_pipeline(pipeline_id)
+
+    @staticmethod
+    def _tag_set(c: sqlite3.Connection, tags: Iterable[str]) -> int:
+        """Return the row of a set of tags; a new one is matched with the runners there are."""
+        wanted = {'tags': json.dumps(clean_tags(tags))}
+        row = c.execute('SELECT id FROM tag_set WHERE tags = :tags', wanted).fetchone()
+        if row:
+            return row['id']
+        tag_set_id = c.execute('INSERT INTO tag_set (tags) VALUES (:tags)', wanted).lastrowid
+        c.execute(MATCH_RUNNERS, {'runner_id': None, 'tag_set_id': tag_set_id})
+        return tag_set_id or 0
+
+    def _process(self, c: sqlite3.Connection, pipeline_id: int) -> None:
+        """Start every job of a pipeline that may start, skip those that never will, settle its status.
+
+        Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
+        """
+        now = self.clock()
+        jobs = c.execute('SELECT id, stage_idx, status, when_, allow_failure FROM job '
+                         'WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
+                         {'id': pipeline_id}).fetchall()
+        status = {job['id']: job['status'] for job in jobs}
+        moved: dict[str, list[int]] = {}
+        stage, before = -1, 'success'
+        for job in jobs:
+            if job['stage_idx'] != stage:
+                stage = job['stage_idx']
+                before = composite_status((status[earlier['id']], earlier['allow_failure'])
+                                          for earlier in jobs if earlier['stage_idx'] < stage)
+            if status[job['id']] == 'created' and before in FINISHED:
+                runs = before in RUNS_AFTER[job['when_']]
+                status[job['id']] = STARTS_AS.get(job['when_'], 'pending') if runs else 'skipped'
+                moved.setdefault(status[job['id']], []).append(job['id'])
+        for new, ids in moved.items():
+            c.execute("UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END "
+                      "WHERE id IN (SELECT value FROM json_each(:ids)) AND status = 'created'",
+                      {'new': new, 'now': now, 'ids': json.dumps(ids)})
+        overall = composite_status((status[job['id']], job['allow_failure']) for job in jobs)
+        c.execute('UPDATE pipeline SET status = :status, updated_at = :now, '
+                  '                    finished_at = CASE WHEN :finished THEN coalesce(finished_at, :now) END '
+                  'WHERE id = :id AND (status <> :status OR (finished_at IS NULL) = :finished)',
+                  {'id': pipeline_id, 'status': overall, 'now': now, 'finished': overall in FINISHED})
+
+    def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
+        """Return a pipeline (of `project`, if given); raise NotFound if there is none."""
+        key = pipeline['id'] if isinstance(pipeline, Row) else pipeline
+        with self.db.read() as c:
+            row = c.execute(f'{PIPELINE_ROWS} WHERE pipeline.id = :id', {'id': key}).fetchone()
+        if row is None or project and row['project_id'] != project['id']:
+            raise NotFound('Pipeline')
+        return row
+
+    def list_pipelines(self, project: Row, *, limit: int = 20, offset: int = 0,
+                       **filters: str | None) -> tuple[list[Row], int]:
+        """Return a page of a project's pipelines, newest first, and how many there are.
+
+        `filters` are columns and the values they must have: `ref`, `sha`, `status`, `source`.
+        """
+        where = ' AND '.join(['project_id = :project_id'] + [
+            f'pipeline.{name} = :{name}' for name in ('ref', 'sha', 'status', 'source') if filters.get(name)])
+        values = {**filters, 'project_id': project['id'], 'limit': limit, 'offset': offset}
+        with self.db.read() as c:
+            total, = c.execute(f'SELECT count(*) FROM pipeline WHERE {where}', values).fetchone()
+            return c.execute(f'{PIPELINE_ROWS} WHERE {where} ORDER BY pipeline.id DESC LIMIT :limit OFFSET :offset',
+                             values).fetchall(), total
+
+    def cancel_pipeline(self, pipeline: Row) -> Row:
+        """Cancel every job of a pipeline that has not finished; return the pipeline."""
+        with self.db.write() as c:
+            c.execute("UPDATE job SET status = 'canceled', finished_at = :now "
+                      'WHERE pipeline_id = :id AND status IN (SELECT value FROM json_each(:cancelable))',
+                      {'id': pipeline['id'], 'now': self.clock(), 'cancelable': json.dumps(CANCELABLE)})
+            self._process(c, pipeline['id'])
+        self._announce()
+        return self.find_pipeline(pipeline)
+
+    def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
+        """Retry every failed and canceled job of a pipeline and what was skipped after them; return it."""
+        with self.db.write() as c:
+            for job in c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
+                                 "AND status IN ('failed', 'canceled') ORDER BY id",
+                                 {'id': pipeline['id']}).fetchall():
+                self._clone(c, job, user)
+            self._process(c, pipeline['id'])
+        self._announce()
+        return self.find_pipeline(pipeline)
+
+    # -- the queue
+
+    def request_job(self, runner: Row, *, last_update: str | None = None) -> Claim | None:
+        """Hand the oldest job that a runner may take to it, or None when there is none.
+
+        The job is `running` from then on, with a token and an empty trace of its own. A paused runner
+        gets nothing, and `last_update` equal to `queue_value` skips the search.
+        """
+        now = self.clock()
+        if now - self._swept_at >= SWEEP_INTERVAL:
+            self.sweep()
+        if not runner['active'] or last_update and last_update == self.queue_value(runner):
+            return None
+        token = new_token('mcb')
+        with self.db.write() as c:
+            claimed = c.execute(CLAIMS[runner['runner_type']],
+                                {'runner_id': runner['id'], 'token_hash': token_hash(token), 'now': now}).fetchall()
+            if not claimed:
+                return None
+            c.execute("UPDATE pipeline SET status = 'running', started_at = coalesce(started_at, :now), "
+                      "                    updated_at = :now "
+                      "WHERE id = :id AND status <> 'running'", {'id': claimed[0]['pipeline_id'], 'now': now})
+            job = c.execute(f'{JOB_ROWS} WHERE job.id = :id', {'id': claimed[0]['id'], 'now': now}).fetchone()
+            dependencies = self._dependencies(c, job)
+        self.traces.create(job['id'])
+        self._announce()
+        return Claim(job, token, dependencies)
+
+    def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
+        """Return the latest jobs of the stages before `job`, with their archives."""
+        return c.execute(
+            'SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name, '
+            '       artifact.filename AS artifacts_filename, artifact.size AS artifacts_size '
+            '  FROM job '
+            '  JOIN pipeline ON pipeline.id = job.pipeline_id '
+            '  JOIN project ON project.id = job.project_id '
+            "  LEFT JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
+            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
+            ' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND job.stage_idx < :stage_idx '
+            ' ORDER BY job.stage_idx, job.id',
+            {'pipeline_id': job['pipeline_id'], 'stage_idx': job['stage_idx'], 'now': self.clock()}).fetchall()
+
+    def authenticate_job(self, job_id: int, token: str, *, holder: bool = False) -> Row | None:
+        """Return a job if `token` is its own and of its latest claim, or None.
+
+        `holder=True` also takes the token of the runner that holds the job and its project's
+        `runners_token`, as the v1 pages promise. The job may be in any status. Raises NotFound when
+        there is no such job.
+        """
+        with self.db.read() as c:
+            row = c.execute('SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
+                            'FROM job JOIN project ON project.id = job.project_id '
+                            'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id',
+                            {'id': job_id}).fetchone()
+        if row is None:
+            raise NotFound()
+        digest = token_hash(token)
+        known = [same_secret(digest, row['token_hash'])]
+        if holder and row['token_hash']:
+            known += [same_secret(digest, row['holder_hash']), same_secret(token, row['runners_token'])]
+        return row if any(known) else None
+
+    def find_job_by_token(self, token: str) -> Row | None:
+        """Return the running job that a token belongs to, or None."""
+        digest = token_hash(token)
+        with self.db.read() as c:
+            row = c.execute("SELECT * FROM job WHERE token_hash = :hash AND status = 'running'",
+                            {'hash': digest}).fetchone()
+        return row if row and same_secret(digest, row['token_hash']) else None
+
+    def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
+        """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
+        with self.db.read() as c:
+            return any(row['id'] == job_id for row in self._dependencies(c, reader))
+
+    def _check_running(self, job: Row) -> None:
+        """Raise JobNotRunning unless `job` still is, by the same claim."""
+        with self.db.read() as c:
+            now = c.execute('SELECT status, token_hash FROM job WHERE id = :id', {'id': job['id']}).fetchone()
+        if now is None or now['status'] != 'running' or now['token_hash'] != job['token_hash']:
+            raise JobNotRunning(now['status'] if now else 'canceled')
+
+    def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
+                   failure_reason: str | None = None, exit_code: int | None = None) -> str:
+        """Take a runner's word on its job and return the job's status afterwards.
+
+        `success` and `failed` finish it and let its pipeline go on; anything else is a sign of life.
+        `trace` replaces the whole trace. Repeating the final state is no error. Raises JobNotRunning
+        when the job has left `running` in another way.
+        """
+        if job['status'] == state and state in ('success', 'failed'):
+            return state
+        if job['status'] != 'running':
+            raise JobNotRunning(job['status'])
+        if trace is not None:
+            with self._trace_limit(job):
+                self.traces.replace(job['id'], trace, lambda: self._check_running(job))
+        if state not in ('success', 'failed'):
+            self.traces.heard(job['id'])
+            return 'running'
+        if failure_reason not in FAILURE_REASONS:
+            failure_reason = 'unknown_failure'
+        if not self._finish(job, state, failure_reason if state == 'failed' else None, exit_code):
+            self._check_running(job)
+        return state
+
+    def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> bool:
+        """Finish a job if it is still running by the same claim, let its pipeline go on, say whether it was."""
+        with self.db.write() as c:
+            finished = c.execute(
+                'UPDATE job SET status = :status, failure_reason = :failure_reason, exit_code = :exit_code, '
+                '               finished_at = :now '
+                "WHERE id = :id AND status = 'running' AND token_hash IS :token_hash",
+                {'id': job['id'], 'status': status, 'failure_reason': failure_reason, 'exit_code': exit_code,
+                 'token_hash': job['token_hash'], 'now': self.clock()}).rowcount
+            if finished:
+                self._process(c, job['pipeline_id'])
+        self._announce()
+        return bool(finished)
+
+    # -- traces
+
+    @contextlib.contextmanager
+    def _trace_limit(self, job: Row) -> Iterator[None]:
+        """Fail the job whose trace outgrows the limit, and tell its runner."""
+        try:
+            yield
+        except TooLarge:
+            self._finish(job, 'failed', 'trace_size_exceeded')
+            raise JobNotRunning('failed') from None
+
+    def append_trace(self, job: Row, start: int, data: bytes) -> int:
+        """Add `data` to a running job's trace at byte `start`; return its length when it is on disk.
+
+        Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
+        does not end at `start`; JobNotRunning when the job has left `running` or outgrew max_trace_size.
+        """
+        if job['status'] != 'running':
+            raise JobNotRunning(job['status'])
+        with self._trace_limit(job):
+            return self.traces.append(job['id'], start, data, lambda: self._check_running(job))
+
+    def trace_size(self, job: Row) -> int:
+        """Return the length of a job's trace in bytes, 0 without one."""
+        return self.traces.size(job['id']) or 0
+
+    def read_trace(self, job: Row | int) -> bytes:
+        """Return a job's whole trace; raise NotFound before its claim and after an erase."""
+        with self.traces.open(job['id'] if isinstance(job, Row) else job) as file:
+            return file.read()
+
+    # -- artifacts
+
+    def store_artifacts(self, job: Row, part: PartFile, *, file_type: str = 'archive', file_format: str = 'zip',
+                        expire_in: str | None = None, replace: bool = False) -> None:
+        """Keep a received file as a running job's artifact of `file_type`.
+
+        `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
+        takes the first one's place with `replace`; without it, the same content again is no error and
+        other content raises BadRequest. Raises JobNotRunning when the job has left `running`.
+        """
+        try:
+            lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
+        except ValueError as error:
+            raise BadRequest(f'expire_in: {error}') from None
+        stored_as = self.artifacts.store(job['id'], part)
+        unwanted = [stored_as]
+        try:
+            self._check_running(job)
+            with self.db.write() as c:
+                row = c.execute("SELECT 1 FROM job WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
+                                {'id': job['id'], 'token_hash': job['token_hash']}).fetchone()
+                if row is None:
+                    raise JobNotRunning('canceled')
+                before = c.execute('SELECT stored_as, sha256 FROM artifact WHERE job_id = :id AND file_type = :type',
+                                   {'id': job['id'], 'type': file_type}).fetchone()
+                if before and not replace:
+                    if before['sha256'] != part.sha256:
+                        raise BadRequest('another artifact of the same type already exists')
+                    return
+                now = self.clock()
+                c.execute('INSERT OR REPLACE INTO artifact (job_id, file_type, file_format, filename, stored_as, '
+                          '                                 size, sha256, created_at, expire_at) '
+                          'VALUES (:job_id, :file_type, :file_format, :filename, :stored_as, '
+                          '        :size, :sha256, :now, :expire_at)',
+                          {'job_id': job['id'], 'file_type': file_type, 'file_format': file_format,
+                           'filename': part.filename or 'artifacts.zip', 'stored_as': stored_as, 'size': part.size,
+                           'sha256': part.sha256, 'now': now, 'expire_at': lifetime and now + lifetime})
+            unwanted = [before['stored_as']] if before else []
+        finally:
+            self.artifacts.remove(unwanted)
+        self.traces.heard(job['id'])
+
+    def find_artifact(self, job_id: int, file_type: str = 'archive') -> Row:
+        """Return a job's artifact; raise NotFound when it has none, or it was erased or has expired."""
+        with self.db.read() as c:
+            row = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
+                            'AND (expire_at IS NULL OR expire_at > :now)',
+                            {'id': job_id, 'type': file_type, 'now': self.clock()}).fetchone()
+        if row is None:
+            raise NotFound('Artifacts')
+        return row
+
+    def open_artifacts(self, job: Row | int, file_type: str = 'archive') -> tuple[Row, IO[bytes]]:
+        """Return a job's artifact and its file opened for reading; raise NotFound when there is none."""
+        artifact = self.find_artifact(job['id'] if isinstance(job, Row) else job, file_type)
+        return artifact, self.artifacts.open(artifact['stored_as'])
+
+    def find_job_with_artifacts(self, project: Row, ref: str, name: str) -> Row:
+        """Return the newest job of that name with an archive in a successful pipeline of `ref`, or raise NotFound."""
+        with self.db.read() as c:
+            row = c.execute(
+                'SELECT job.* FROM pipeline '
+                '  JOIN job ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0 '
+                "  JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
+                '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
+                " WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success' "
+                ' ORDER BY pipeline.id DESC LIMIT 1',
+                {'project_id': project['id'], 'ref': ref, 'name': name, 'now': self.clock()}).fetchone()
+        if row is None:
+            raise NotFound()
+        return row
+
+    def keep_artifacts(self, job: Row) -> Row:
+        """Let a job's artifacts never expire and return the job; raise NotFound when it has none."""
+        with self.db.write() as c:
+            kept = c.execute('UPDATE artifact SET expire_at = NULL '
+                             'WHERE job_id = :id AND (expire_at IS NULL OR expire_at > :now)',
+                             {'id': job['id'], 'now': self.clock()}).rowcount
+        if not kept:
+            raise NotFound('Artifacts')
+        return self.find_job(job)
+
+    def delete_artifacts(self, *, job: Row | None = None, project: Row | None = None) -> None:
+        """Remove the artifacts of a job, or of all finished jobs of a project; traces stay."""
+        where = 'job_id = :id' if job else ('job_id IN (SELECT id FROM job WHERE project_id = :id '
+                                            'AND status IN (SELECT value FROM json_each(:finished)))')
+        target = job or project
+        self._delete_artifacts(where, id=target and target['id'], finished=json.dumps(FINISHED))
+
+    def _delete_artifacts(self, where: str, **values: Any) -> None:
+        """Forget the artifacts that `where` names, then remove their files: nobody sees half of it."""
+        with self.db.write() as c:
+            rows = c.execute(f'DELETE FROM artifact WHERE {where} RETURNING stored_as', values).fetchall()
+        self.artifacts.remove(row['stored_as'] for row in rows)
+
+    # -- jobs, for people
+
+    def find_job(self, job: Row | int, project: Row | None = None) -> Row:
+        """Return a job (of `project`, if given) with all that JOB_ROWS holds; raise NotFound if there is none."""
+        key = job['id'] if isinstance(job, Row) else job
+        with self.db.read() as c:
+            row = c.execute(f'{JOB_ROWS} WHERE job.id = :id', {'id': key, 'now': self.clock()}).fetchone()
+        if row is None or project and row['project_id'] != project['id']:
+            raise NotFound()
+        return row
+
+    def list_jobs(self, *, project: Row | None = None, pipeline: Row | int | None = None,
+                  scope: Sequence[str] = (), include_retried: bool = True, before: int | None = None,
+                  limit: int = 20, offset: int = 0) -> list[Row]:
+        """Return a page of jobs, newest first: of a project or pipeline, in the statuses of `scope`, all if empty.
+
+        `before` is the id below which the page starts, for keyset paging.
+        """
+        where, values = self._job_filter(project, pipeline, scope, include_retried, before)
+        with self.db.read() as c:
+            return c.execute(f'{JOB_ROWS} WHERE {where} ORDER BY job.id DESC LIMIT :limit OFFSET :offset',
+                             {**values, 'limit': limit, 'offset': offset, 'now': self.clock()}).fetchall()
+
+    def count_jobs(self, *, project: Row | None = None, pipeline: Row | int | None = None,
+                   scope: Sequence[str] = (), include_retried: bool = True, limit: int) -> int:
+        """Return how many jobs `list_jobs` would find, `limit` if there are more."""
+        where, values = self._job_filter(project, pipeline, scope, include_retried, None)
+        with self.db.read() as c:
+            return c.execute(f'SELECT count(*) FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
+                             {**values, 'limit': limit}).fetchone()[0]
+
+    @staticmethod
+    def _job_filter(project: Row | None, pipeline: Row | int | None, scope: Sequence[str],
+                    include_retried: bool, before: int | None) -> tuple[str, dict[str, Any]]:
+        conditions = {
+            'job.project_id = :project_id': project is not None,
+            'job.pipeline_id = :pipeline_id': pipeline is not None,
+            'job.status IN (SELECT value FROM json_each(:scope))': bool(scope),
+            'job.retried = 0': not include_retried,
+            'job.id < :before': before is not None,
+        }
+        return ' AND '.join(text for text, wanted in conditions.items() if wanted) or '1', {
+            'project_id': project and project['id'], 'scope': json.dumps(scope), 'before': before,
+            'pipeline_id': pipeline['id'] if isinstance(pipeline, Row) else pipeline}
+
+    def cancel_job(self, job: Row) -> Row:
+        """Cancel a job that has not finished; a finished one stays as it is. Return the job."""
+        with self.db.write() as c:
+            if c.execute("UPDATE job SET status = 'canceled', finished_at = :now "
+                         'WHERE id = :id AND status IN (SELECT value FROM json_each(:cancelable))',
+                         {'id': job['id'], 'now': self.clock(), 'cancelable': json.dumps(CANCELABLE)}).rowcount:
+                self._process(c, job['pipeline_id'])
+        self._announce()
+        return self.find_job(job)
+
+    def retry_job(self, job: Row, user: Row | None = None) -> Row:
+        """Make a new pending job of a finished one and return it; the old one keeps its status.
+
+        What was skipped because of the old one waits again. Raises Forbidden when the job has not
+        finished or was retried already.
+        """
+        with self.db.write() as c:
+            retried = self._clone(c, job, user)
+            if retried is None:
+                raise Forbidden('Job is not retryable')
+            self._process(c, job['pipeline_id'])
+        self._announce()
+        return self.find_job(retried)
+
+    def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]') -> int | None:
+        """Put a pending copy in the place of a retryable job; return its id, or None if it is not retryable."""
+        if not c.execute('UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 '
+                         'AND status IN (SELECT value FROM json_each(:retryable))',
+                         {'id': job['id'], 'retryable': json.dumps(RETRYABLE)}).rowcount:
+            return None
+        clone = c.execute(
+            'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
+            '                 tag_set_id, shared, timeout, user_id, created_at, queued_at, variables, spec) '
+            "SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, 'pending', when_, allow_failure, "
+            '       tag_set_id, project.shared_runners_enabled, timeout, :user_id, :now, :now, :variables, spec '
+            '  FROM job JOIN project ON project.id = job.project_id WHERE job.id = :id',
+            {'id': job['id'], 'user_id': user['id'] if user else job['user_id'], 'variables': variables,
+             'now': self.clock()}).lastrowid
+        self._reset_skipped(c, job)
+        return clone
+
+    @staticmethod
+    def _reset_skipped(c: sqlite3.Connection, job: Row) -> None:
+        """Let the jobs after `job` that were skipped wait for it again."""
+        c.execute("UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
+                  "AND status = 'skipped' AND stage_idx > :stage_idx",
+                  {'pipeline_id': job['pipeline_id'], 'stage_idx': job['stage_idx']})
+
+    def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
+        """Queue a manual job and return it; one that has finished already is retried as a new job.
+
+        `variables` reach this run alone. Raises BadRequest when there is nothing to play.
+        """
+        given = json.dumps([self._check_variable(variable) for variable in variables])
+        with self.db.write() as c:
+            played: int | None = job['id']
+            if c.execute("UPDATE job SET status = 'pending', queued_at = :now, user_id = coalesce(:user_id, user_id), "
+                         '               variables = :variables '
+                         'WHERE id = :id AND status IN (SELECT value FROM json_each(:playable))',
+                         {'id': job['id'], 'now': self.clock(), 'user_id': user and user['id'], 'variables': given,
+                          'playable': json.dumps(PLAYABLE)}).rowcount:
+                self._reset_skipped(c, job)
+            else:
+                played = self._clone(c, job, user, given) if job['when_'] == 'manual' else None
+            if played is None:
+                raise BadRequest('Unplayable Job')
+            self._process(c, job['pipeline_id'])
+        self._announce()
+        return self.find_job(played)
+
+    def erase_job(self, job: Row) -> Row:
+        """Remove a finished job's trace and artifacts for good and return the job.
+
+        Raises Forbidden when it has not finished or there is nothing to erase.
+        """
+        has_trace = self.traces.size(job['id']) is not None
+        with self.db.write() as c:
+            erased = c.execute(
+                'UPDATE job SET erased_at = :now, token_hash = NULL WHERE id = :id '
+                'AND status IN (SELECT value FROM json_each(:finished)) '
+                'AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))',
+                {'id': job['id'], 'now': self.clock(), 'has_trace': has_trace,
+                 'finished': json.dumps(FINISHED)}).rowcount
+        if not erased:
+            raise Forbidden('Job is not erasable!')
+        self.traces.remove(job['id'])
+        self.delete_artifacts(job=job)
+        return self.find_job(job)
+
+    def wait(self, job: Row | int, timeout: float = 60) -> Row:
+        """Return a job as soon as it has finished.
+
+        Raises TimeoutError, which says the job's status and why, after `timeout` seconds of real time.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            row = self.find_job(job)
+            if row['status'] in FINISHED:
+                return row
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f'job {row["id"]} ({row["name"]}) is {row["status"]} after {timeout:g} s: '
+                                   + (self.pending_reason(row) or 'its runner has not finished it'))
+            with self._changed:  # another process may change it, so look again soon in any case
+                self._changed.wait(min(left, 0.1))
+
+    def pending_reason(self, job: Row) -> str | None:
+        """Return in words why a job is not running, or None when it is or has finished."""
+        if job['status'] == 'created':
+            return f'it waits for the stages before {job["stage"]}'
+        if job['status'] == 'manual':
+            return 'it waits for somebody to play it'
+        if job['status'] != 'pending':
+            return None
+        with self.db.read() as c:
+            runners = c.execute(
+                'SELECT runner.*, EXISTS (SELECT 1 FROM runner_tag_set AS served WHERE served.runner_id = runner.id '
+                '                            AND served.tag_set_id = :tag_set_id) AS serves '
+                "  FROM runner WHERE (runner_type = 'instance_type' AND :shared) "
+                '     OR id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id)',
+                {'tag_set_id': job['tag_set_id'], 'shared': job['shared'],
+                 'project_id': job['project_id']}).fetchall()
+        serving = [runner for runner in runners if runner['serves']]
+        if not runners:
+            return 'no runner is registered for its project'
+        if not serving:
+            tags = ', '.join(json.loads(job['tags']))
+            return f'no runner has all of its tags: {tags}' if tags else 'no runner takes jobs without tags'
+        if not any(runner['active'] for runner in serving):
+            return 'every runner that could take it is paused'
+        return 'every runner that could take it is busy or away'
+
+    # -- upkeep
+
+    def sweep(self) -> None:
+        """Requeue unanswered claims, fail jobs whose runner fell silent, remove what has expired.
+
+        `request_job` calls it now and then; call it after moving the clock.
+        """
+        now = self.clock()
+        asleep = now - self._swept_at - (time.monotonic() - self._ticked_at)
+        if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
+            self._listening_since = now  # the machine was suspended or its clock set: no runner was silent
+        self._swept_at, self._ticked_at = now, time.monotonic()
+        with self.db.read() as c:
+            running = c.execute("SELECT * FROM job INDEXED BY job_running WHERE status = 'running'").fetchall()
+            expired, = c.execute('SELECT count(*) FROM artifact WHERE expire_at <= :now', {'now': now}).fetchone()
+        for job in running:
+            heard = self.traces.last_heard(job['id'])
+            silent = now - max(heard or job['started_at'], self._listening_since)
+            if heard is None and silent >= self.settings.claim_timeout:
+                self._requeue(job)
+            elif silent >= self.settings.stuck_timeout:
+                self._finish(job, 'failed', 'stuck_or_timeout_failure')
+        if expired:
+            self._delete_artifacts('expire_at <= :now', now=now)
+        if now - self._collected_at >= 3600:
+            self._collected_at = now
+            self._collect_garbage()
+
+    def _requeue(self, job: Row) -> None:
+        """Put a job whose claim was never answered back into the queue; its old token is void."""
+        if job['attempts'] >= MAX_CLAIM_ATTEMPTS:
+            self._finish(job, 'failed', 'claims_unanswered')
+            return
+        self.traces.remove(job['id'])
+        with self.db.write() as c:
+            if c.execute("UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
+                         "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
+                         {'id': job['id'], 'token_hash': job['token_hash']}).rowcount:
+                self._process(c, job['pipeline_id'])
+        self._announce()
+
+    def _collect_garbage(self) -> None:
+        """Remove files that a crash left behind: no row names them and nobody has touched them for an hour."""
+        hour_ago = time.time() - 3600  # the files' own times are the system's, whatever `clock` says
+        for part in self.artifacts.incoming.glob('*.part'):
+            with contextlib.suppress(FileNotFoundError):
+                if part.stat().st_mtime < hour_ago:
+                    part.unlink()
+        old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
+        with self.db.read() as c:
+            orphans = c.execute('SELECT value FROM json_each(:names) '
+                                'WHERE value NOT IN (SELECT stored_as FROM artifact)',
+                                {'names': json.dumps(old)}).fetchall()
+        self.artifacts.remove(row['value'] for row in orphans)
+
+
+# 10. Pipeline files ###########################################################################
+
+PIPELINE_FILE = '.gitlab-ci.yml'
+DEFAULT_STAGES = ('build', 'test', 'deploy')
+MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases are expanded
+MAX_PROBLEMS = 20                   # messages about one file
+GLOBAL_KEYWORDS = ('stages', 'variables', 'default', 'image', 'services', 'before_script', 'after_script', 'cache')
+DEFAULT_KEYWORDS = ('image', 'services', 'before_script', 'after_script', 'cache', 'artifacts', 'tags', 'timeout')
+JOB_KEYWORDS = (*DEFAULT_KEYWORDS, 'stage', 'script', 'variables', 'dependencies', 'when', 'allow_failure',
+                'only', 'except')
+#: The words in only and except that stand for where a pipeline came from.
+SOURCE_WORDS = {'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigger', 'schedules': 'schedule',
+                'pipelines': 'pipeline', 'external': 'external', 'chat': 'chat',
+                'merge_requests': 'merge_request_event', 'external_pull_requests': 'external_pull_request_event'}
+
+Mark = tuple[str, int, int]         # a file's name, line and column, both from 1
+
+
+class Marked:
+    """Where a mapping or list of a pipeline file stands, and each of its values."""
+
+    def __init__(self, *args: Any, mark: Mark | None = None) -> None:
+        super().__init__(*args)
+        self.mark = mark
+        self.marks: dict[Any, Mark | None] = {}
+
+
+class Map(Marked, dict):  # type: ignore[type-arg]
+    """A mapping of a pipeline file."""
+
+
+class Seq(Marked, list):  # type: ignore[type-arg]
+    """A list of a pipeline file."""
+
+
+class Spot:
+    """One value of a pipeline file, the keywords that lead to it, and where complaints about it go."""
+
+    def __init__(self, value: Any, mark: Mark | None, problems: list[str], path: tuple[str, ...] = ()) -> None:
+        self.value, self.mark, self.problems, self.path = value, mark, problems, path
+
+    def __getitem__(self, key: Any) -> Spot:
+        return Spot(self.value[key], self.value.marks.get(key) or self.mark, self.problems, (*self.path, str(key)))
+
+    def __contains__(self, key: Any) -> bool:
+        return isinstance(self.value, dict) and self.value.get(key) is not None
+
+    def wrong(self, complaint: str) -> None:
+        """Note what is wrong here: file, line, column, keyword, and what was expected."""
+        where = '{}:{}:{}: '.format(*self.mark) if self.mark else ''
+        self.problems.append(where + ':'.join(self.path) + (' ' if self.path else '') + complaint)
+
+    def keys(self, *known: str) -> list[str]:
+        """Return the keys of this mapping, after a complaint about each that is not among `known`."""
+        if not isinstance(self.value, dict):
+            self.wrong(f'must be a mapping, with any of {", ".join(known)}')
+            return []
+        for key in self.value:
+            if key not in known:
+                self[key].wrong(f'is a keyword that minici does not know here; it knows {", ".join(known)}')
+        return [key for key in self.value if key in known and self.value[key] is not None]
+
+    def text(self) -> str:
+        """Return this as a text; numbers and booleans are written as YAML has them."""
+        if isinstance(self.value, bool):
+            return str(self.value).lower()
+        if isinstance(self.value, (str, int, float)):
+            return str(self.value)
+        self.wrong('must be a text')
+        return ''
+
+    def one_of(self, *choices: str) -> str:
+        """Return this text, which must be one of `choices`."""
+        if self.value not in choices:
+            self.wrong(f'must be one of {", ".join(choices)}')
+            return choices[0]
+        return self.value
+
+    def flag(self) -> bool:
+        """Return this boolean."""
+        if not isinstance(self.value, bool):
+            self.wrong('must be true or false')
+        return self.value is True
+
+    def spots(self) -> list[Spot]:
+        """Return the items of this list; a single value stands for a list of one."""
+        if isinstance(self.value, list):
+            return [self[index] for index in range(len(self.value))]
+        return [self]
+
+    def texts(self, depth: int = 10) -> list[str]:
+        """Return this text, or list of texts, or lists of them (anchors make those), as one list."""
+        if not isinstance(self.value, (str, list)) or depth == 0:
+            self.wrong('must be a text or a list of texts')
+            return []
+        if isinstance(self.value, str):
+            return [self.value]
+        return [line for spot in self.spots()
+                for line in (spot.texts(depth - 1) if isinstance(spot.value, list) else [spot.text()])]
+
+    def duration(self) -> str:
+        """Return this duration as it was written."""
+        try:
+            parse_duration(self.text())
+        except ValueError as error:
+            self.wrong(f'must be a duration: {error}')
+        return self.text()
+
+
+def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIPELINE_FILE) -> Map:
+    """Return a pipeline file as mappings and lists that know their lines.
+
+    `content` is YAML text (JSON text is YAML too, and all there is without PyYAML) or a mapping.
+    Raises BadRequest, with line and column, when it cannot be read.
+    """
+    try:
+        if isinstance(content, Mapping):
+            loaded = mark_plain(content)
+        else:
+            text = content.decode() if isinstance(content, bytes) else content
+            if yaml is not None:
+                loaded = YamlFile(text, name).load()
+            elif text.lstrip().startswith('{'):
+                loaded = mark_plain(json.loads(text))
+            else:
+                raise BadRequest({'base': ["Reading YAML needs PyYAML: install minici[yaml], or send JSON"]})
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest({'base': [f'{name}: is not UTF-8 text' if isinstance(error, UnicodeDecodeError)
+                                   else f'{name}: is nested too deeply']}) from None
+    except json.JSONDecodeError as error:
+        raise BadRequest({'base': [f'{name}:{error.lineno}:{error.colno}: {error.msg}']}) from None
+    if not isinstance(loaded, Map):
+        raise BadRequest({'base': [f'{name}:1:1: must be a mapping of jobs and keywords']})
+    return loaded
+
+
+def mark_plain(value: Any) -> Any:
+    """Return plain mappings and lists as Map and Seq that know no lines."""
+    if isinstance(value, Mapping):
+        return Map({str(key): mark_plain(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return Seq(mark_plain(item) for item in value)
+    return value
+
+
+class YamlFile:
+    """YAML text on its way to Map and Seq; anchors, merge keys and aliases are resolved."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self._text, self._name, self._nodes = text, name, 0
+        self._open: set[int] = set()    # the collections around the node at hand
+
+    def load(self) -> Any:
+        """Return the document; raise BadRequest with its first fault."""
+        try:
+            self._loader = yaml.SafeLoader(self._text)
+            node = self._loader.get_single_node()
+            return None if node is None else self._value(node)
+        except yaml.MarkedYAMLError as error:
+            line, column = (error.problem_mark.line + 1, error.problem_mark.column + 1) if error.problem_mark else (1, 1)
+            self._refuse((self._name, line, column), f'{error.problem or "is not YAML"} ({error.context or "syntax"})')
+        except (yaml.YAMLError, ValueError) as error:
+            self._refuse((self._name, 1, 1), f'is not YAML: {" ".join(str(error).split())}')
+
+    def _refuse(self, mark: Mark, complaint: str) -> None:
+        raise BadRequest({'base': ['{}:{}:{}: '.format(*mark) + complaint]}) from None
+
+    def _mark(self, node: Any) -> Mark:
+        return self._name, node.start_mark.line + 1, node.start_mark.column + 1
+
+    def _value(self, node: Any) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_FILE_NODES:
+            self._refuse(self._mark(node), f'the file has more than {MAX_FILE_NODES} values once aliases are expanded')
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        if id(node) in self._open:
+            self._refuse(self._mark(node), 'an alias stands inside what it names')
+        if node.tag not in ('tag:yaml.org,2002:map', 'tag:yaml.org,2002:seq'):
+            self._refuse(self._mark(node), f'the tag {node.tag} is not supported')
+        self._open.add(id(node))
+        value = self._map(node) if isinstance(node, yaml.MappingNode) else self._seq(node)
+        self._open.discard(id(node))
+        return value
+
+    def _scalar(self, node: Any) -> Any:
+        kind = node.tag.rpartition(':')[2]
+        if kind in ('str', 'timestamp', 'value'):
+            return node.value
+        if node.tag not in {f'tag:yaml.org,2002:{name}' for name in ('int', 'float', 'bool', 'null', 'binary')}:
+            self._refuse(self._mark(node), f'the tag {node.tag} is not supported')
+        return self._loader.construct_object(node)
+
+    def _seq(self, node: Any) -> Seq:
+        result = Seq(mark=self._mark(node))
+        for index, item in enumerate(node.value):
+            result.append(self._value(item))
+            result.marks[index] = self._mark(item)
+        return result
+
+    def _map(self, node: Any) -> Map:
+        result = Map(mark=self._mark(node))
+        for key, item in node.value:
+            if key.tag == 'tag:yaml.org,2002:merge':
+                merged = self._value(item)
+                for other in merged if isinstance(merged, Seq) else [merged]:
+                    if not isinstance(other, Map):
+                        self._refuse(self._mark(item), '<< must name a mapping or a list of mappings')
+                    for name in other:
+                        result.setdefault(name, other[name])
+                        result.marks.setdefault(name, other.marks.get(name))
+        for key, item in node.value:
+            if key.tag != 'tag:yaml.org,2002:merge':
+                if not isinstance(key, yaml.ScalarNode):
+                    self._refuse(self._mark(key), 'a key must be a text')
+                result[key.value], result.marks[key.value] = self._value(item), self._mark(key)
+        return result
+
+
+def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str, tag: bool = False,
+                     source: str = 'api', name: str = PIPELINE_FILE) -> PipelineSpec:
+    """Return the pipeline that a pipeline file makes for a branch or tag.
+
+    Raises BadRequest with a list of what is wrong: file, line, column, keyword and what was expected.
+    A keyword that minici does not know is refused by name, never ignored.
+    """
+    loaded = load_pipeline_file(content, name)
+    problems: list[str] = []
+    root = Spot(loaded, loaded.mark, problems)
+    stages = ('.pre', *(root['stages'].texts() if 'stages' in root else DEFAULT_STAGES), '.post')
+    defaults = read_defaults(root)
+    shared = read_variables(root['variables']) if 'variables' in root else {}
+    jobs: dict[str, JobSpec] = {}
+    wanted: list[JobSpec] = []
+    for key in loaded:
+        if key in GLOBAL_KEYWORDS or key.startswith('.'):
+            continue
+        spot = root[key]
+        if not isinstance(spot.value, dict) or key in ('include', 'workflow'):
+            spot.wrong('is a keyword that minici does not know' if key in ('include', 'workflow', 'types', 'spec')
+                       else 'must be a mapping: a job with a script')
+            continue
+        jobs[key] = read_job(spot, key, defaults, shared, stages)
+        if runs_on(spot, ref, tag, source):
+            wanted.append(jobs[key])
+    if not jobs and not problems:
+        root.wrong('must have at least one job that is not hidden')
+    for job in jobs.values():
+        check_dependencies(root[job.name], job, jobs, stages)
+    if problems:
+        more = [f'and {len(problems) - MAX_PROBLEMS} more'] if len(problems) > MAX_PROBLEMS else []
+        raise BadRequest({'base': problems[:MAX_PROBLEMS] + more})
+    return PipelineSpec(stages=stages, jobs=tuple(wanted))
+
+
+def read_defaults(root: Spot) -> dict[str, Spot]:
+    """Return what jobs inherit: the keywords under `default`, and the old global ones."""
+    defaults = {key: root[key] for key in DEFAULT_KEYWORDS if key in root and key in GLOBAL_KEYWORDS}
+    if 'default' in root:
+        spot = root['default']
+        defaults.update((key, spot[key]) for key in spot.keys(*DEFAULT_KEYWORDS))
+    return defaults
+
+
+def read_job(spot: Spot, name: str, defaults: Mapping[str, Spot], shared: Mapping[str, str],
+             stages: Sequence[str]) -> JobSpec:
+    """Return the job that stands at `spot`, with what it inherits."""
+    own = {key: spot[key] for key in spot.keys(*JOB_KEYWORDS)}
+    given = {**defaults, **own}
+    if len(name) > 255:
+        spot.wrong('is too long for a job name: 255 characters at most')
+    if 'script' not in own:
+        spot.wrong('must have a script')
+    stage = given['stage'].text() if 'stage' in given else 'test'
+    if stage not in stages:
+        (given.get('stage') or spot).wrong(f'names no stage: there are {", ".join(stages)}')
+        stage = stages[0]
+    when = given['when'].one_of('on_success', 'on_failure', 'always', 'manual') if 'when' in given else 'on_success'
+    allow_failure, exit_codes = read_allow_failure(given.get('allow_failure'), when)
+    lines = {key: given[key].texts() if key in given else [] for key in ('before_script', 'script', 'after_script')}
+    own_variables = read_variables(given['variables']) if 'variables' in given else {}
+    return JobSpec(
+        name=name, stage=stage, when=when, allow_failure=allow_failure, allow_failure_exit_codes=exit_codes,
+        script=lines['before_script'] + lines['script'], after_script=lines['after_script'],
+        tag_list=given['tags'].texts() if 'tags' in given else (), variables={**shared, **own_variables},
+        image=read_image(given['image']) if 'image' in given else None,
+        services=[read_image(service) for service in given['services'].spots()] if 'services' in given else (),
+        artifacts=read_artifacts(given['artifacts']) if 'artifacts' in given else (),
+        cache=[read_cache(cache) for cache in given['cache'].spots()] if given.get('cache') and given['cache'].value
+        else (),
+        dependencies=given['dependencies'].texts() if 'dependencies' in given else None,
+        timeout=read_timeout(given['timeout']) if 'timeout' in given else None)
+
+
+def read_allow_failure(spot: Spot | None, when: str) -> tuple[bool, list[int]]:
+    """Return whether any failure is allowed, and with which exit codes one is."""
+    if spot is None:
+        return when == 'manual', []
+    if not isinstance(spot.value, dict):
+        return spot.flag(), []
+    codes = []
+    for key in spot.keys('exit_codes'):
+        for code in spot[key].spots():
+            if isinstance(code.value, int) and 0 <= code.value <= 255:
+                codes.append(code.value)
+            else:
+                code.wrong('must be an exit code, 0 to 255')
+    return False, codes
+
+
+def read_timeout(spot: Spot) -> int | None:
+    """Return a job's timeout in seconds."""
+    try:
+        return int(parse_duration(spot.duration()) or 0) or None
+    except ValueError:
+        return None
+
+
+def read_variables(spot: Spot) -> dict[str, str]:
+    """Return variables and their values as texts."""
+    if not isinstance(spot.value, dict):
+        spot.wrong('must be a mapping of names to values')
+        return {}
+    for key in spot.value:
+        if not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
+            spot[key].wrong('is not a name of letters, digits and "_"')
+    return {key: spot[key].text() if spot.value[key] is not None else '' for key in spot.value}
+
+
+def read_image(spot: Spot) -> dict[str, Any]:
+    """Return an image or service in the shape that runners receive."""
+    if isinstance(spot.value, str):
+        return {'name': spot.value}
+    image: dict[str, Any] = {}
+    for key in spot.keys('name', 'entrypoint', 'command', 'alias'):
+        image[key] = spot[key].text() if key in ('name', 'alias') else spot[key].texts()
+    if isinstance(spot.value, dict) and not image.get('name'):
+        spot.wrong('must have a name')
+    return image
+
+
+def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
+    """Return what a job keeps, as the list of uploads that runners receive."""
+    found: dict[str, Any] = {'untracked': False, 'paths': [], 'when': 'on_success',
+                             'artifact_type': 'archive', 'artifact_format': 'zip'}
+    for key in spot.keys('name', 'paths', 'exclude', 'untracked', 'when', 'expire_in'):
+        if key in ('paths', 'exclude'):
+            found[key] = spot[key].texts()
+        elif key == 'untracked':
+            found[key] = spot[key].flag()
+        elif key == 'when':
+            found[key] = spot[key].one_of('on_success', 'on_failure', 'always')
+        else:
+            found[key] = spot[key].duration() if key == 'expire_in' else spot[key].text()
+    return [found] if found['paths'] or found['untracked'] else []
+
+
+def read_cache(spot: Spot) -> dict[str, Any]:
+    """Return one cache in the shape that runners receive."""
+    found: dict[str, Any] = {'key': 'default', 'untracked': False, 'paths': [], 'policy': 'pull-push',
+                             'when': 'on_success'}
+    for key in spot.keys('key', 'paths', 'untracked', 'policy', 'when'):
+        if key == 'paths':
+            found[key] = spot[key].texts()
+        elif key == 'untracked':
+            found[key] = spot[key].flag()
+        elif key == 'policy':
+            found[key] = spot[key].one_of('pull-push', 'pull', 'push')
+        elif key == 'when':
+            found[key] = spot[key].one_of('on_success', 'on_failure', 'always')
+        else:
+            found[key] = spot[key].text()
+    return found
+
+
+def check_dependencies(spot: Spot, job: JobSpec, jobs: Mapping[str, JobSpec], stages: Sequence[str]) -> None:
+    """Complain about each dependency of a job that does not exist or does not run before it."""
+    for name in job.dependencies or ():
+        if name not in jobs:
+            spot['dependencies'].wrong(f'names {name}, and there is no such job')
+        elif stages.index(jobs[name].stage) >= stages.index(job.stage):
+            spot['dependencies'].wrong(f'names {name}, which is not in an earlier stage')
+
+
+def runs_on(spot: Spot, ref: str, tag: bool, source: str) -> bool:
+    """Tell whether a job's `only` and `except` let it into a pipeline for this branch or tag."""
+    def matches(key: str) -> bool:
+        refs = spot[key]
+        if isinstance(refs.value, dict):
+            if not refs.keys('refs'):
+                return False
+            refs = refs['refs']
+        return any([matches_ref(word, ref, tag, source) for word in refs.spots()])  # a list: all are checked
+
+    included = matches('only') if 'only' in spot else True
+    excluded = matches('except') if 'except' in spot else False
+    return included and not excluded
+
+
+def matches_ref(spot: Spot, ref: str, tag: bool, source: str) -> bool:
+    """Tell whether one word of `only` or `except` fits: a name, a ``/pattern/``, or a kind of pipeline."""
+    word = spot.text()
+    if word in ('branches', 'tags'):
+        return tag == (word == 'tags')
+    if word in SOURCE_WORDS:
+        return source == SOURCE_WORDS[word]
+    pattern = re.fullmatch(r'/(.*)/(i?)', word, re.S)
+    if pattern is None:
+        return word == ref
+    try:
+        return re.search(pattern[1].replace(r'\z', r'\Z'), ref, re.I if pattern[2] else 0) is not None
+    except re.error as error:
+        spot.wrong(f'is not a regular expression: {error}')
+        return False
+
+
+Coordinator.compile = staticmethod(compile_pipeline)
+
+
+# 11. Repositories #############################################################################
+
+class Repository:
+    """A git repository, read by a few git calls; a remote one is fetched into a scratch directory.
+
+    `url` is a project's `import_url`. Every failure is a BadRequest that says what git said.
+    """
+
+    def __init__(self, url: str, scratch: Path) -> None:
+        self._url = check_import_url(url)
+        self._local = url.startswith('file://')
+        self._scratch = scratch
+        self._directory = urllib.parse.unquote(url[len('file://'):]) if self._local else ''
+
+    def __enter__(self) -> Repository:
+        if not self._local:
+            self._directory = tempfile.mkdtemp('.git', dir=self._scratch)
+            self._git('init', '--quiet', '--bare', '--end-of-options', self._directory)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self._local:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _git(self, *arguments: str, missing_ok: bool = False) -> bytes | None:
+        """Run git and return what it printed, or None if it fails and may."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+        environment.update(GIT_TERMINAL_PROMPT='0', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file', LC_ALL='C',
+                           GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1')
+        try:
+            done = subprocess.run(['git', *arguments], cwd=self._directory or None, env=environment,
+                                  stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_TIMEOUT)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = 'git took too long' if isinstance(error, subprocess.TimeoutExpired) else str(error)
+            raise BadRequest({'base': [f'The repository cannot be read: {reason}']}) from None
+        if done.returncode == 0:
+            return done.stdout
+        if missing_ok:
+            return None
+        said = done.stderr.decode('utf-8', 'replace').strip().splitlines() or ['git failed']
+        raise BadRequest({'base': [f'The repository cannot be read: {said[-1]}']})
+
+    def default_branch(self) -> str:
+        """Return the branch that HEAD names."""
+        for line in (self._git('ls-remote', '--symref', '--end-of-options', self._url, 'HEAD') or b'').decode().splitlines():
+            if line.startswith('ref: refs/heads/'):
+                return line[len('ref: refs/heads/'):].partition('\t')[0]
+        raise BadRequest({'base': ['The repository has no branch checked out; name a ref']})
+
+    def resolve(self, ref: str) -> tuple[str, bool]:
+        """Return the sha that a branch or tag points to, and whether it is a tag; fetch it if need be."""
+        check_ref(ref)
+        names = {f'refs/heads/{ref}': False, f'refs/tags/{ref}': True}
+        listed = (self._git('ls-remote', '--end-of-options', self._url, *names, f'refs/tags/{ref}^{{}}')
+                  or b'').decode().splitlines()
+        shas = {name: sha for sha, _, name in (line.partition('\t') for line in listed)}
+        for name, tag in names.items():
+            if name in shas:
+                if not self._local:
+                    self._git('fetch', '--quiet', '--no-tags', '--depth=1', '--end-of-options', self._url,
+                              f'+{name}:{name}')
+                return shas.get(f'{name}^{{}}', shas[name]), tag
+        raise BadRequest({'base': ['Reference not found']})
+
+    def commit(self, sha: str) -> dict[str, Any]:
+        """Return the message, author, committer, dates and parents of a commit."""
+        check_sha(sha)
+        layout = '%H%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B'
+        if self._git('cat-file', '-e', f'{sha}^{{commit}}', missing_ok=True) is None:
+            if self._local:
+                raise BadRequest({'base': [f'The commit {sha[:8]} is not in the repository']})
+            self._git('fetch', '--quiet', '--no-tags', '--depth=1', '--end-of-options', self._url, sha)
+        shown = self._git('show', '--no-patch', f'--format={layout}', '--end-of-options', sha) or b''
+        _, parents, author, author_email, authored, committer, committer_email, committed, message = \
+            shown.decode('utf-8', 'replace').split('\0', 8)
+        return {'parent_ids': parents.split(), 'author_name': author, 'author_email': author_email,
+                'authored_date': authored, 'committer_name': committer, 'committer_email': committer_email,
+                'committed_date': committed, 'message': message.rstrip('\n') + '\n'}
+
+    def file(self, sha: str, path: str) -> bytes | None:
+        """Return a file as it is at a commit, or None when the commit has no such file."""
+        return self._git('cat-file', 'blob', f'{check_sha(sha)}:{path}', missing_ok=True)
+
+
+Coordinator.open_repository = Repository
+
+
+# 12. HTTP plumbing ############################################################################
+
+Guard = Callable[['Call'], Any]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What the two runner protocols spell differently."""
+
+    token_header: str           # carries a job's token
+    status_header: str          # tells a runner its job's status
+    job_gone: type[CIError]     # there is no job of that number
+    no_token: Callable[[], CIError]  # a runner's token is missing
+    stopped: int                # answers a PATCH for a job that has left `running`
+    ended: int                  # answers a PUT for such a job
+    no_reader: type[CIError]    # a token may not read these artifacts
+    holder: bool                # whether the runner's and the project's token stand in for the job's
+    replace: bool               # whether a second upload takes the first one's place
+    no_file: Callable[[], CIError]   # an upload without a file
+
+
+@dataclass(frozen=True)
+class Route:
+    """One address: its method, its guard, and how its body is read."""
+
+    method: str
+    path: str
+    auth: Guard
+    handler: Callable[..., Any]
+    dialect: Dialect | None = None
+    limit: int = MAX_PARAMETERS_BODY    # bytes of the body, uploads aside
+    raw: bool = False                   # the body is data, never parameters
+    upload: bool = False                # the part called `file` is streamed to disk
+
+
+ROUTES: list[Route] = []
+
+
+def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Record a handler for one method on one or more paths; `auth` is the guard that must let a call in.
+
+    The handler is called with the `Call` and the path's arguments, decoded; `call.actor` is what the
+    guard returned. It returns a dict or list (sent as JSON), a bottle.HTTPResponse, or raises a CIError.
+    """
+    def record(handler: Callable[..., Any]) -> Callable[..., Any]:
+        ROUTES.extend(Route(method, path, auth, handler, **options) for path in paths)
+        return handler
+    return record
+
+
+def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return parameters the way Rails reads their names: ``a[b]=1``, ``a[]=1``, ``a[][k]=1``.
+
+    A plain name that is repeated becomes a list. Raises InvalidParameter for names that contradict
+    each other.
+    """
+    def put(target: Any, name: str, keys: list[str], value: Any) -> None:
+        if not keys:
+            if name in target:
+                value = [*(target[name] if isinstance(target[name], list) else [target[name]]), value]
+            target[name] = value
+            return
+        if keys[0]:
+            fields = target.setdefault(name, {})
+            if not isinstance(fields, dict):
+                raise InvalidParameter(f'{name} is invalid')
+            put(fields, keys[0], keys[1:], value)
+            return
+        items = target.setdefault(name, [])
+        if not isinstance(items, list):
+            raise InvalidParameter(f'{name} is invalid')
+        if len(keys) == 1:
+            items.append(value)
+            return
+        if not items or not isinstance(items[-1], dict) or keys[1] in items[-1]:
+            items.append({})
+        put(items[-1], keys[1], keys[2:], value)
+
+    nested: dict[str, Any] = {}
+    for name, value in pairs:
+        match = re.fullmatch(r'([^\[\]]+)((?:\[[^\[\]]*\]){0,6})', name)
+        if match:
+            put(nested, match[1], re.findall(r'\[([^\[\]]*)\]', match[2]), value)
+        else:
+            put(nested, name, [], value)
+    return nested
+
+
+class Call:
+    """One request: where it came from, its parameters from every place, and who is calling."""
+
+    def __init__(self, ci: Coordinator, route: Route, environ: dict[str, Any]) -> None:
+        self.ci, self.route, self.environ = ci, route, environ
+        self.actor: Any = None          # what the guard returned
+        self.path_params: dict[str, Any] = {}
+        self.upload: PartFile | None = None
+        self._query: dict[str, Any] | None = None
+        self._params: dict[str, Any] | None = None
+
+    def close(self) -> None:
+        """Remove what an upload left behind."""
+        if self.upload is not None:
+            self.upload.discard()
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.environ['REQUEST_METHOD']
+
+    @property
+    def dialect(self) -> Dialect:
+        """The runner protocol that this call speaks."""
+        assert self.route.dialect is not None, 'only the runners\' routes have a dialect'
+        return self.route.dialect
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value, or None when it is absent or empty."""
+        key = name.upper().replace('-', '_')
+        return self.environ.get(key if key in ('CONTENT_TYPE', 'CONTENT_LENGTH') else f'HTTP_{key}') or None
+
+    @property
+    def base_url(self) -> str:
+        """This coordinator's address as the caller knows it, without a trailing slash."""
+        if self.ci.settings.external_url:
+            return self.ci.settings.external_url
+        host = self.environ.get('HTTP_HOST', '')
+        if not re.fullmatch(r'[A-Za-z0-9._\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?', host):
+            host = f'{self.environ["SERVER_NAME"]}:{self.environ["SERVER_PORT"]}'
+        prefix = urllib.parse.quote(self.environ.get('SCRIPT_NAME', '').encode('latin-1'))
+        return f'{self.environ["wsgi.url_scheme"]}://{host}{prefix}'
+
+    @property
+    def remote_address(self) -> str | None:
+        """The caller's address; a proxy's first X-Forwarded-For entry when --external-url says there is one."""
+        forwarded = self.header('X-Forwarded-For') if self.ci.settings.external_url else None
+        address = (forwarded or self.environ.get('REMOTE_ADDR') or '').split(',')[0].strip()
+        return address[:45] or None
+
+    # -- the body and the parameters
+
+    def chunks(self, limit: int) -> Iterator[bytes]:
+        """Yield the body in pieces; raise TooLarge beyond `limit` bytes."""
+        stream, length = self.environ['wsgi.input'], self.environ.get('CONTENT_LENGTH') or ''
+        if not re.fullmatch('[0-9]{0,18}', length):
+            raise InvalidParameter('Content-Length is invalid')
+        endless = not length and bool(self.environ.get('wsgi.input_terminated'))
+        left = limit + 1 if endless else int(length or 0)
+        if left > limit and not endless:
+            raise TooLarge(f'the body has {left} bytes, {limit} are accepted here')
+        while left > 0:
+            chunk = stream.read(min(left, COPY_CHUNK))
+            if not chunk:
+                if endless:
+                    return
+                raise InvalidParameter('the body ends before its Content-Length')
+            left -= len(chunk)
+            if endless and left <= 0:
+                raise TooLarge(f'the body has more than {limit} bytes')
+            yield chunk
+
+    def body(self) -> bytes:
+        """Return the whole body, as it came."""
+        return b''.join(self.chunks(self.route.limit))
+
+    @property
+    def query(self) -> dict[str, Any]:
+        """The parameters of the query string."""
+        if self._query is None:
+            self._query = self._form(self.environ.get('QUERY_STRING', ''))
+        return self._query
+
+    @staticmethod
+    def _form(text: str) -> dict[str, Any]:
+        try:
+            return nest(urllib.parse.parse_qsl(text, keep_blank_values=True, errors='strict', max_num_fields=10_000))
+        except ValueError:
+            raise InvalidParameter('the parameters are not UTF-8 in percent encoding') from None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All parameters: a body's beat the query's, the path's beat both."""
+        if self._params is None:
+            self._params = {**self.query, **({} if self.route.raw else self._read_body()), **self.path_params}
+        return self._params
+
+    def _read_body(self) -> dict[str, Any]:
+        kind, _, options = (self.environ.get('CONTENT_TYPE') or '').partition(';')
+        kind = kind.strip().lower()
+        if kind == 'multipart/form-data':
+            return self._read_multipart(options)
+        if kind not in ('application/json', 'application/x-www-form-urlencoded'):
+            return {}
+        try:
+            text = self.body().decode()
+            if kind == 'application/x-www-form-urlencoded':
+                return self._form(text)
+            found = json.loads(text, parse_constant=self._no_constant) if text.strip() else {}
+            if '\\u' in text:
+                json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no character
+        except (ValueError, RecursionError):
+            raise InvalidParameter('the body is not valid JSON in UTF-8' if kind == 'application/json'
+                                   else 'the body is not UTF-8') from None
+        if not isinstance(found, dict):
+            raise InvalidParameter('the body must be a JSON object')
+        return found
+
+    @staticmethod
+    def _no_constant(name: str) -> None:
+        raise ValueError(name)
+
+    def _read_multipart(self, options: str) -> dict[str, Any]:
+        """Return the fields of a form; the part `file` of an upload goes to disk as it comes."""
+        limit = self.route.limit if not self.route.upload else self.ci.settings.max_artifacts_size + MIB
+        field_limit = MAX_FIELD if self.route.upload else limit
+        pairs: list[tuple[str, Any]] = []
+        value, sink = bytearray(), None
+        try:
+            _, parsed = multipart.parse_options_header(f'x;{options}')
+            parser = multipart.PushMultipartParser(parsed.get('boundary', ''), max_segment_count=MAX_FIELDS)
+            with parser:
+                for chunk in self.chunks(limit):
+                    for event in parser.parse(chunk):
+                        if isinstance(event, multipart.MultipartSegment):
+                            segment, value = event, bytearray()
+                            sink = self._sink(segment)
+                        elif event is None:
+                            if sink is None and segment.filename is None:
+                                pairs.append((segment.name, value.decode()))
+                        elif sink is not None:
+                            sink.write(event)
+                        elif segment.filename is None:
+                            value += event
+                            if len(value) > field_limit:
+                                raise TooLarge(f'the field {segment.name!r} has more than {field_limit} bytes')
+        except (multipart.MultipartError, UnicodeDecodeError) as error:
+            raise InvalidParameter(f'the body is not a valid multipart form: {error}') from None
+        return nest(pairs)
+
+    def _sink(self, segment: Any) -> PartFile | None:
+        """Return where an uploaded part goes: to disk, or nowhere."""
+        if not self.route.upload or segment.name != 'file' or segment.filename is None or self.upload:
+            return None
+        self.upload = self.ci.artifacts.receive()
+        self.upload.filename = re.sub(r'[\x00-\x1f\x7f]', '', segment.filename.replace('\\', '/').rpartition('/')[2])[:255]
+        return self.upload
+
+    def has(self, name: str) -> bool:
+        """Tell whether a parameter is there and not empty."""
+        return self.params.get(name) not in (None, '')
+
+    def require(self, *names: str) -> None:
+        """Raise InvalidParameter for the parameters that are absent."""
+        missing = [name for name in names if not self.has(name)]
+        if missing:
+            raise InvalidParameter(f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} missing')
+
+    def text(self, name: str, default: str | None = None) -> str | None:
+        """Return a text parameter."""
+        value = self.params.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise InvalidParameter(f'{name} is invalid')
+        return value
+
+    def choice(self, name: str, choices: Sequence[str], default: str | None = None) -> str | None:
+        """Return a text parameter that must be one of `choices`."""
+        value = self.text(name) or default
+        if value is not None and value not in choices:
+            raise InvalidParameter(f'{name} does not have a valid value')
+        return value
+
+    def integer(self, name: str, default: int | None = None) -> int | None:
+        """Return a whole number."""
+        value = self.params.get(name)
+        if value in (None, ''):
+            return default
+        if isinstance(value, bool) or not re.fullmatch('-?[0-9]{1,18}', str(value)):
+            raise InvalidParameter(f'{name} is invalid')
+        return int(value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool | None:
+        """Return a boolean in any spelling that Rails takes."""
+        value = self.params.get(name)
+        if value in (None, ''):
+            return default
+        word = str(value).lower()
+        if word not in ('true', 't', '1', 'on', 'yes', 'false', 'f', '0', 'off', 'no'):
+            raise InvalidParameter(f'{name} is invalid')
+        return word in ('true', 't', '1', 'on', 'yes')
+
+    def words(self, name: str) -> list[str]:
+        """Return a list of texts, which may come as a list, with commas between, or repeated."""
+        value = self.params.get(name)
+        items = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+        if not all(item is None or isinstance(item, str) for item in items):
+            raise InvalidParameter(f'{name} is invalid')
+        return [word.strip() for item in items if item for word in item.split(',') if word.strip()]
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return a parameter that is a mapping of names to values."""
+        value = self.params.get(name)
+        if value in (None, ''):
+            return {}
+        if not isinstance(value, dict):
+            raise InvalidParameter(f'{name} is invalid')
+        return value
+
+    def mappings(self, name: str, *required: str) -> list[dict[str, Any]]:
+        """Return a parameter that is a list of mappings, each with the `required` keys."""
+        value = self.params.get(name)
+        if isinstance(value, dict) and all(key.isdecimal() for key in value):
+            value = list(value.values())  # a[0][key]=... in a form
+        if value in (None, ''):
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise InvalidParameter(f'{name} is invalid')
+        for index, item in enumerate(value):
+            for key in required:
+                if item.get(key) is None:
+                    raise InvalidParameter(f'{name}[{index}][{key}] is missing')
+        return value
+
+
+# -- guards: each returns who is calling, or raises
+
+def public(call: Call) -> None:
+    """Let everybody in."""
+
+
+def registration_token(call: Call) -> str:
+    """Let in who brings a registration token; the verb finds out which."""
+    call.require('token')
+    return call.text('token') or ''
+
+
+def runner_token(call: Call) -> Row:
+    """Let in a registered runner."""
+    token = call.text('token')
+    if not token:
+        raise call.dialect.no_token()
+    return call.ci.verify_runner(token)
+
+
+def job_token(call: Call) -> Row:
+    """Let in the runner of the job that the path names, by the job's token.
+
+    A wrong token in the query or a header is refused before an upload's body is read.
+    """
+    job_id, header = call.path_params['id'], call.header(call.dialect.token_header)
+    early = call.query.get('token') or header
+    if isinstance(early, str):
+        job = _job_of(call, job_id, early)
+    token = call.text('token') or header
+    if not token:
+        _job_of(call, job_id, '')
+        raise Forbidden()
+    return job if token == early else _job_of(call, job_id, token)
+
+
+def _job_of(call: Call, job_id: int, token: str) -> Row:
+    try:
+        job = call.ci.authenticate_job(job_id, token, holder=call.dialect.holder)
+    except NotFound:
+        raise call.dialect.job_gone() from None
+    if job is None:
+        raise Forbidden()
+    return job
+
+
+def artifacts_token(call: Call) -> Row:
+    """Let in who may read the artifacts of the job that the path names: itself, or a running job after it."""
+    job_id = call.path_params['id']
+    token = call.text('token') or call.header(call.dialect.token_header) or ''
+    try:
+        job = call.ci.authenticate_job(job_id, token, holder=call.dialect.holder)
+    except NotFound:
+        raise call.dialect.job_gone() from None
+    if job is None:
+        reader = call.ci.find_job_by_token(token)
+        if reader is None:
+            raise call.dialect.no_reader()
+        if not call.ci.may_read_artifacts(reader, job_id):
+            raise Forbidden()
+        job = call.ci.find_job(job_id)
+    return job
+
+
+def private_token(call: Call) -> Row:
+    """Let in a person or script with a private token, as a header, a parameter or OAuth's bearer."""
+    scheme, _, bearer = (call.header('Authorization') or '').partition(' ')
+    token = (call.header('PRIVATE-TOKEN') or (bearer.strip() if scheme.lower() == 'bearer' else '')
+             or call.text('private_token') or '')
+    user = call.ci.find_user(token) if token else None
+    if user is None:
+        raise Unauthorized()
+    if user['scope'] != 'api' and call.method not in ('GET', 'HEAD'):
+        raise Forbidden('the token has the scope read_api, this needs api')
+    return user
+
+
+def job_or_private_token(call: Call) -> Row:
+    """Let in what `private_token` does, and running jobs, which see their own project alone."""
+    token = call.header('JOB-TOKEN') or call.text('job_token')
+    if not token:
+        return private_token(call)
+    job = call.ci.find_job_by_token(token)
+    if job is None:
+        raise Unauthorized()
+    if call.ci.find_project(call.path_params['id'])['id'] != job['project_id']:
+        raise NotFound('Project')
+    return job
+
+
+# -- answers
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """Return an answer of JSON; old runners take it only as exactly ``application/json``."""
+    return bottle.HTTPResponse(json.dumps(value, separators=(',', ':')).encode(), status,
+                               {'Content-Type': 'application/json', **(headers or {})})
+
+
+def empty_response(status: int, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """Return an answer without a body."""
+    return bottle.HTTPResponse(b'', status, dict(headers or {}))
+
+
+def error_response(error: CIError) -> bottle.HTTPResponse:
+    """Return a refusal in GitLab's two forms: ``message`` from the API, ``error`` from its framework."""
+    return json_response({error.body_key: error.message}, error.status, error.headers)
+
+
+class FileBody:
+    """A window of a file: what a WSGI server needs to send a range, and no more."""
+
+    def __init__(self, file: IO[bytes], start: int, stop: int) -> None:
+        self._file, self._start, self._stop = file, start, stop
+        file.seek(start)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes within the window."""
+        left = max(0, self._stop - self._file.tell())
+        return self._file.read(left if size < 0 else min(size, left))
+
+    def seekable(self) -> bool:
+        """Tell waitress that it may send this at its leisure."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position within the window."""
+        return self._file.tell() - self._start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move within the window."""
+        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._stop}[whence]
+        self._file.seek(origin + offset)
+        return self.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def file_response(call: Call, file: IO[bytes], size: int, *, content_type: str, disposition: str,
+                  etag: str = '') -> bottle.HTTPResponse:
+    """Return a download of an open file: whole, or the range that the caller asks for."""
+    headers = {'Content-Type': content_type, 'Content-Disposition': disposition, 'Accept-Ranges': 'bytes',
+               'Content-Security-Policy': 'sandbox', 'Cache-Control': 'private, no-cache'}
+    if etag:
+        headers['ETag'] = f'"{etag}"'
+        if call.header('If-None-Match') == headers['ETag']:
+            file.close()
+            return empty_response(304, headers)
+    asked = call.header('Range')
+    if call.header('If-Range') not in (None, headers.get('ETag')):
+        asked = None  # what the caller has is another version
+    try:
+        part = byte_range(asked, size)
+    except RangeMismatch as error:
+        file.close()
+        error.headers = {'Content-Range': f'bytes */{size}'}
+        raise
+    start, stop = part or (0, size)
+    headers['Content-Length'] = str(stop - start)
+    if part:
+        headers['Content-Range'] = f'bytes {start}-{stop - 1}/{size}'
+    return bottle.HTTPResponse(FileBody(file, start, stop), 206 if part else 200, headers)
+
+
+def attachment(filename: str) -> str:
+    """Return a Content-Disposition for a name that somebody else chose."""
+    plain = re.sub(r'[^A-Za-z0-9._ ()+-]', '_', filename) or 'artifacts'
+    return f'attachment; filename="{plain}"; filename*=UTF-8\'\'{urllib.parse.quote(filename, safe="")}'
+
+
+MAX_COUNTED = 10_000                # rows beyond which a list is served without totals, as GitLab does
+
+
+def page_of(call: Call) -> tuple[int, int]:
+    """Return the number of the page that is asked for and the rows on it (100 at most)."""
+    numbers = {}
+    for name, default in (('page', 1), ('per_page', 20)):
+        numbers[name] = value = call.integer(name, default) or 0
+        if value < 1 or value > 10 ** 9:
+            raise InvalidParameter(f'{name} does not have a valid value')
+    return numbers['page'], min(100, numbers['per_page'])
+
+
+def page_link(call: Call, **changes: Any) -> str:
+    """Return this call's address with some of its query parameters changed."""
+    pairs = [(name, value) for name, value in urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
+             if name not in changes and name != 'private_token']
+    query = urllib.parse.urlencode([*pairs, *((name, str(value)) for name, value in changes.items())])
+    return f'{call.base_url}{call.environ["minici.path"]}?{query}'
+
+
+def paged_response(call: Call, items: list[Any], total: int) -> bottle.HTTPResponse:
+    """Return one page of a list of `total` items, with GitLab's paging headers and links."""
+    page, per_page = page_of(call)
+    counted = total <= MAX_COUNTED
+    last = max(1, -(-total // per_page))
+    links = {'prev': page - 1 if page > 1 else None, 'next': page + 1 if page < last else None,
+             'first': 1, 'last': last if counted else None}
+    headers = {'X-Page': str(page), 'X-Per-Page': str(per_page), 'X-Prev-Page': str(links['prev'] or ''),
+               'X-Next-Page': str(links['next'] or '')}
+    if counted:
+        headers.update({'X-Total': str(total), 'X-Total-Pages': str(last)})
+    headers['Link'] = ', '.join(f'<{page_link(call, page=number, per_page=per_page)}>; rel="{rel}"'
+                                for rel, number in links.items() if number)
+    return json_response(items, 200, headers)
+
+
+class ApiPlugin:
+    """What every call goes through: path arguments, guard, handler, JSON, errors."""
+
+    name, api = 'minici', 2
+
+    def __init__(self, ci: Coordinator) -> None:
+        self.ci = ci
+
+    def apply(self, callback: Callable[..., Any], bound: Any) -> Callable[..., bottle.HTTPResponse]:
+        """Wrap a handler; bottle calls this once for each route."""
+        declared: Route = bound.config['minici.route']
+
+        def answer(**arguments: str) -> bottle.HTTPResponse:
+            call = Call(self.ci, declared, bottle.request.environ)
+            try:
+                call.path_params = {name: self._argument(declared, name, text) for name, text in arguments.items()}
+                call.actor = declared.auth(call)
+                result = callback(call, **call.path_params)
+                response = result if isinstance(result, bottle.HTTPResponse) else json_response(result)
+            except CIError as error:
+                response = error_response(error)
+            except (OSError, MemoryError) as error:  # a full disk, no descriptors left
+                log.error('%s %s: %s', call.method, declared.path, error)
+                response = error_response(Busy('The server is in trouble, see its log'))
+            except Exception:
+                log.exception('%s %s failed', call.method, declared.path)
+                response = error_response(CIError())
+            finally:
+                call.close()
+            response.headers.setdefault('Cache-Control', 'private, no-store')
+            response.headers['X-Content-Type-Options'] = 'nosniff'
+            return response
+        return answer
+
+    @staticmethod
+    def _argument(declared: Route, name: str, text: str) -> Any:
+        """Return a path argument decoded; ids are numbers, but a project's may be its path."""
+        try:
+            value = urllib.parse.unquote(text, errors='strict')
+        except UnicodeDecodeError:
+            raise InvalidParameter(f'{name} is invalid') from None
+        if '\0' in value:
+            raise InvalidParameter(f'{name} is invalid')
+        if not name.endswith('id') or name == 'id' and declared.path.startswith('/api/v4/projects/'):
+            return value
+        if re.fullmatch('-?[0-9]{1,18}', value):
+            return int(value)
+        raise NotFound() if declared.path.startswith('/ci') else InvalidParameter(f'{name} is invalid')
+
+
+# 13. Entities #################################################################################
+
+def user_entity(row: Row | Mapping[str, Any], call: Call) -> dict[str, Any] | None:
+    """Return the user that a row names, with the fields of the seed's job page, or None."""
+    if row['user_id'] is None:
+        return None
+    return {'id': row['user_id'], 'name': row['username'], 'username': row['username'], 'state': 'active',
+            'avatar_url': None, 'web_url': f'{call.base_url}/{row["username"]}',
+            'created_at': iso_time(row['user_created_at']), 'is_admin': True, 'bio': None, 'skype': '',
+            'linkedin': '', 'twitter': '', 'website_url': ''}
+
+
+def commit_entity(row: Row, call: Call) -> dict[str, Any] | None:
+    """Return a pipeline's commit as read from its repository, or None when it could not be read."""
+    if row['commit_info'] is None:
+        return None
+    info = json.loads(row['commit_info'])
+    return {'id': row['sha'], 'short_id': row['sha'][:8], 'title': info['message'].partition('\n')[0],
+            'created_at': info['committed_date'], 'trailers': {}, **info,
+            'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}'}
+
+
+def pipeline_entity(row: Row, call: Call, *, detail: bool = False, user: Row | None = None) -> dict[str, Any]:
+    """Return a pipeline as lists show it, or in `detail` as its own page does."""
+    pipeline = {'id': row['id'], 'iid': row['iid'], 'project_id': row['project_id'], 'sha': row['sha'],
+                'ref': row['ref'], 'status': row['status'], 'source': row['source'], 'name': None,
+                'created_at': iso_time(row['created_at']), 'updated_at': iso_time(row['updated_at']),
+                'web_url': f'{call.base_url}/{row["project_path"]}/-/pipelines/{row["id"]}'}
+    if not detail:
+        return pipeline
+    started, finished = row['started_at'], row['finished_at']
+    status = row['status']
+    return {**pipeline, 'before_sha': row['before_sha'], 'tag': bool(row['tag']), 'yaml_errors': None,
+            'user': user_entity(row, call), 'started_at': iso_time(started), 'finished_at': iso_time(finished),
+            'committed_at': None, 'coverage': None,
+            'duration': int(finished - started) if started and finished else None,
+            'queued_duration': round(started - row['created_at'], 3) if started else None,
+            'detailed_status': {'icon': f'status_{status}', 'text': status, 'label': status, 'group': status,
+                                'tooltip': status, 'has_details': True, 'illustration': None, 'favicon': None,
+                                'details_path': f'/{row["project_path"]}/-/pipelines/{row["id"]}'}}
+
+
+ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
+
+
+def runner_status(active: int, contacted_at: float | None, now: float) -> dict[str, Any]:
+    """Return a runner's `active`, `paused`, `online` and `status`, as GitLab derives them."""
+    online = None if contacted_at is None else now - contacted_at < ONLINE_FOR
+    return {'active': bool(active), 'paused': not active, 'online': online,
+            'status': {None: 'never_contacted', True: 'online', False: 'offline'}[online]}
+
+
+def job_runner_entity(row: Row, now: float) -> dict[str, Any] | None:
+    """Return the runner of a job, or None before its claim."""
+    if row['runner_id'] is None:
+        return None
+    return {'id': row['runner_id'], 'description': row['runner_description'], 'ip_address': row['runner_ip_address'],
+            'is_shared': row['runner_type'] == 'instance_type', 'runner_type': row['runner_type'],
+            'name': json.loads(row['runner_info']).get('name'), 'created_at': iso_time(row['runner_created_at']),
+            **runner_status(row['runner_active'], row['runner_contacted_at'], now)}
+
+
+def job_entity(row: Row, call: Call) -> dict[str, Any]:
+    """Return a job as the Jobs API shows it: the seed page's fields and the newer ones."""
+    now = call.ci.clock()
+    ended = row['finished_at'] or (now if row['status'] == 'running' else None)
+    artifacts = json.loads(row['artifacts'])
+    trace = call.ci.trace_size(row) if row['started_at'] else 0
+    archive = next((item for item in artifacts if item['file_type'] == 'archive'), None)
+    expiries = [item.pop('expire_at') for item in artifacts]
+    if trace:
+        artifacts.append({'file_type': 'trace', 'size': trace, 'filename': 'job.log', 'file_format': None})
+    url = f'{call.base_url}/{row["project_path"]}/-'
+    job = {
+        'id': row['id'], 'status': row['status'], 'stage': row['stage'], 'name': row['name'], 'ref': row['ref'],
+        'tag': bool(row['tag']), 'coverage': row['coverage'], 'allow_failure': bool(row['allow_failure']),
+        'created_at': iso_time(row['created_at']), 'started_at': iso_time(row['started_at']),
+        'finished_at': iso_time(row['finished_at']), 'erased_at': iso_time(row['erased_at']),
+        'duration': round(ended - row['started_at'], 3) if ended and row['started_at'] else None,
+        'queued_duration': round((row['started_at'] or now) - row['queued_at'], 3) if row['queued_at'] else None,
+        'user': user_entity(row, call), 'commit': commit_entity(row, call),
+        'pipeline': {'id': row['pipeline_id'], 'iid': row['pipeline_iid'], 'project_id': row['project_id'],
+                     'sha': row['sha'], 'ref': row['ref'], 'status': row['pipeline_status'], 'source': row['source'],
+                     'created_at': iso_time(row['pipeline_created_at']),
+                     'updated_at': iso_time(row['pipeline_updated_at']),
+                     'web_url': f'{url}/pipelines/{row["pipeline_id"]}'},
+        'web_url': f'{url}/jobs/{row["id"]}', 'project': {'ci_job_token_scope_enabled': False},
+        'artifacts_file': archive and {'filename': archive['filename'], 'size': archive['size']},
+        'artifacts': artifacts, 'runner': job_runner_entity(row, now), 'runner_manager': None,
+        'artifacts_expire_at': iso_time(max((moment for moment in expiries if moment), default=None)),
+        'archived': False, 'tag_list': json.loads(row['tags']),
+    }
+    if row['status'] == 'failed':
+        job['failure_reason'] = row['failure_reason'] or 'unknown_failure'
+    return job
+
+
+def project_entity(row: Row, call: Call, *, detail: bool = False) -> dict[str, Any]:
+    """Return a project; in `detail` with the token that registers its own runners."""
+    namespace, _, path = row['path'].rpartition('/')
+    url = f'{call.base_url}/{row["path"]}'
+    project = {
+        'id': row['id'], 'description': None, 'name': row['name'], 'path': path,
+        'name_with_namespace': f'{namespace} / {row["name"]}' if namespace else row['name'],
+        'path_with_namespace': row['path'], 'created_at': iso_time(row['created_at']),
+        'default_branch': row['default_branch'], 'tag_list': [], 'topics': [], 'web_url': url,
+        'http_url_to_repo': row['import_url'] or f'{url}.git', 'ssh_url_to_repo': row['import_url'] or f'{url}.git',
+        'readme_url': None, 'avatar_url': None, 'forks_count': 0, 'star_count': 0, 'visibility': 'private',
+        'last_activity_at': iso_time(row['created_at']), 'archived': False, 'empty_repo': False,
+        'namespace': {'id': row['id'], 'name': namespace, 'path': namespace, 'kind': 'group', 'full_path': namespace},
+        'import_url': redacted_url(row['import_url']), 'jobs_enabled': True, 'build_timeout': row['build_timeout'],
+        'shared_runners_enabled': bool(row['shared_runners_enabled']),
+        'build_git_strategy': 'fetch' if row['allow_git_fetch'] else 'clone', 'ci_config_path': PIPELINE_FILE,
+    }
+    if detail:
+        project['runners_token'] = row['runners_token']
+    return project
+
+
+def redacted_url(url: str | None) -> str | None:
+    """Return an address without the password or token in it."""
+    return url and re.sub(r'(?<=//)[^/@\s]*@', '', url)
+
+
+# -- what runners receive
+
+GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients that ask
+
+
+def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
+    """Return the predefined variables of a job under their modern and their old names, None left out."""
+    job, url = claim.job, urllib.parse.urlsplit(call.base_url)
+    branch, tag = (None, job['ref']) if job['tag'] else (job['ref'], None)
+    namespace = job['project_path'].rpartition('/')[0]
+    project_url = f'{call.base_url}/{job["project_path"]}'
+    commit = json.loads(job['commit_info'] or '{"message": ""}')
+    title, _, description = commit['message'].partition('\n')
+    author = f'{commit["author_name"]} <{commit["author_email"]}>' if 'author_name' in commit else None
+    manual = 'true' if job['when_'] == 'manual' else None
+    triggered = 'true' if job['source'] == 'trigger' else None
+    image = (json.loads(job['spec'])['image'] or {}).get('name')
+    return {
+        'CI': 'true', 'GITLAB_CI': 'true', 'CI_SERVER': 'yes', 'CI_SERVER_NAME': 'GitLab',
+        'CI_SERVER_URL': call.base_url, 'CI_SERVER_HOST': url.hostname, 'CI_SERVER_PROTOCOL': url.scheme,
+        'CI_SERVER_PORT': url.port or (443 if url.scheme == 'https' else 80), 'CI_SERVER_FQDN': url.netloc,
+        'CI_SERVER_VERSION': GITLAB_VERSION, 'CI_SERVER_VERSION_MAJOR': GITLAB_VERSION.split('.')[0],
+        'CI_SERVER_VERSION_MINOR': GITLAB_VERSION.split('.')[1], 'CI_SERVER_REVISION': __version__,
+        'CI_API_V4_URL': f'{call.base_url}/api/v4', 'CI_CONFIG_PATH': PIPELINE_FILE, 'CI_NODE_TOTAL': 1,
+        'CI_PROJECT_ID': job['project_id'], 'CI_PROJECT_NAME': job['project_path'].rpartition('/')[2],
+        'CI_PROJECT_TITLE': job['project_name'], 'CI_PROJECT_PATH': job['project_path'],
+        'CI_PROJECT_PATH_SLUG': slug(job['project_path']), 'CI_PROJECT_NAMESPACE': namespace,
+        'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0], 'CI_PROJECT_URL': project_url,
+        'CI_PROJECT_VISIBILITY': 'private', 'CI_DEFAULT_BRANCH': job['default_branch'],
+        'CI_REPOSITORY_URL': repository_url(claim, call),
+        'CI_PIPELINE_ID': job['pipeline_id'], 'CI_PIPELINE_IID': job['pipeline_iid'],
+        'CI_PIPELINE_SOURCE': job['source'], 'CI_PIPELINE_TRIGGERED': triggered, 'CI_BUILD_TRIGGERED': triggered,
+        'CI_PIPELINE_URL': f'{project_url}/-/pipelines/{job["pipeline_id"]}',
+        'CI_PIPELINE_CREATED_AT': iso_time(job['pipeline_created_at']),
+        'CI_COMMIT_SHA': job['sha'], 'CI_BUILD_REF': job['sha'], 'CI_COMMIT_SHORT_SHA': job['sha'][:8],
+        'CI_COMMIT_BEFORE_SHA': job['before_sha'], 'CI_BUILD_BEFORE_SHA': job['before_sha'],
+        'CI_COMMIT_REF_NAME': job['ref'], 'CI_BUILD_REF_NAME': job['ref'], 'CI_COMMIT_BRANCH': branch,
+        'CI_COMMIT_REF_SLUG': slug(job['ref']), 'CI_BUILD_REF_SLUG': slug(job['ref']),
+        'CI_COMMIT_TAG': tag, 'CI_BUILD_TAG': tag, 'CI_COMMIT_REF_PROTECTED': 'false',
+        'CI_COMMIT_MESSAGE': commit['message'], 'CI_COMMIT_TITLE': title, 'CI_COMMIT_DESCRIPTION': description.strip(),
+        'CI_COMMIT_AUTHOR': author, 'CI_COMMIT_TIMESTAMP': commit.get('committed_date'),
+        'CI_JOB_ID': job['id'], 'CI_BUILD_ID': job['id'], 'CI_JOB_NAME': job['name'], 'CI_BUILD_NAME': job['name'],
+        'CI_JOB_NAME_SLUG': slug(job['name']), 'CI_JOB_STAGE': job['stage'], 'CI_BUILD_STAGE': job['stage'],
+        'CI_JOB_URL': f'{project_url}/-/jobs/{job["id"]}', 'CI_JOB_STARTED_AT': iso_time(job['started_at']),
+        'CI_JOB_MANUAL': manual, 'CI_BUILD_MANUAL': manual, 'CI_JOB_IMAGE': image,
+        'CI_RUNNER_ID': runner['id'], 'CI_RUNNER_DESCRIPTION': runner['description'],
+        'CI_RUNNER_TAGS': json.dumps(json.loads(runner['tags'])),
+        'GITLAB_USER_ID': job['user_id'], 'GITLAB_USER_LOGIN': job['username'], 'GITLAB_USER_NAME': job['username'],
+    }
+
+
+def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]:
+    """Return all variables of a job in the shape that runners receive, later ones winning."""
+    job, token = claim.job, claim.token
+    variables = [{'key': name, 'value': token, 'public': False, 'masked': True}
+                 for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
+    variables += [{'key': name, 'value': str(value), 'public': name != 'CI_REPOSITORY_URL', 'masked': False}
+                  for name, value in predefined_variables(claim, call, runner).items() if value is not None]
+    variables += [{'key': name, 'value': value, 'public': True, 'masked': False}
+                  for name, value in json.loads(job['spec'])['variables'].items()]
+    for given in json.loads(job['pipeline_variables']) + json.loads(job['variables']):
+        variable = {'key': given['key'], 'value': given['value'], 'public': False, 'masked': False}
+        if given['variable_type'] == 'file':
+            variable['file'] = True
+        variables.append(variable)
+    return variables
+
+
+def repository_url(claim: Claim, call: Call) -> str:
+    """Return where a runner clones from.
+
+    A project's own address is handed out as it is: a token added to it would leak to a foreign host.
+    """
+    if claim.job['import_url']:
+        return claim.job['import_url']
+    scheme, _, rest = call.base_url.partition('://')
+    return f'{scheme}://gitlab-ci-token:{claim.token}@{rest}/{claim.job["project_path"]}.git'
+
+
+def job_timeout(job: Row, runner: Row) -> int:
+    """Return the seconds a job may run: its own or its project's limit, capped by the runner's."""
+    return int(min(job['timeout'] or job['build_timeout'], runner['maximum_timeout'] or sys.maxsize))
+
+
+def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
+    """Return a claimed job as `gitlab-runner` 9.0 and later expect it; every number is an integer."""
+    job, spec, timeout = claim.job, json.loads(claim.job['spec']), job_timeout(claim.job, runner)
+    kind, ref = ('tag', 'tags') if job['tag'] else ('branch', 'heads')
+    local = f'refs/tags/{job["ref"]}' if job['tag'] else f'refs/remotes/origin/{job["ref"]}'
+    variables = job_variables(claim, call, runner)
+    depth = {item['key']: item['value'] for item in variables}.get('GIT_DEPTH', '')
+    step = {'timeout': timeout, 'when': 'on_success', 'allow_failure': False}
+    steps = [{'name': 'script', 'script': spec['script'], **step}]
+    if spec['after_script']:
+        steps.append({'name': 'after_script', 'script': spec['after_script'], **step,
+                      'when': 'always', 'allow_failure': True})
+    wanted = spec['dependencies']
+    return {
+        'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch']),
+        'job_info': {'id': job['id'], 'name': job['name'], 'stage': job['stage'], 'project_id': job['project_id'],
+                     'project_name': job['project_name'], 'project_full_path': job['project_path'],
+                     'pipeline_id': job['pipeline_id'],
+                     'time_in_queue_seconds': max(0, int(job['started_at'] - job['queued_at'])),
+                     'project_jobs_running_on_instance_runners_count': '+Inf'},
+        'git_info': {'repo_url': repository_url(claim, call), 'ref': job['ref'], 'sha': job['sha'],
+                     'before_sha': job['before_sha'], 'ref_type': kind, 'repo_object_format': 'sha1',
+                     'refspecs': [f'+refs/{ref}/{job["ref"]}:{local}'], 'protected': False,
+                     'depth': int(depth) if re.fullmatch('[0-9]{1,9}', depth) else 0},
+        'runner_info': {'timeout': timeout, 'runner_session_url': None},
+        'variables': variables, 'steps': steps, 'hooks': [], 'image': spec['image'], 'services': spec['services'],
+        'artifacts': spec['artifacts'] or None, 'cache': spec['cache'], 'credentials': [],
+        'dependencies': [dependency_entity(row, claim.token) for row in claim.dependencies
+                         if wanted is None or row['name'] in wanted],
+        'features': {'trace_sections': True, 'failure_reasons': sorted(FAILURE_REASONS),
+                     'token_mask_prefixes': ['mcb-', 'mcp-', 'mcr-', 'mcg-', 'glrt-']},
+    }
+
+
+def dependency_entity(row: Row, token: str) -> dict[str, Any]:
+    """Return a job whose artifacts another may fetch with its own token; no archive, no `artifacts_file`."""
+    entity = {'id': row['id'], 'name': row['name'], 'token': token}
+    if row['artifacts_filename'] is not None:
+        entity['artifacts_file'] = {'filename': row['artifacts_filename'], 'size': row['artifacts_size']}
+    return entity
+
+
+# 14. Runner API ###############################################################################
+#
+# A runner registers once, then asks for work until it gets a job; it sends the trace in chunks
+# (PATCH), its state now and then (PUT), artifacts before the last PUT. Any of these may be repeated
+# after a lost answer. The answers' status header is how it learns that its job was canceled.
+
+V4 = Dialect(token_header='JOB-TOKEN', status_header='Job-Status', job_gone=Forbidden, stopped=403, ended=403,
+             no_token=lambda: InvalidParameter('token is missing'), no_reader=Unauthorized, holder=False,
+             replace=False, no_file=lambda: InvalidParameter('file is missing'))
+TRACE_UPDATE_INTERVAL = 3           # seconds between two PATCHes, as runners are told
+ARTIFACT_FORMATS = {'archive': ('zip',), 'dotenv': ('gzip',), 'metadata': ('gzip',)}
+RUNNER_INFO = ('name', 'version', 'revision', 'platform', 'architecture', 'executor', 'shell')
+
+
+def runner_info(call: Call) -> dict[str, Any]:
+    """Return what a runner says of itself in `info`."""
+    said = call.mapping('info')
+    info = {name: said[name][:255] for name in RUNNER_INFO if isinstance(said.get(name), str)}
+    if isinstance(said.get('features'), dict):
+        info['features'] = sorted(name for name, able in said['features'].items() if able is True)
+    return info
+
+
+def runner_settings(call: Call) -> dict[str, Any]:
+    """Return the settings of a runner that is being registered."""
+    if call.has('active') and call.has('paused'):
+        raise InvalidParameter('active, paused are mutually exclusive')
+    return {'description': call.text('description', ''), 'tag_list': call.words('tag_list'),
+            'run_untagged': call.flag('run_untagged', True), 'locked': call.flag('locked', False),
+            'active': call.flag('active', True) and not call.flag('paused', False),
+            'access_level': call.choice('access_level', ('not_protected', 'ref_protected'), 'not_protected'),
+            'maximum_timeout': call.integer('maximum_timeout'),
+            'maintenance_note': call.text('maintenance_note') or call.text('maintainer_note'),
+            'info': runner_info(call), 'ip_address': call.remote_address}
+
+
+def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
+                   nothing: Callable[[Mapping[str, str]], bottle.HTTPResponse]) -> bottle.HTTPResponse:
+    """Hand the runner a job, or `nothing` with the queue's value for it to bring along next time."""
+    runner = call.actor
+    call.ci.contact(runner, runner_info(call), call.remote_address)
+    claim = call.ci.request_job(runner, last_update=call.text('last_update'))
+    if claim is None:
+        return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
+    return json_response(payload(claim, call, runner), 201)
+
+
+def update_response(call: Call, job: Row) -> bottle.HTTPResponse:
+    """Take a PUT: the job's state, and from old runners its whole trace."""
+    trace = call.text('trace')
+    try:
+        status = call.ci.update_job(
+            job, call.text('state'), trace=None if trace is None else trace.encode(),
+            failure_reason=call.text('failure_reason'), exit_code=call.integer('exit_code'))
+    except JobNotRunning as gone:
+        if call.dialect.ended == 404:
+            raise NotFound() from None
+        raise Forbidden('Job is not running', {call.dialect.status_header: gone.job_status}) from None
+    return json_response(200, 200, {call.dialect.status_header: status})
+
+
+def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
+    """Take a PATCH: a chunk of the trace, at the offset where the trace ends.
+
+    The `Range` of the answer counts one past the last byte: runners go on from that number.
+    """
+    start = trace_offset(call.header('Content-Range'))
+    data, status, code = call.body(), 'running', 202
+    try:
+        size = call.ci.append_trace(job, start, data)
+    except JobNotRunning as gone:
+        status, code, size = gone.job_status, call.dialect.stopped, call.ci.trace_size(job)
+    headers = {call.dialect.status_header: status, 'Range': f'0-{size}',
+               'X-GitLab-Trace-Update-Interval': str(TRACE_UPDATE_INTERVAL)}
+    if code == 403:
+        raise Forbidden('Job is not running', headers)
+    return empty_response(code, headers)
+
+
+def upload_response(call: Call, job: Row) -> None:
+    """Take an archive or report."""
+    if job['status'] != 'running':
+        raise Forbidden('Job is not running!', {call.dialect.status_header: job['status']})
+    if call.upload is None:
+        raise call.dialect.no_file()
+    file_type = call.text('artifact_type') or 'archive'
+    file_format = call.text('artifact_format') or 'zip'
+    if not re.fullmatch('[a-z_]{1,64}', file_type) or file_format not in ARTIFACT_FORMATS.get(file_type, ('gzip', 'raw')):
+        raise BadRequest(f'{file_type} does not come as {file_format}')
+    try:
+        call.ci.store_artifacts(job, call.upload, file_type=file_type, file_format=file_format,
+                                expire_in=call.text('expire_in'), replace=call.dialect.replace)
+    except JobNotRunning as gone:
+        raise Forbidden('Job is not running!', {call.dialect.status_header: gone.job_status}) from None
+
+
+def artifacts_response(call: Call, job: Row | int) -> bottle.HTTPResponse:
+    """Send a job's archive."""
+    artifact, file = call.ci.open_artifacts(job)
+    response = file_response(call, file, artifact['size'], content_type='application/octet-stream',
+                             disposition=attachment(artifact['filename']), etag=artifact['sha256'])
+    response.headers['Content-Transfer-Encoding'] = 'binary'
+    return response
+
+
+@route('POST', '/api/v4/runners', auth=registration_token)
+def register_runner(call: Call) -> bottle.HTTPResponse:
+    """Register a runner; its own token is in the answer and nowhere else."""
+    runner, token = call.ci.register_runner(call.actor, **runner_settings(call))
+    return json_response({'id': runner['id'], 'token': token, 'token_expires_at': None}, 201)
+
+
+@route('DELETE', '/api/v4/runners', auth=runner_token, dialect=V4)
+def unregister_runner(call: Call) -> bottle.HTTPResponse:
+    """Remove the runner whose token this is."""
+    call.ci.unregister_runner(call.actor)
+    return empty_response(204)
+
+
+@route('POST', '/api/v4/runners/verify', auth=runner_token, dialect=V4)
+def verify_runner(call: Call) -> dict[str, Any]:
+    """Tell a runner that it is still registered."""
+    call.ci.contact(call.actor, runner_info(call), call.remote_address)
+    return {'id': call.actor['id'], 'token': call.text('token'), 'token_expires_at': None}
+
+
+@route('GET', '/api/v4/runners/router/discovery', auth=public)
+def discover_router(call: Call) -> bottle.HTTPResponse:
+    """Say that there is no job router; the newest runners then poll."""
+    return json_response({'message': '501 Not Implemented'}, 501)
+
+
+@route('POST', '/api/v4/jobs/request', auth=runner_token, dialect=V4)
+def request_job(call: Call) -> bottle.HTTPResponse:
+    """Claim a job."""
+    return claim_response(call, job_payload, lambda headers: empty_response(204, headers))
+
+
+@route('PUT', '/api/v4/jobs/<id>', auth=job_token, dialect=V4, limit=MAX_TRACE_BODY)
+def update_job(call: Call, id: int) -> bottle.HTTPResponse:
+    """Report a job's state; GitLab wants the token as a parameter here."""
+    call.require('token')
+    call.choice('state', ('pending', 'running', 'success', 'failed'))
+    return update_response(call, call.actor)
+
+
+@route('PATCH', '/api/v4/jobs/<id>/trace', auth=job_token, dialect=V4, limit=MAX_TRACE_BODY, raw=True)
+def append_trace(call: Call, id: int) -> bottle.HTTPResponse:
+    """Add a chunk to a job's trace."""
+    return trace_response(call, call.actor)
+
+
+@route('POST', '/api/v4/jobs/<id>/artifacts', auth=job_token, dialect=V4, upload=True)
+def upload_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
+    """Keep an archive or report of a running job."""
+    upload_response(call, call.actor)
+    return json_response(201, 201)
+
+
+@route('GET', '/api/v4/jobs/<id>/artifacts', auth=artifacts_token, dialect=V4)
+def download_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
+    """Send a job's archive to itself or to a job that depends on it."""
+    return artifacts_response(call, id)
+
+
+@route('GET', '/api/v4/job', auth=public)
+def current_job(call: Call) -> dict[str, Any]:
+    """Return the job that a running job's token belongs to."""
+    job = call.ci.find_job_by_token(call.header('JOB-TOKEN') or call.text('job_token') or '')
+    if job is None:
+        raise Unauthorized()
+    return job_entity(call.ci.find_job(job), call)
+
+
+# 15. Legacy CI API ############################################################################
+#
+# The protocol of 2016, where a job is called a build. It answered at /ci/api/v1, before that at
+# /api/v1, and in the oldest documents at /ci.
+
+V1 = Dialect(token_header='BUILD-TOKEN', status_header='Build-Status', job_gone=NotFound, stopped=202, ended=404,
+             no_token=Forbidden, no_reader=Forbidden, holder=True, replace=True,
+             no_file=lambda: BadRequest('Missing artifacts file!'))
+#: The agents that know 204 as "nothing to do"; the pattern alone decides, as in GitLab.
+KNOWS_204 = re.compile(r'gitlab(?:-ci-multi)?-runner [0-9]+\.[0-9]+\.[0-9]+(?:~beta\.[0-9]+\.g[0-9a-f]+)? ')
+
+
+def legacy_route(method: str, path: str, *, auth: Guard, **options: Any) -> Callable[..., Any]:
+    """Record a handler at each of the three addresses of the old protocol."""
+    return route(method, *(f'{prefix}{path}' for prefix in ('/ci/api/v1', '/api/v1', '/ci')),
+                 auth=auth, dialect=V1, **options)
+
+
+def build_holder(call: Call) -> Row:
+    """Let in the runner that holds a build, by its own token, or anybody by the build's token.
+
+    A runner's token is looked at first: old runners ask after build -1 to learn whether they are
+    still registered, and 404 means yes.
+    """
+    token = call.text('token') or call.header(V1.token_header) or ''
+    runner = call.ci.find_runner(token) if token else None
+    try:
+        job = call.ci.authenticate_job(call.path_params['id'], token, holder=True)
+    except NotFound:
+        job = None
+    if job is None or runner is not None and job['runner_id'] != runner['id']:
+        raise NotFound() if runner is not None else Forbidden()
+    return job
+
+
+def named_runner_token(call: Call) -> Row:
+    """Let in a registered runner; here a missing token is told apart from a wrong one."""
+    call.require('token')
+    return runner_token(call)
+
+
+def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
+    """Return a claimed job as runners before 9.0 expect it."""
+    job, spec = claim.job, json.loads(claim.job['spec'])
+    options: dict[str, Any] = {}
+    if spec['image']:
+        options['image'] = spec['image']['name']
+    if spec['services']:
+        options['services'] = [service['name'] for service in spec['services']]
+    for item in spec['artifacts'][:1]:
+        options['artifacts'] = {key: item[key] for key in ('name', 'untracked', 'paths', 'when', 'expire_in') if key in item}
+    for item in spec['cache'][:1]:
+        options['cache'] = {key: item[key] for key in ('key', 'untracked', 'paths')}
+    if spec['after_script']:
+        options['after_script'] = spec['after_script']
+    if spec['dependencies'] is not None:
+        options['dependencies'] = spec['dependencies']
+    variables = [{'key': item['key'], 'value': item['value'], 'public': item['public'],
+                  **({'file': True} if item.get('file') else {})} for item in job_variables(claim, call, runner)]
+    return {**build_summary(job, claim.token), 'commands': '\n'.join(spec['script']),
+            'repo_url': repository_url(claim, call), 'before_sha': job['before_sha'],
+            'allow_git_fetch': bool(job['allow_git_fetch']), 'options': options,
+            'timeout': job_timeout(job, runner), 'variables': variables, 'credentials': [],
+            'depends_on_builds': [{**build_summary(row, claim.token), **dependency_entity(row, claim.token)}
+                                  for row in claim.dependencies]}
+
+
+def build_summary(job: Row, token: str) -> dict[str, Any]:
+    """Return what a build and the builds it depends on have in common."""
+    return {'id': job['id'], 'ref': job['ref'], 'tag': bool(job['tag']), 'sha': job['sha'], 'status': job['status'],
+            'name': job['name'], 'token': token, 'stage': job['stage'], 'project_id': job['project_id'],
+            'project_name': job['project_name']}
+
+
+@legacy_route('POST', '/builds/register', auth=runner_token)
+def register_build(call: Call) -> bottle.HTTPResponse:
+    """Claim a build; 404 tells old agents that there is none, and all that the runner is paused."""
+    if not call.actor['active']:
+        raise NotFound()
+    modern = KNOWS_204.search(call.header('User-Agent') or '')
+    return claim_response(call, build_payload, lambda headers: empty_response(204, headers) if modern
+                          else json_response({'message': '404 Not Found'}, 404, headers))
+
+
+@legacy_route('PUT', '/builds/<id>', auth=build_holder, limit=MAX_TRACE_BODY)
+def update_build(call: Call, id: int) -> bottle.HTTPResponse:
+    """Report a build's state and whole trace."""
+    return update_response(call, call.actor)
+
+
+@legacy_route('PATCH', '/builds/<id>/trace.txt', auth=job_token, limit=MAX_TRACE_BODY, raw=True)
+def append_build_trace(call: Call, id: int) -> bottle.HTTPResponse:
+    """Add a chunk to a build's trace."""
+    return trace_response(call, call.actor)
+
+
+@legacy_route('POST', '/builds/<id>/artifacts/authorize', auth=job_token)
+def authorize_build_artifacts(call: Call, id: int) -> dict[str, Any]:
+    """Tell whether an upload of `filesize` bytes would be taken."""
+    if call.actor['status'] != 'running':
+        raise Forbidden('Job is not running!')
+    limit = call.ci.settings.max_artifacts_size
+    if (call.integer('filesize') or 0) > limit:
+        raise TooLarge(f'{limit} bytes are taken at most (the setting max_artifacts_size)')
+    return {'MaximumSize': limit}
+
+
+@legacy_route('POST', '/builds/<id>/artifacts', auth=job_token, upload=True)
+def upload_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
+    """Keep a running build's archive; a second one takes its place."""
+    upload_response(call, call.actor)
+    job, artifact = call.ci.find_job(id), call.ci.find_artifact(id)
+    return json_response({**build_summary(job, call.text('token') or call.header(V1.token_header) or ''),
+                          'artifacts_file': {'filename': artifact['filename'], 'size': artifact['size']},
+                          'artifacts_expire_at': iso_time(artifact['expire_at'])}, 201)
+
+
+@legacy_route('GET', '/builds/<id>/artifacts', auth=artifacts_token)
+def download_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
+    """Send a build's archive."""
+    return artifacts_response(call, id)
+
+
+@legacy_route('DELETE', '/builds/<id>/artifacts', auth=job_token)
+def delete_build_artifacts(call: Call, id: int) -> dict[str, Any]:
+    """Remove a build's archive; doing it again is no error."""
+    call.ci.delete_artifacts(job=call.actor)
+    return build_summary(call.ci.find_job(id), '')
+
+
+@legacy_route('POST', '/runners/register', auth=registration_token)
+def register_legacy_runner(call: Call) -> bottle.HTTPResponse:
+    """Register a runner; a setting that will not do was 404 then."""
+    try:
+        runner, token = call.ci.register_runner(call.actor, **runner_settings(call))
+    except BadRequest as error:
+        raise NotFound() if 'tags_list' in error.message else error from None
+    return json_response({'id': runner['id'], 'token': token}, 201)
+
+
+@legacy_route('DELETE', '/runners/delete', auth=named_runner_token)
+def delete_legacy_runner(call: Call) -> dict[str, Any]:
+    """Remove the runner whose token this is."""
+    call.ci.unregister_runner(call.actor)
+    return {'id': call.actor['id']}
+
+
+# 16. Jobs API #################################################################################
+
+PROJECT = '/api/v4/projects/<id>'
+JOB = f'{PROJECT}/jobs/<job_id>'
+PIPELINES = (f'{PROJECT}/pipelines', f'{PROJECT}/pipeline')  # the seed page writes the latter
+
+
+def project_of(call: Call) -> Row:
+    """Return the project that the path names."""
+    return call.ci.find_project(call.path_params['id'])
+
+
+def job_of(call: Call) -> Row:
+    """Return the job of the project that the path names."""
+    return call.ci.find_job(call.path_params['job_id'], project_of(call))
+
+
+def pipeline_of(call: Call) -> Row:
+    """Return the pipeline of the project that the path names."""
+    return call.ci.find_pipeline(call.path_params['pipeline_id'], project_of(call))
+
+
+def jobs_response(call: Call, **filters: Any) -> bottle.HTTPResponse:
+    """Return a page of jobs, by number or, with ``pagination=keyset``, by cursor."""
+    scope = call.words('scope')
+    if not set(scope) <= set(JOB_STATUSES):
+        raise InvalidParameter('scope does not have a valid value')
+    page, per_page = page_of(call)
+    if call.choice('pagination', ('keyset', 'offset')) == 'keyset':
+        return keyset_response(call, per_page, scope=scope, **filters)
+    rows = call.ci.list_jobs(scope=scope, limit=per_page, offset=(page - 1) * per_page, **filters)
+    total = call.ci.count_jobs(scope=scope, limit=MAX_COUNTED + 1, **filters)
+    return paged_response(call, [job_entity(row, call) for row in rows], total)
+
+
+def keyset_response(call: Call, per_page: int, **filters: Any) -> bottle.HTTPResponse:
+    """Return the page of jobs after a cursor; its one header is the link to the next."""
+    try:
+        cursor = call.text('cursor')
+        before = int(json.loads(base64.urlsafe_b64decode(cursor))['id']) if cursor else None
+    except (ValueError, KeyError, TypeError):
+        raise InvalidParameter('cursor is invalid') from None
+    rows = call.ci.list_jobs(before=before, limit=per_page + 1, **filters)
+    headers = {}
+    if len(rows) > per_page:
+        rows.pop()
+        following = base64.urlsafe_b64encode(json.dumps({'id': rows[-1]['id']}).encode()).decode()
+        headers['Link'] = f'<{page_link(call, cursor=following)}>; rel="next"'
+    return json_response([job_entity(row, call) for row in rows], 200, headers)
+
+
+@route('GET', f'{PROJECT}/jobs', auth=job_or_private_token)
+def list_project_jobs(call: Call, id: str) -> bottle.HTTPResponse:
+    """List a project's jobs, retried ones included, newest first."""
+    return jobs_response(call, project=project_of(call))
+
+
+@route('GET', *(f'{path}/<pipeline_id>/jobs' for path in PIPELINES), auth=job_or_private_token)
+def list_pipeline_jobs(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+    """List a pipeline's jobs, newest first."""
+    return jobs_response(call, pipeline=pipeline_of(call), include_retried=call.flag('include_retried', False))
+
+
+@route('GET', f'{PROJECT}/jobs/artifacts/<ref:path>/download', auth=job_or_private_token)
+def download_latest_artifacts(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
+    """Send the archive of a job's last success on a ref."""
+    call.require('job')
+    return artifacts_response(call, call.ci.find_job_with_artifacts(project_of(call), ref, call.text('job') or ''))
+
+
+@route('GET', f'{PROJECT}/jobs/artifacts/<ref:path>/raw/<path:path>', auth=job_or_private_token)
+def download_latest_file(call: Call, id: str, ref: str, path: str) -> bottle.HTTPResponse:
+    """Send one file out of that archive."""
+    call.require('job')
+    return entry_response(call, call.ci.find_job_with_artifacts(project_of(call), ref, call.text('job') or ''), path)
+
+
+@route('GET', JOB, auth=job_or_private_token)
+def show_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
+    """Show one job."""
+    return job_entity(job_of(call), call)
+
+
+@route('GET', f'{JOB}/trace', auth=job_or_private_token)
+def show_trace(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's trace, or the range of it that is asked for, so that it can be followed."""
+    job = job_of(call)
+    file = call.ci.traces.open(job['id'])
+    return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
+                         disposition=f'inline; filename="{job["id"]}.log"')
+
+
+@route('GET', f'{JOB}/artifacts', auth=job_or_private_token)
+def download_job_artifacts(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's archive."""
+    return artifacts_response(call, job_of(call))
+
+
+@route('GET', f'{JOB}/artifacts/<path:path>', auth=job_or_private_token)
+def download_job_file(call: Call, id: str, job_id: int, path: str) -> bottle.HTTPResponse:
+    """Send one file out of a job's archive."""
+    return entry_response(call, job_of(call), path)
+
+
+def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
+    """Send one file out of a job's archive, under its own name."""
+    if '..' in path.split('/') or path.startswith('/'):
+        raise BadRequest('the path must stay within the archive')
+    file, size = call.ci.artifacts.open_entry(call.ci.find_artifact(job['id'])['stored_as'], path)
+    kind, encoding = mimetypes.guess_type(path)
+    return file_response(call, file, size, disposition=attachment(path.rpartition('/')[2]),
+                         content_type=kind if kind and not encoding else 'application/octet-stream')
+
+
+@route('DELETE', f'{JOB}/artifacts', auth=private_token)
+def delete_job_artifacts(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+    """Remove a job's artifacts; the trace stays."""
+    call.ci.delete_artifacts(job=job_of(call))
+    return empty_response(204)
+
+
+@route('DELETE', f'{PROJECT}/artifacts', auth=private_token)
+def delete_project_artifacts(call: Call, id: str) -> bottle.HTTPResponse:
+    """Remove the artifacts of all finished jobs of a project."""
+    call.ci.delete_artifacts(project=project_of(call))
+    return json_response({'message': '202 Accepted'}, 202)
+
+
+@route('POST', f'{JOB}/artifacts/keep', auth=private_token)
+def keep_job_artifacts(call: Call, id: str, job_id: int) -> dict[str, Any]:
+    """Let a job's artifacts never expire."""
+    return job_entity(call.ci.keep_artifacts(job_of(call)), call)
+
+
+@route('POST', f'{JOB}/cancel', auth=private_token)
+def cancel_job(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+    """Cancel a job."""
+    return json_response(job_entity(call.ci.cancel_job(job_of(call)), call), 201)
+
+
+@route('POST', f'{JOB}/retry', auth=private_token)
+def retry_job(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+    """Run a job again, as a new one."""
+    return json_response(job_entity(call.ci.retry_job(job_of(call), call.actor), call), 201)
+
+
+@route('POST', f'{JOB}/erase', auth=private_token)
+def erase_job(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+    """Remove a job's trace and artifacts."""
+    return json_response(job_entity(call.ci.erase_job(job_of(call)), call), 201)
+
+
+@route('POST', f'{JOB}/play', auth=private_token)
+def play_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
+    """Start a manual job, with variables for this run."""
+    variables = call.mappings('job_variables_attributes', 'key', 'value')
+    return job_entity(call.ci.play_job(job_of(call), call.actor, variables), call)
+
+
+@route('POST', f'{PROJECT}/pipeline', auth=private_token)
+def create_pipeline(call: Call, id: str) -> bottle.HTTPResponse:
+    """Make a pipeline of a ref; `sha` and `content` stand in for a repository."""
+    call.require('ref')
+    content = call.params.get('content')
+    if content is not None and not isinstance(content, (str, dict)):
+        raise InvalidParameter('content is invalid')
+    pipeline = call.ci.create_pipeline(
+        project_of(call), call.text('ref') or '', sha=call.text('sha') or None, content=content or None,
+        tag=call.flag('tag', False) or False, variables=call.mappings('variables', 'key', 'value'), user=call.actor)
+    return json_response(pipeline_entity(pipeline, call, detail=True), 201)
+
+
+@route('GET', PIPELINES[0], auth=private_token)
+def list_pipelines(call: Call, id: str) -> bottle.HTTPResponse:
+    """List a project's pipelines, newest first."""
+    page, per_page = page_of(call)
+    filters = {name: call.text(name) for name in ('ref', 'sha', 'source')}
+    rows, total = call.ci.list_pipelines(project_of(call), limit=per_page, offset=(page - 1) * per_page,
+                                         status=call.choice('status', JOB_STATUSES), **filters)
+    return paged_response(call, [pipeline_entity(row, call) for row in rows], total)
+
+
+@route('GET', *(f'{path}/<pipeline_id>' for path in PIPELINES), auth=private_token)
+def show_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
+    """Show one pipeline."""
+    return pipeline_entity(pipeline_of(call), call, detail=True)
+
+
+@route('POST', f'{PIPELINES[0]}/<pipeline_id>/cancel', auth=private_token)
+def cancel_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
+    """Cancel all unfinished jobs of a pipeline."""
+    return pipeline_entity(call.ci.cancel_pipeline(pipeline_of(call)), call, detail=True)
+
+
+@route('POST', f'{PIPELINES[0]}/<pipeline_id>/retry', auth=private_token)
+def retry_pipeline(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+    """Retry the failed and canceled jobs of a pipeline."""
+    return json_response(pipeline_entity(call.ci.retry_pipeline(pipeline_of(call), call.actor), call, detail=True), 201)
+
+
+@route('POST', '/api/v4/projects', auth=private_token)
+def create_project(call: Call) -> bottle.HTTPResponse:
+    """Make a project; `path` may carry a namespace and defaults to a form of `name`."""
+    if not call.has('name'):
+        call.require('path')
+    path = call.text('path') or re.sub(r'[^A-Za-z0-9_.\-]+', '-', call.text('name') or '').strip('-.') or '?'
+    project = call.ci.create_project(
+        path, name=call.text('name'), import_url=call.text('import_url') or None,
+        default_branch=call.text('default_branch') or 'main', build_timeout=call.integer('build_timeout'),
+        shared_runners_enabled=call.flag('shared_runners_enabled', True) or False)
+    return json_response(project_entity(project, call, detail=True), 201)
+
+
+@route('GET', '/api/v4/projects', auth=private_token)
+def list_projects(call: Call) -> bottle.HTTPResponse:
+    """List the projects, newest first."""
+    page, per_page = page_of(call)
+    rows, total = call.ci.list_projects(search=call.text('search') or '', limit=per_page,
+                                        offset=(page - 1) * per_page)
+    return paged_response(call, [project_entity(row, call) for row in rows], total)
+
+
+@route('GET', PROJECT, auth=private_token)
+def show_project(call: Call, id: str) -> dict[str, Any]:
+    """Show a project; to a token of scope `api` with the token that registers its runners."""
+    return project_entity(project_of(call), call, detail=call.actor['scope'] == 'api')
+
+
+@route('GET', '/api/v4/user', auth=private_token)
+def show_user(call: Call) -> dict[str, Any] | None:
+    """Show the owner of the token."""
+    row = call.actor
+    return user_entity({'user_id': row['id'], 'username': row['username'], 'user_created_at': row['created_at']}, call)
+
+
+@route('GET', '/api/v4/version', '/api/v4/metadata', auth=private_token)
+def show_version(call: Call) -> dict[str, Any]:
+    """Tell which GitLab's API this is, and which minici."""
+    return {'version': GITLAB_VERSION, 'revision': f'minici-{__version__}', 'enterprise': False}
+
+
+# 18. Application ##############################################################################
+
+class Application:
+    """The WSGI callable: routes on the undecoded path, so that ``group%2Fdemo`` stays one segment."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.coordinator = coordinator
+        self.routes = tuple(ROUTES)
+        self._bottle = bottle.Bottle()
+        self._bottle.install(ApiPlugin(coordinator))
+        self._bottle.default_error_handler = self._no_route
+        for declared in self.routes:
+            self._bottle.route(declared.path, declared.method, declared.handler, **{'minici.route': declared})
+
+    @staticmethod
+    def _no_route(error: bottle.HTTPError) -> bottle.HTTPResponse:
+        """Answer in JSON for addresses and methods that no route has."""
+        refusal = MethodNotAllowed() if error.status_code == 405 else InvalidParameter('404 Not Found')
+        refusal.status = error.status_code
+        response = error_response(refusal)
+        if 'Allow' in error.headers:
+            response.headers['Allow'] = error.headers['Allow']
+        return response
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one WSGI request."""
+        path = self._raw_path(environ).rstrip('/') or '/'
+        if path.endswith('.json') and '/artifacts/' not in path:
+            path = path[:-len('.json')]
+        return self._bottle({**environ, 'PATH_INFO': path, 'minici.path': path}, start_response)
+
+    @staticmethod
+    def _raw_path(environ: Mapping[str, Any]) -> str:
+        """Return the path below the mount point as it was sent, or as near as the server lets us."""
+        decoded = environ.get('SCRIPT_NAME', '') + environ.get('PATH_INFO', '')
+        sent = environ.get('REQUEST_URI') or environ.get('RAW_URI') or ''
+        raw = re.sub(r'^https?://[^/?]*', '', sent).partition('?')[0]
+        if urllib.parse.unquote(raw, 'latin-1') != decoded:  # absent, or somebody rewrote the path since
+            raw = urllib.parse.quote(decoded.encode('latin-1'), safe="/:@!$&'()*+,;=~")
+        depth = environ.get('SCRIPT_NAME', '').count('/')
+        return '/' + '/'.join(raw.split('/')[depth + 1:])
+
+
+def create_app(coordinator: Coordinator) -> Application:
+    """Return a WSGI application over a coordinator; mount it under any prefix, beside any other."""
+    return Application(coordinator)
+
+
+class SpoolBuffer(waitress.buffers.OverflowableBuffer):
+    """A request body on its way in, kept in the data directory once it is large."""
+
+    directory: Path
+
+    def _set_large_buffer(self) -> None:
+        small, file = self.buf, tempfile.TemporaryFile(dir=self.directory)
+        self.buf = waitress.buffers.FileBasedBuffer(file, small)
+        if small is not None:
+            small.close()
+        self.overflowed = True
+
+
+class RequestParser(waitress.parser.HTTPRequestParser):
+    """Holds ordinary requests against a limit of their own while they arrive."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Choose the limit and the place of the body once the headers are known."""
+        super().parse_header(header_plus)
+        if not (self.command == 'POST' and '/artifacts' in self.path):
+            self.adj = self.adj.ordinary
+        if self.body_rcv is not None:
+            self.body_rcv.buf = SpoolBuffer(self.adj.inbuf_overflow)
+            self.body_rcv.buf.directory = self.adj.directory
+
+
+class Channel(waitress.channel.HTTPChannel):
+    """One client's connection."""
+
+    parser_class = RequestParser
+
+
+class Server:
+    """waitress around a coordinator, in a thread of its own.
+
+    It accepts connections when the constructor has returned; `url` says where. `port` 0 lets the
+    system choose. Use it as a context manager, or call `stop`. Raises OSError when the address is taken.
+    """
+
+    def __init__(self, coordinator: Coordinator, host: str = '127.0.0.1', port: int = 0, *,
+                 application: Callable[..., Any] | None = None, threads: int = 8) -> None:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+        self.host, self.port = host, listener.getsockname()[1]
+        name = f'[{host}]' if ':' in host else host
+        self.url = coordinator.settings.external_url or f'http://{name}:{self.port}'
+        limit = coordinator.settings.max_artifacts_size + 2 * MIB
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)  # send_bytes: 8 times faster with it
+            self._server = waitress.create_server(
+                application or create_app(coordinator), sockets=[listener], threads=threads, send_bytes=MIB,
+                recv_bytes=256 * KIB, asyncore_use_poll=True, connection_limit=connection_limit(),
+                max_request_body_size=limit, ident=None)
+        ordinary = self._server.adj
+        self._server.adj = uploads = copy.copy(ordinary)
+        ordinary.max_request_body_size = MAX_TRACE_BODY + MIB
+        uploads.ordinary = ordinary.ordinary = ordinary
+        uploads.directory = ordinary.directory = coordinator.artifacts.incoming
+        self._server.channel_class = Channel
+        logging.getLogger('waitress.queue').setLevel(logging.ERROR)
+        self._thread = threading.Thread(target=self._server.run, name='minici', daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def stop(self, grace: float = 5) -> None:
+        """Stop accepting, let requests in flight finish for up to `grace` seconds, close everything."""
+        if not self._thread.is_alive():
+            return
+        self._in_loop(self._close_listener)
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline and any(self._is_busy(channel) for channel in self._channels()):
+            time.sleep(0.01)
+        self._in_loop(self._close_all)
+        self._thread.join(grace)
+        self._server.task_dispatcher.shutdown()
+
+    def _in_loop(self, action: Callable[[], None]) -> None:
+        """Have the loop's own thread do something: its sockets must not vanish under its `poll`."""
+        with contextlib.suppress(OSError):
+            self._server.trigger.pull_trigger(action)
+
+    def _channels(self) -> list[Any]:
+        return [item for item in list(self._server._map.values()) if isinstance(item, Channel)]
+
+    @staticmethod
+    def _is_busy(channel: Any) -> bool:
+        return bool(channel.requests or channel.total_outbufs_len or channel.request is not None)
+
+    def _close_listener(self) -> None:
+        self._server.del_channel()
+        self._server.socket.close()
+
+    def _close_all(self) -> None:
+        for item in list(self._server._map.values()):
+            item.close()
+
+
+def connection_limit() -> int:
+    """Return how many connections to accept: 2,000, or what the limit on descriptors leaves."""
+    try:
+        import resource
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except ImportError:
+        return 400
+    return max(20, min(2000, descriptors - 64)) if descriptors > 0 else 2000
+
+
+# 19. Command line #############################################################################
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; serving is what happens without a subcommand."""
+    parser = argparse.ArgumentParser(prog='minici', description='A GitLab-compatible CI coordinator in one file.')
+    parser.add_argument('--version', action='version', version=f'minici {__version__}')
+    parser.add_argument('--db', default='minici.sqlite', help='the database (default: %(default)s)')
+    parser.add_argument('--data', help='directory for traces and artifacts (default: beside the database)')
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s)')
+    parser.add_argument('--port', type=int, default=8080, help='port to listen on (default: %(default)s)')
+    for item in dataclasses.fields(Settings):
+        option, kind = '--' + item.name.replace('_', '-'), item.metadata['kind']
+        if kind == 'flag':
+            parser.add_argument(option, action='store_true', help=item.metadata['help'])
+        else:
+            parser.add_argument(option, type=_reader(kind), default=item.default, metavar=kind.upper(),
+                                help=f'{item.metadata["help"]} (default: {item.default or "none"})')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+    token = commands.add_parser('token', help='print a new private token')
+    token.add_argument('--name', default='root', help='whose token it is (default: %(default)s)')
+    token.add_argument('--scope', choices=('api', 'read_api'), default='api')
+    submit = commands.add_parser('submit', help='make a pipeline of a git repository')
+    submit.add_argument('path', help='the repository')
+    submit.add_argument('--ref', help='branch or tag (default: the one that is checked out)')
+    submit.add_argument('--variable', action='append', default=[], metavar='K=V')
+    submit.add_argument('--follow', action='store_true', help='print the traces; exit with the result')
+    backup = commands.add_parser('backup', help='write a consistent copy of the database')
+    backup.add_argument('out')
+    lint = commands.add_parser('lint', help='check a pipeline file')
+    lint.add_argument('file')
+    lint.add_argument('--ref', default='main')
+    return parser
+
+
+def _reader(kind: str) -> Callable[[str], Any]:
+    """Return argparse's reader of one kind of setting."""
+    def read(text: str) -> Any:
+        try:
+            return read_setting(kind, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return read
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = build_parser().parse_args(argv)
+    try:
+        if options.command == 'lint':
+            return lint_command(options)
+        settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
+        with Coordinator(options.db, options.data, **settings) as ci:
+            return {'token': token_command, 'submit': submit_command, 'backup': backup_command,
+                    None: serve_command}[options.command](ci, options)
+    except CIError as error:
+        problems = error.message if isinstance(error.message, str) else [
+            text for texts in error.message.values() for text in texts]
+        print(problems if isinstance(problems, str) else '\n'.join(problems), file=sys.stderr)
+    except (OSError, sqlite3.Error) as error:
+        print(f'minici: {error}', file=sys.stderr)
+    return 1
+
+
+def token_command(ci: Coordinator, options: argparse.Namespace) -> int:
+    """Print a new private token, alone on its line."""
+    print(ci.create_private_token(options.name, options.scope))
+    return 0
+
+
+def backup_command(ci: Coordinator, options: argparse.Namespace) -> int:
+    """Write a copy of the database."""
+    ci.backup(options.out)
+    return 0
+
+
+def lint_command(options: argparse.Namespace) -> int:
+    """Say what is wrong with a pipeline file, or which jobs it makes."""
+    spec = compile_pipeline(Path(options.file).read_bytes(), ref=options.ref, name=options.file)
+    for stage in spec.stages:
+        names = [job.name for job in spec.jobs if job.stage == stage]
+        if names:
+            print(f'{stage}: {", ".join(names)}')
+    return 0
+
+
+def submit_command(ci: Coordinator, options: argparse.Namespace) -> int:
+    """Make a pipeline of a repository on this machine, and its project if need be."""
+    path = Path(options.path).resolve()
+    url = 'file://' + urllib.parse.quote(str(path))
+    name = re.sub(r'[^A-Za-z0-9_.\-]+', '-', path.name.removesuffix('.git')).strip('-.') or 'project'
+    with Repository(url, ci.artifacts.incoming) as repository:
+        branch = repository.default_branch()
+    try:
+        project = ci.find_project(name)
+    except NotFound:
+        project = ci.create_project(name, import_url=url, default_branch=branch)
+    if project['import_url'] != url:
+        raise BadRequest({'path': [f'the project {name} is of another repository: {project["import_url"]}']})
+    variables = [dict(zip(('key', 'value'), text.split('=', 1), strict=False)) for text in options.variable]
+    pipeline = ci.create_pipeline(project, options.ref or branch, variables=variables)
+    print(f'pipeline {pipeline["id"]} of {name} at {pipeline["sha"][:8]}: {pipeline["status"]}')
+    return follow(ci, pipeline, sys.stdout) if options.follow else 0
+
+
+def follow(ci: Coordinator, pipeline: Row, out: Any) -> int:
+    """Print the traces of a pipeline's jobs as they grow; return 0 when it succeeds, 1 otherwise."""
+    told: set[int] = set()
+    while True:
+        pipeline = ci.find_pipeline(pipeline)
+        fresh = [job for job in reversed(ci.list_jobs(pipeline=pipeline, limit=1000))
+                 if job['id'] not in told and job['started_at']]
+        for job in fresh[:1]:
+            print(f'--- {job["stage"]}: {job["name"]} (job {job["id"]})', file=out, flush=True)
+            follow_trace(ci, job, out)
+            print(f'--- {job["name"]}: {ci.find_job(job)["status"]}', file=out, flush=True)
+            told.add(job['id'])
+        if not fresh:
+            if pipeline['status'] in (*FINISHED, 'manual'):
+                print(f'pipeline {pipeline["id"]}: {pipeline["status"]}', file=out, flush=True)
+                return 0 if pipeline['status'] == 'success' else 1
+            time.sleep(0.2)
+
+
+def follow_trace(ci: Coordinator, job: Row, out: Any) -> None:
+    """Print a job's trace until the job has finished."""
+    position = 0
+    while True:
+        finished = ci.find_job(job)['status'] != 'running'
+        with contextlib.suppress(NotFound), ci.traces.open(job['id']) as file:
+            file.seek(position)
+            chunk = file.read()
+            position += len(chunk)
+            out.write(chunk.decode('utf-8', 'replace'))
+            out.flush()
+        if finished:
+            return
+        time.sleep(0.2)
+
+
+def serve_command(ci: Coordinator, options: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C, then finish what is in flight."""
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set() if not stopping.is_set() else os._exit(1))
+    with Server(ci, options.host, options.port) as server:
+        if options.host not in ('127.0.0.1', '::1', 'localhost'):
+            print(f'warning: {options.host} is reachable from other machines, over plain HTTP', file=sys.stderr)
+        print(f'minici {__version__} serves {options.db} at {server.url}\n'
+              'register a runner:\n'
+              f'  gitlab-runner register --non-interactive --url {server.url}/ '
+              f'--registration-token {ci.registration_token} --executor shell', flush=True)
+        while not stopping.wait(1):
+            pass
+        server.stop(grace=30)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Install minici: one module and the command of the same name."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+source = (here / 'minici.py').read_text(encoding='utf-8')
+
+setup(
+    name='minici',
+    version=re.search(r"^__version__ = '(.+)'$", source, re.M)[1],
+    description='A GitLab-compatible CI coordinator in one file',
+    long_description=(here / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='MIT',
+    py_modules=['minici'],
+    python_requires='>=3.10',
+    install_requires=['bottle>=0.13.4', 'waitress>=3.0.2,<4', 'multipart>=1.2'],
+    extras_require={
+        'yaml': ['PyYAML>=6'],
+        'test': ['PyYAML>=6', 'pytest>=8', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9', 'ruff', 'mypy',
+                 'types-PyYAML'],
+    },
+    entry_points={'console_scripts': ['minici = minici:main']},
+)
