@@ -36,6 +36,7 @@ import base64
 import contextlib
 import copy
 import dataclasses
+import gzip
 import hashlib
 import hmac
 import json
@@ -104,6 +105,9 @@ MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claim
 MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
 CONTACT_INTERVAL = 60               # seconds between two writes of a runner's `contacted_at`
 SWEEP_INTERVAL = 30                 # seconds between two sweeps made by `request_job`
+WATCHED_FOR = 60                    # seconds after its last reader that a trace counts as watched
+MAX_TRACE_REFUSALS = 2              # times a runner is told to send a trace again that does not match
+MAX_DOTENV = 64 * KIB               # bytes of an unpacked dotenv report
 LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's other writers
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
 RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
@@ -181,7 +185,7 @@ class Forbidden(CIError):
 
 
 class JobNotRunning(Forbidden):
-    """The job has left `running` (or never was); `job_status` tells its runner where it went."""
+    """The job has left its runner (or never had one); `job_status` says where it went."""
 
     def __init__(self, job_status: str) -> None:
         self.job_status = job_status
@@ -213,6 +217,11 @@ class TooLarge(CIError):
     status, phrase = 413, 'Request Entity Too Large'
 
 
+class ChecksumMismatch(CIError):
+    """The trace on disk is not the one that its runner sent; it is to send everything again."""
+    status, phrase = 412, 'Precondition Failed'
+
+
 class RangeMismatch(CIError):
     """A trace chunk does not start at `size`, the number of bytes that are stored."""
     status, phrase, body_key = 416, 'Range Not Satisfiable', 'error'
@@ -235,7 +244,8 @@ class Busy(CIError):
 JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
                 'scheduled', 'canceling', 'preparing', 'waiting_for_resource')
 FINISHED = ('success', 'failed', 'canceled', 'skipped')
-CANCELABLE = ('created', 'pending', 'running', 'manual', 'scheduled')
+ALIVE = ('running', 'canceling')    # a runner has it, and its token works
+CANCELABLE = ('created', 'pending', 'running', 'canceling', 'manual', 'scheduled')
 RETRYABLE = ('success', 'failed', 'canceled')
 PLAYABLE = ('manual', 'scheduled')
 
@@ -256,7 +266,12 @@ FAILURE_REASONS = frozenset((
     'archived_failure', 'unmet_prerequisites', 'scheduler_failure', 'data_integrity_failure',
     'forward_deployment_failure', 'user_blocked', 'project_deleted', 'no_matching_runner',
     'trace_size_exceeded', 'builds_disabled', 'environment_creation_failure', 'deployment_rejected',
-    'failed_outdated_deployment_job', 'image_pull_failure', 'runner_interrupted'))
+    'failed_outdated_deployment_job', 'image_pull_failure', 'runner_interrupted', 'claims_unanswered'))
+
+
+#: How artifacts of a type are packed; every other report comes as it is.
+ARTIFACT_FORMATS = {'archive': 'zip', 'lsif': 'zip', **dict.fromkeys((
+    'junit', 'metrics', 'cobertura', 'coverage_report', 'dotenv', 'cyclonedx', 'metadata', 'annotations'), 'gzip')}
 
 
 def composite_status(jobs: Iterable[tuple[str, bool]]) -> str:
@@ -531,7 +546,7 @@ CREATE TABLE project (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     path            TEXT NOT NULL UNIQUE,       -- with its namespace: 'group/demo'
     name            TEXT NOT NULL,              -- for people
-    import_url      TEXT,                       -- handed to runners as it is; NULL: sha and content come with each pipeline
+    import_url      TEXT,                       -- handed to runners as it is; NULL: pipelines bring sha and content
     default_branch  TEXT NOT NULL,
     runners_token   TEXT NOT NULL UNIQUE,       -- registers runners for this project alone; readable, people copy it
     shared_runners_enabled INTEGER NOT NULL,    -- whether instance runners may take its jobs
@@ -550,6 +565,7 @@ CREATE TABLE runner (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     token_hash      TEXT NOT NULL UNIQUE,       -- SHA-256 of the runner's own token
     runner_type     TEXT NOT NULL CHECK (runner_type IN ('instance_type', 'project_type')),
+    creator_id      INTEGER REFERENCES user,    -- who made it; NULL: it registered itself
     description     TEXT NOT NULL,
     tags            TEXT NOT NULL,              -- sorted JSON list
     run_untagged    INTEGER NOT NULL,
@@ -563,6 +579,16 @@ CREATE TABLE runner (
     created_at      REAL NOT NULL,
     contacted_at    REAL                        -- written at most once a minute
 );
+
+CREATE TABLE runner_manager (       -- the machines that share one runner's token
+    runner_id    INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
+    system_id    TEXT NOT NULL,     -- 's_...' or 'r_...', the machine's own word
+    info         TEXT NOT NULL,     -- as runner.info, of this machine
+    ip_address   TEXT,
+    created_at   REAL NOT NULL,
+    contacted_at REAL NOT NULL,
+    PRIMARY KEY (runner_id, system_id)
+) WITHOUT ROWID;
 
 CREATE TABLE runner_project (       -- the projects of a project runner
     runner_id   INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
@@ -615,9 +641,11 @@ CREATE TABLE job (
     runner_id   INTEGER REFERENCES runner ON DELETE SET NULL,
     token_hash  TEXT,               -- SHA-256 of the token made at its claim; NULL: no token works
     attempts    INTEGER NOT NULL DEFAULT 0, -- claims so far
+    system_id   TEXT,               -- which of the runner's machines has it
     timeout     INTEGER,            -- seconds; NULL: the project's
     failure_reason TEXT,
     exit_code   INTEGER,
+    trace_state TEXT,               -- JSON: what the last PUT said of the trace, how often it was refused
     coverage    REAL,               -- per cent
     user_id     INTEGER REFERENCES user,    -- who started or last played it
     created_at  REAL NOT NULL,
@@ -626,13 +654,14 @@ CREATE TABLE job (
     finished_at REAL,
     erased_at   REAL,
     variables   TEXT NOT NULL DEFAULT '[]', -- JSON list given when it was played
+    dotenv      TEXT NOT NULL DEFAULT '[]', -- JSON list from its dotenv report, for the jobs after it
     spec        TEXT NOT NULL       -- JSON of its JobSpec
 );
 CREATE INDEX job_of_project ON job (project_id, id);
 CREATE INDEX job_of_pipeline ON job (pipeline_id, stage_idx, id);
 CREATE INDEX job_of_runner ON job (runner_id, id);
 CREATE INDEX job_token ON job (token_hash) WHERE token_hash IS NOT NULL;
-CREATE INDEX job_running ON job (id) WHERE status = 'running';
+CREATE INDEX job_alive ON job (id) WHERE status IN ('running', 'canceling');
 CREATE INDEX job_pending_shared ON job (tag_set_id, id) WHERE status = 'pending' AND shared = 1;
 CREATE INDEX job_pending_project ON job (project_id, tag_set_id, id) WHERE status = 'pending';
 
@@ -845,8 +874,8 @@ class Database:
 class TraceStore:
     """Append-only trace files, one a job; a file's size is the only record of its length.
 
-    Its modification time is the runner's heartbeat: 0 from the claim until the runner is first heard.
-    No file is ever shortened under a reader; what replaces a trace is a new file.
+    Its modification time is the runner's heartbeat, 0 from the claim until the runner is first heard;
+    its access time is when somebody last looked. What replaces a trace is a new file.
     """
 
     STRIPES = 64    # locks that all jobs share
@@ -925,8 +954,7 @@ class TraceStore:
             raise
 
     def _heard(self, handle_or_path: int | Path) -> None:
-        now = max(1.0, self._clock())
-        os.utime(handle_or_path, (now, now))
+        os.utime(handle_or_path, (os.stat(handle_or_path).st_atime, max(1.0, self._clock())))
 
     def replace(self, job_id: int, data: bytes, check: Callable[[], Any]) -> None:
         """Put `data` in the place of what a trace held, at once or not at all; raises as `append` does."""
@@ -952,6 +980,17 @@ class TraceStore:
         with contextlib.suppress(FileNotFoundError):
             self._heard(self.path(job_id))
 
+    def looked_at(self, job_id: int) -> None:
+        """Note that somebody is reading a job's trace."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.path(job_id), (self._clock(), os.stat(self.path(job_id)).st_mtime))
+
+    def is_watched(self, job_id: int) -> bool:
+        """Tell whether somebody read a job's trace within the last minute."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._clock() - os.stat(self.path(job_id)).st_atime < WATCHED_FOR
+        return False
+
     def last_heard(self, job_id: int) -> float | None:
         """Return when the runner of a job was last heard, or None if it never was."""
         with contextlib.suppress(FileNotFoundError):
@@ -963,6 +1002,14 @@ class TraceStore:
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.path(job_id)).st_size
         return None
+
+    def checksum(self, job_id: int) -> str:
+        """Return the CRC-32 of a job's trace the way runners write it."""
+        crc = 0
+        with contextlib.suppress(NotFound), self.open(job_id) as file:
+            while chunk := file.read(COPY_CHUNK):
+                crc = zlib.crc32(chunk, crc)
+        return f'crc32:{crc:08x}'
 
     def open(self, job_id: int) -> IO[bytes]:
         """Return a job's trace opened for reading; raise NotFound when there is none."""
@@ -1001,15 +1048,21 @@ class PartFile:
         """Return the hexadecimal SHA-256 of what was written so far."""
         return self._sha256.hexdigest()
 
-    def sync(self) -> None:
-        """Flush what was written to the disk."""
+    def flush(self, *, to_disk: bool = False) -> None:
+        """Let other handles see what was written, and the disk keep it."""
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if to_disk:
+            os.fsync(self._file.fileno())
 
     def discard(self) -> None:
         """Close the file and remove it, unless it has been moved to its place."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+    def move(self, target: Path) -> None:
+        """Put the file in its place."""
+        self._file.close()
+        os.replace(self.path, target)
 
 
 class ArtifactStore:
@@ -1029,10 +1082,8 @@ class ArtifactStore:
         directory = self._root / f'{job_id // 1000:04d}'
         directory.mkdir(mode=0o700, exist_ok=True)
         stored_as = f'{directory.name}/{job_id}-{secrets.token_hex(8)}'
-        if self._fsync:
-            part.sync()
-        part._file.close()
-        os.replace(part.path, self._root / stored_as)
+        part.flush(to_disk=self._fsync)
+        part.move(self._root / stored_as)
         if self._fsync:
             sync_path(directory)
             sync_path(self._root)
@@ -1087,6 +1138,20 @@ class ArtifactStore:
                 yield f'{path.parent.name}/{path.name}', path.stat().st_mtime
 
 
+def read_dotenv(part: PartFile) -> list[dict[str, str]]:
+    """Return the variables in a received dotenv report (gzip); raise BadRequest when it is none."""
+    try:
+        part.flush()
+        with gzip.open(part.path) as file:
+            text = file.read(MAX_DOTENV + 1)
+        lines = [re.fullmatch(r'\s*([A-Za-z0-9_]{1,255})\s*=(.*)', line) for line in text.decode().splitlines()]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        raise BadRequest('Invalid Format') from None
+    if len(text) > MAX_DOTENV or not all(lines):
+        raise BadRequest('Invalid Format')
+    return [{'key': line[1], 'value': line[2].strip()} for line in lines if line]
+
+
 def check_zip_directory(archive: IO[bytes]) -> None:
     """Raise BadRequest for an archive whose directory would cost much time or memory to read.
 
@@ -1099,7 +1164,8 @@ def check_zip_directory(archive: IO[bytes]) -> None:
     at = tail.rfind(b'PK\5\6')
     if at < 0 or len(tail) < at + 22:
         raise BadRequest('The archive cannot be read: it is not a zip file')
-    entries, directory = int.from_bytes(tail[at + 10:at + 12], 'little'), int.from_bytes(tail[at + 12:at + 16], 'little')
+    entries = int.from_bytes(tail[at + 10:at + 12], 'little')
+    directory = int.from_bytes(tail[at + 12:at + 16], 'little')
     zip64 = tail.rfind(b'PK\6\6', 0, at)
     if zip64 >= 0 and (entries == 0xffff or directory == 0xffffffff):
         entries = int.from_bytes(tail[zip64 + 32:zip64 + 40], 'little')
@@ -1145,6 +1211,12 @@ PIPELINE_ROWS = """
       LEFT JOIN user ON user.id = pipeline.user_id
     """
 
+RUNNER_ROWS = """
+    SELECT runner.*,
+           (SELECT json_group_array(project_id) FROM runner_project WHERE runner_id = runner.id) AS projects
+      FROM runner
+    """
+
 # Note which of the given runners serve which of the given sets of tags (NULL: all).
 MATCH_RUNNERS = """
     INSERT OR IGNORE INTO runner_tag_set (runner_id, tag_set_id)
@@ -1161,7 +1233,7 @@ MATCH_RUNNERS = """
 # The oldest pending job among the sets of tags a runner serves: one seek for each set.
 CLAIM = """
     UPDATE job
-       SET status = 'running', runner_id = :runner_id, token_hash = :token_hash,
+       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
            started_at = :now, attempts = attempts + 1
      WHERE status = 'pending'
        AND id = (SELECT min(oldest) FROM (
@@ -1169,6 +1241,7 @@ CLAIM = """
                            FROM job AS queued INDEXED BY {index}
                           WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
                             AND {reach}
+                            AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
                           ORDER BY queued.id
                           LIMIT 1) AS oldest
                    FROM runner_tag_set AS served {projects}
@@ -1181,6 +1254,12 @@ CLAIMS = {
         index='job_pending_project', reach='queued.project_id = enabled.project_id',
         projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
 }
+
+
+def insert(c: sqlite3.Connection, table: str, **columns: Any) -> int:
+    """Insert a row and return its id."""
+    statement = f'INSERT INTO {table} ({", ".join(columns)}) VALUES (:{", :".join(columns)})'
+    return c.execute(statement, columns).lastrowid or 0
 
 
 @dataclass(frozen=True)
@@ -1221,18 +1300,18 @@ class Coordinator:
         self._temporary = tempfile.mkdtemp(prefix='minici-') if db is None else None
         path = Path(db) if db is not None else Path(self._temporary or '', 'ci.sqlite')
         self.data = Path(data) if data is not None else path.with_name(f'{path.stem}-data')
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.db = Database(path, fsync=fsync)
         self.db.migrate()
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.traces = TraceStore(self.data / 'traces', clock=clock, fsync=fsync,
                                  max_size=self.settings.max_trace_size)
         self.artifacts = ArtifactStore(self.data / 'artifacts', self.data / 'tmp', fsync=fsync,
                                        max_size=self.settings.max_artifacts_size)
         self._changed = threading.Condition()
         self._listening_since = self._swept_at = clock()
-        self._ticked_at = time.monotonic()
-        self._collected_at = 0.0
+        self._ticked_at, self._collected_at = time.monotonic(), 0.0
         self._found_installation()
+        self._instance = self._setting('instance')
 
     def __enter__(self) -> Coordinator:
         return self
@@ -1250,6 +1329,16 @@ class Coordinator:
         """Write a consistent copy of the database to `target`, while it is in use."""
         self.db.backup(Path(target))
 
+    def _all(self, statement: str, **values: Any) -> list[Row]:
+        """Return the rows that a SELECT finds."""
+        with self.db.read() as c:
+            return c.execute(statement, values).fetchall()
+
+    def _one(self, statement: str, **values: Any) -> Row | None:
+        """Return the first row that a SELECT finds, if any."""
+        with self.db.read() as c:
+            return c.execute(statement, values).fetchone()
+
     def _announce(self) -> None:
         """Wake those who wait for a job."""
         with self._changed:
@@ -1259,21 +1348,19 @@ class Coordinator:
 
     def _found_installation(self) -> None:
         """Give a new database its identity and tokens; the environment may set them for automation."""
-        with self.db.read() as c:
-            if c.execute("SELECT 1 FROM setting WHERE key = 'instance'").fetchone():
-                return
+        if self._one("SELECT 1 FROM setting WHERE key = 'instance'"):
+            return
         with self.db.write() as c:
-            founded = c.execute("INSERT OR IGNORE INTO setting VALUES ('instance', :instance)",
-                                {'instance': secrets.token_hex(8)}).rowcount
             registration = os.environ.get('MINICI_REGISTRATION_TOKEN') or new_token('mcg')
-            c.execute("INSERT OR IGNORE INTO setting VALUES ('registration_token', :token)",
-                      {'token': registration})
+            for key, value in (('registration_token', registration), ('instance', secrets.token_hex(8))):
+                founded = c.execute('INSERT OR IGNORE INTO setting VALUES (:key, :value)',
+                                    dict(key=key, value=value)).rowcount
             if founded and os.environ.get('MINICI_PRIVATE_TOKEN'):
                 self._insert_private_token(c, os.environ['MINICI_PRIVATE_TOKEN'], 'root', 'api')
 
     def _setting(self, key: str) -> str:
-        with self.db.read() as c:
-            return c.execute('SELECT value FROM setting WHERE key = :key', {'key': key}).fetchone()['value']
+        row = self._one('SELECT value FROM setting WHERE key = :key', key=key)
+        return row['value'] if row else ''
 
     @property
     def registration_token(self) -> str:
@@ -1286,18 +1373,16 @@ class Coordinator:
         with self.db.write() as c:
             if project:
                 c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
-                          {'token': token, 'id': project['id']})
+                          dict(token=token, id=project['id']))
             else:
-                c.execute("UPDATE setting SET value = :token WHERE key = 'registration_token'", {'token': token})
+                c.execute("UPDATE setting SET value = :token WHERE key = 'registration_token'", dict(token=token))
         return token
 
     def _insert_private_token(self, c: sqlite3.Connection, token: str, username: str, scope: str) -> None:
-        now = self.clock()
-        c.execute('INSERT OR IGNORE INTO user (username, created_at) VALUES (:username, :now)',
-                  {'username': username, 'now': now})
-        c.execute('INSERT OR REPLACE INTO private_token SELECT :hash, id, :scope, :now FROM user '
-                  'WHERE username = :username',
-                  {'hash': token_hash(token), 'scope': scope, 'now': now, 'username': username})
+        values = dict(hash=token_hash(token), scope=scope, now=self.clock(), username=username)
+        c.execute('INSERT OR IGNORE INTO user (username, created_at) VALUES (:username, :now)', values)
+        c.execute('INSERT OR REPLACE INTO private_token '
+                  'SELECT :hash, id, :scope, :now FROM user WHERE username = :username', values)
 
     def create_private_token(self, username: str = 'root', scope: str = 'api') -> str:
         """Return a new private token of a user, who is made if need be; it is stored only as a hash.
@@ -1316,10 +1401,9 @@ class Coordinator:
     def find_user(self, token: str) -> Row | None:
         """Return the user that a private token belongs to, with the token's `scope`, or None."""
         digest = token_hash(token)
-        with self.db.read() as c:
-            row = c.execute('SELECT user.*, private_token.scope, private_token.token_hash '
-                            'FROM private_token JOIN user ON user.id = private_token.user_id '
-                            'WHERE token_hash = :hash', {'hash': digest}).fetchone()
+        row = self._one('SELECT user.*, private_token.scope, private_token.token_hash '
+                        'FROM private_token JOIN user ON user.id = private_token.user_id '
+                        'WHERE token_hash = :hash', hash=digest)
         return row if row and same_secret(digest, row['token_hash']) else None
 
     # -- projects
@@ -1340,76 +1424,89 @@ class Coordinator:
         if import_url is not None:
             check_import_url(import_url)
         with self.db.write() as c:
-            if c.execute('SELECT 1 FROM project WHERE path = :path', {'path': path}).fetchone():
+            if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
                 raise BadRequest({'path': ['has already been taken']})
-            project_id = c.execute(
-                'INSERT INTO project (path, name, import_url, default_branch, runners_token, '
-                '                     shared_runners_enabled, build_timeout, allow_git_fetch, created_at) '
-                'VALUES (:path, :name, :import_url, :default_branch, :path, '
-                '        :shared, :build_timeout, :allow_git_fetch, :now)',
-                {'path': path, 'name': name or path.rpartition('/')[2], 'import_url': import_url,
-                 'default_branch': check_ref(default_branch), 'shared': bool(shared_runners_enabled),
-                 'build_timeout': build_timeout or self.settings.job_timeout,
-                 'allow_git_fetch': bool(allow_git_fetch), 'now': self.clock()}).lastrowid
+            project_id = insert(
+                c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
+                default_branch=check_ref(default_branch), runners_token=path,
+                shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
+                build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
             c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
-                      {'token': new_token(f'mcg-{project_id}'), 'id': project_id})
+                      dict(token=new_token(f'mcg-{project_id}'), id=project_id))
         return self.find_project(project_id)
 
     def find_project(self, project: Row | int | str | None) -> Row:
         """Return a project by its number or path (a row is looked up again); raise NotFound if there is none."""
         key = project['id'] if isinstance(project, Row) else project
-        column = 'id' if isinstance(key, int) or str(key).isdecimal() else 'path'
-        with self.db.read() as c:
-            row = c.execute(f'SELECT * FROM project WHERE {column} = :key', {'key': key}).fetchone()
+        column = 'id' if isinstance(key, int) or re.fullmatch('[0-9]{1,18}', str(key)) else 'path'
+        row = self._one(f'SELECT * FROM project WHERE {column} = :key', key=key)
         if row is None:
             raise NotFound('Project')
         return row
 
     def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0) -> tuple[list[Row], int]:
         """Return a page of projects, newest first, whose path contains `search`, and how many there are."""
-        where = {'search': search.lower(), 'limit': limit, 'offset': offset}
-        with self.db.read() as c:
-            total, = c.execute('SELECT count(*) FROM project WHERE instr(lower(path), :search)', where).fetchone()
-            return c.execute('SELECT * FROM project WHERE instr(lower(path), :search) '
-                             'ORDER BY id DESC LIMIT :limit OFFSET :offset', where).fetchall(), total
+        found = self._all('SELECT id FROM project WHERE instr(lower(path), :search)', search=search.lower())
+        return self._all('SELECT * FROM project WHERE instr(lower(path), :search) '
+                         'ORDER BY id DESC LIMIT :limit OFFSET :offset',
+                         search=search.lower(), limit=limit, offset=offset), len(found)
 
     # -- runners
 
-    def register_runner(self, token: str, *, description: str = '', tag_list: Iterable[str] = (),
-                        run_untagged: bool = True, locked: bool = False, active: bool = True,
-                        access_level: str = 'not_protected', maximum_timeout: int | None = None,
-                        maintenance_note: str | None = None, info: Mapping[str, Any] | None = None,
-                        ip_address: str | None = None) -> tuple[Row, str]:
+    def register_runner(self, token: str, *, info: Mapping[str, Any] | None = None, ip_address: str | None = None,
+                        **settings: Any) -> tuple[Row, str]:
         """Register a runner with a registration token; return it and its own token, shown only here.
 
         The instance's token makes a shared runner, a project's `runners_token` one for that project
-        alone. Raises Forbidden for any other token, BadRequest for settings that contradict each other.
+        alone. `settings` are those of `create_runner`. Raises Forbidden for any other token.
         """
         project = self._project_of_registration(token)
-        tags = clean_tags(tag_list)
-        if not tags and not run_untagged:
-            raise BadRequest({'tags_list': ['can not be empty when runner is not allowed to pick untagged jobs']})
-        if maximum_timeout is not None and maximum_timeout < 600:
-            raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
-        runner_token = new_token('mcr')
+        return self._insert_runner(new_token('mcr'), project, settings, info=json.dumps(info or {}),
+                                   ip_address=ip_address)
+
+    def create_runner(self, project: Row | None = None, user: Row | None = None, **settings: Any) -> tuple[Row, str]:
+        """Make a runner on a person's behalf, for one project or all; return it and its ``glrt-`` token.
+
+        `settings` are `description` and `maintenance_note` (texts), `tag_list`, `run_untagged`, `locked`,
+        `active`, `access_level` and `maximum_timeout` (seconds, 600 at least). Raises BadRequest for
+        settings that contradict each other.
+        """
+        return self._insert_runner(new_token('glrt'), project, settings, info='{}', creator_id=user and user['id'])
+
+    def _insert_runner(self, token: str, project: Row | None, settings: Mapping[str, Any],
+                       **columns: Any) -> tuple[Row, str]:
+        defaults = dict(description='', tag_list=[], run_untagged=True, locked=False, active=True,
+                        access_level='not_protected', maximum_timeout=None)
+        columns.update(self._runner_columns({**defaults, **settings}))
         with self.db.write() as c:
-            runner_id = c.execute(
-                'INSERT INTO runner (token_hash, runner_type, description, tags, run_untagged, locked, active, '
-                '                    access_level, maximum_timeout, maintenance_note, info, ip_address, created_at) '
-                'VALUES (:token_hash, :runner_type, :description, :tags, :run_untagged, :locked, :active, '
-                '        :access_level, :maximum_timeout, :maintenance_note, :info, :ip_address, :now)',
-                {'token_hash': token_hash(runner_token), 'description': description,
-                 'runner_type': 'project_type' if project else 'instance_type',
-                 'tags': json.dumps(tags), 'run_untagged': bool(run_untagged), 'locked': bool(locked),
-                 'active': bool(active), 'access_level': access_level, 'maximum_timeout': maximum_timeout,
-                 'maintenance_note': maintenance_note, 'info': json.dumps(info or {}),
-                 'ip_address': ip_address, 'now': self.clock()}).lastrowid
+            runner_id = insert(c, 'runner', token_hash=token_hash(token), created_at=self.clock(),
+                               runner_type='project_type' if project else 'instance_type', **columns)
             if project:
-                c.execute('INSERT INTO runner_project VALUES (:runner_id, :project_id)',
-                          {'runner_id': runner_id, 'project_id': project['id']})
-            c.execute(MATCH_RUNNERS, {'runner_id': runner_id, 'tag_set_id': None})
-            row = c.execute('SELECT * FROM runner WHERE id = :id', {'id': runner_id}).fetchone()
-        return row, runner_token
+                insert(c, 'runner_project', runner_id=runner_id, project_id=project['id'])
+            c.execute(MATCH_RUNNERS, dict(runner_id=runner_id, tag_set_id=None))
+        return self.find_runner_by_id(runner_id), token
+
+    @staticmethod
+    def _runner_columns(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a runner's settings as its columns, or raise BadRequest."""
+        columns = dict(settings)
+        tags = clean_tags(columns.pop('tag_list'))
+        if not tags and not columns['run_untagged']:
+            raise BadRequest({'tags_list': ['can not be empty when runner is not allowed to pick untagged jobs']})
+        if columns['maximum_timeout'] is not None and columns['maximum_timeout'] < 600:
+            raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
+        return {**columns, 'tags': json.dumps(tags)}
+
+    def edit_runner(self, runner: Row, **changes: Any) -> Row:
+        """Change some of a runner's settings (those of `create_runner`) and return it."""
+        columns = self._runner_columns({'run_untagged': runner['run_untagged'], 'tag_list': json.loads(runner['tags']),
+                                        'maximum_timeout': runner['maximum_timeout'], **changes})
+        with self.db.write() as c:
+            c.execute(f'UPDATE runner SET {", ".join(f"{name} = :{name}" for name in columns)} WHERE id = :id',
+                      {**columns, 'id': runner['id']})
+            c.execute('DELETE FROM runner_tag_set WHERE runner_id = :id', dict(id=runner['id']))
+            c.execute(MATCH_RUNNERS, dict(runner_id=runner['id'], tag_set_id=None))
+        return self.find_runner_by_id(runner['id'])
 
     def _project_of_registration(self, token: str) -> Row | None:
         """Return the project that a registration token stands for, None for the whole instance."""
@@ -1420,42 +1517,99 @@ class Coordinator:
             project = self.find_project(int(number[1])) if number else None
             if project and same_secret(token, project['runners_token']):
                 return project
-        raise Forbidden('invalid registration token')
+        raise Forbidden('invalid token supplied')
 
-    def find_runner(self, token: str) -> Row | None:
-        """Return the runner that a token belongs to, with the current queue value as `version`, or None."""
+    def find_runner(self, token: str, system_id: str = '') -> Row | None:
+        """Return the runner that a token belongs to, or None.
+
+        With it come the queue's `version` and what is known of the machine `system_id`.
+        """
         digest = token_hash(token)
-        with self.db.read() as c:
-            row = c.execute('SELECT runner.*, queue.version FROM runner JOIN queue WHERE token_hash = :hash',
-                            {'hash': digest}).fetchone()
+        row = self._one('SELECT runner.*, queue.version, manager.info AS manager_info, '
+                        '       manager.contacted_at AS manager_contacted_at '
+                        '  FROM runner JOIN queue LEFT JOIN runner_manager AS manager '
+                        '       ON manager.runner_id = runner.id AND manager.system_id = :system_id '
+                        ' WHERE token_hash = :hash', hash=digest, system_id=system_id)
         return row if row and same_secret(digest, row['token_hash']) else None
 
-    def verify_runner(self, token: str) -> Row:
+    def find_runner_by_id(self, runner_id: int) -> Row:
+        """Return a runner with its `projects`; raise NotFound if there is none."""
+        row = self._one(f'{RUNNER_ROWS} WHERE id = :id', id=runner_id)
+        if row is None:
+            raise NotFound('Runner')
+        return row
+
+    def list_runners(self, project: Row | None = None) -> list[Row]:
+        """Return all runners, or those that may take a project's jobs, newest first."""
+        return self._all(f"{RUNNER_ROWS} WHERE :project_id IS NULL OR runner_type = 'instance_type' AND :shared "
+                         'OR id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id) '
+                         'ORDER BY id DESC', project_id=project and project['id'],
+                         shared=project and project['shared_runners_enabled'])
+
+    def list_managers(self, runner: Row) -> list[Row]:
+        """Return the machines that share a runner's token."""
+        return self._all('SELECT * FROM runner_manager WHERE runner_id = :id ORDER BY created_at', id=runner['id'])
+
+    def verify_runner(self, token: str, system_id: str = '') -> Row:
         """Return the runner that a token belongs to; raise Forbidden when it was removed or never was."""
-        runner = self.find_runner(token)
+        runner = self.find_runner(token, system_id)
         if runner is None:
             raise Forbidden()
         return runner
 
-    def unregister_runner(self, runner: Row) -> None:
-        """Remove a runner; the jobs it ran stay, those it runs go on until they fall silent."""
+    def unregister_runner(self, runner: Row, system_id: str | None = None) -> None:
+        """Remove a runner, or one of its machines; jobs it ran stay, those it runs go on until they fall silent."""
         with self.db.write() as c:
-            c.execute('DELETE FROM runner WHERE id = :id', {'id': runner['id']})
+            if system_id is None:
+                c.execute('DELETE FROM runner WHERE id = :id', dict(id=runner['id']))
+            elif not c.execute('DELETE FROM runner_manager WHERE runner_id = :id AND system_id = :system_id',
+                               dict(id=runner['id'], system_id=system_id)).rowcount:
+                raise NotFound('Runner manager')
 
-    def contact(self, runner: Row, info: Mapping[str, Any], ip_address: str | None) -> None:
-        """Note that a runner was here and what it said of itself; writes at most once a minute."""
-        known = json.loads(runner['info'])
-        said = {**known, **{name: value for name, value in info.items() if value not in (None, '')}}
-        if said == known and self.clock() - (runner['contacted_at'] or 0) < CONTACT_INTERVAL:
-            return
+    def reset_runner_token(self, runner: Row) -> str:
+        """Give a runner a new token of its own and return it; the old one is void."""
+        token = new_token('mcr' if runner['creator_id'] is None else 'glrt')
         with self.db.write() as c:
-            c.execute('UPDATE runner SET info = :info, ip_address = :ip_address, contacted_at = :now WHERE id = :id',
-                      {'info': json.dumps(said), 'ip_address': ip_address, 'now': self.clock(), 'id': runner['id']})
+            c.execute('UPDATE runner SET token_hash = :hash WHERE id = :id',
+                      dict(hash=token_hash(token), id=runner['id']))
+        return token
+
+    def enable_runner(self, runner: Row, project: Row, enabled: bool = True) -> None:
+        """Let a project runner take a project's jobs, or no longer; raise Forbidden or BadRequest if it cannot."""
+        projects = json.loads(self.find_runner_by_id(runner['id'])['projects'])
+        if enabled and (runner['locked'] or runner['runner_type'] != 'project_type'):
+            raise Forbidden('Runner is locked' if runner['locked'] else 'Runner is shared')
+        if enabled and project['id'] in projects:
+            raise BadRequest({'runner_id': ['has already been taken']})
+        if not enabled and project['id'] not in projects:
+            raise NotFound('Runner')
+        if not enabled and len(projects) == 1:
+            raise Forbidden('Only one project associated with the runner. Please remove the runner instead')
+        with self.db.write() as c:
+            c.execute('INSERT INTO runner_project VALUES (:runner_id, :project_id)' if enabled else
+                      'DELETE FROM runner_project WHERE runner_id = :runner_id AND project_id = :project_id',
+                      dict(runner_id=runner['id'], project_id=project['id']))
+
+    def contact(self, runner: Row, info: Mapping[str, Any], ip_address: str | None, system_id: str = '') -> None:
+        """Note that a runner was here and what it said of itself; writes at most once a minute.
+
+        `runner` comes from `find_runner` for the same `system_id`.
+        """
+        before, last = ('manager_info', 'manager_contacted_at') if system_id else ('info', 'contacted_at')
+        known, now = json.loads(runner[before] or '{}'), self.clock()
+        said = {**known, **{name: value for name, value in info.items() if value}}
+        if runner[last] is not None and said == known and now - runner[last] < CONTACT_INTERVAL:
+            return
+        news = 'info = :info, ip_address = :ip_address, contacted_at = :now'
+        values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now)
+        with self.db.write() as c:
+            c.execute(f'UPDATE runner SET {news} WHERE id = :id', values)
+            if system_id:
+                c.execute('INSERT INTO runner_manager VALUES (:id, :system_id, :info, :ip_address, :now, :now) '
+                          f'ON CONFLICT DO UPDATE SET {news}', values)
 
     def queue_value(self, runner: Row) -> str:
         """Return the opaque value that changes whenever a job may have become claimable."""
-        if not hasattr(self, '_instance'):
-            self._instance = self._setting('instance')
         return f'{self._instance}-{runner["version"]}'
 
     # -- pipelines
@@ -1485,27 +1639,25 @@ class Coordinator:
                     if content is None:
                         raise BadRequest({'base': ['Missing CI config file: .gitlab-ci.yml is not in the repository '
                                                    f'at {sha[:8]}; add it or send content']})
-        sha = check_sha(sha)
-        spec = content
+        sha, spec = check_sha(sha), content
         if not isinstance(content, PipelineSpec):
             if self.compile is None:
                 raise BadRequest('This coordinator takes only a PipelineSpec')
-            spec = type(self).compile(content, ref=ref, tag=tag)  # type: ignore[misc]
+            spec = type(self).compile(content, ref=ref, tag=tag, source=source)  # type: ignore[misc]
         if not spec.jobs:
             raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file '
                                        f'is for the {"tag" if tag else "branch"} {ref}']})
-        return self._insert_pipeline(project, spec, user, {
-            'ref': ref, 'tag': bool(tag), 'sha': sha, 'before_sha': '0' * 40, 'source': source,
-            'variables': json.dumps(given), 'commit_info': commit_info and json.dumps(commit_info)})
+        return self._insert_pipeline(project, spec, user, dict(
+            ref=ref, tag=bool(tag), sha=sha, before_sha='0' * 40, source=source, variables=json.dumps(given),
+            commit_info=commit_info and json.dumps(commit_info)))
 
     @staticmethod
     def _check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
-        key, value = variable.get('key'), variable.get('value', variable.get('secret_value'))
+        key, value, kind = variable.get('key'), variable.get('value'), variable.get('variable_type') or 'env_var'
         if not isinstance(key, str) or not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
             raise BadRequest({'variables': [f'{key!r} is not a name of letters, digits and "_"']})
         if not isinstance(value, str):
             raise BadRequest({'variables': [f'the value of {key} must be a text']})
-        kind = variable.get('variable_type') or 'env_var'
         if kind not in ('env_var', 'file'):
             raise BadRequest({'variables': [f'the variable_type of {key} must be env_var or file']})
         return {'key': key, 'value': value, 'variable_type': kind}
@@ -1517,29 +1669,19 @@ class Coordinator:
         return type(self).open_repository(project['import_url'], self.artifacts.incoming)  # type: ignore[misc]
 
     def _insert_pipeline(self, project: Row, spec: PipelineSpec, user: Row | None, columns: dict[str, Any]) -> Row:
-        now = self.clock()
+        now, user_id = self.clock(), user and user['id']
         stages = {stage: index for index, stage in enumerate(spec.stages)}
         with self.db.write() as c:
             iid = c.execute('UPDATE project SET last_iid = last_iid + 1 WHERE id = :id RETURNING last_iid',
-                            {'id': project['id']}).fetchall()[0]['last_iid']
-            pipeline_id = c.execute(
-                'INSERT INTO pipeline (project_id, iid, ref, tag, sha, before_sha, source, status, variables, '
-                '                      commit_info, user_id, created_at, updated_at) '
-                "VALUES (:project_id, :iid, :ref, :tag, :sha, :before_sha, :source, 'created', :variables, "
-                '        :commit_info, :user_id, :now, :now)',
-                {**columns, 'project_id': project['id'], 'iid': iid,
-                 'user_id': user and user['id'], 'now': now}).lastrowid or 0
-            c.executemany(
-                'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
-                '                 tag_set_id, shared, timeout, user_id, created_at, spec) '
-                "VALUES (:project_id, :pipeline_id, :name, :stage, :stage_idx, 'created', :when_, :allow_failure, "
-                '        :tag_set_id, :shared, :timeout, :user_id, :now, :spec)',
-                [{'project_id': project['id'], 'pipeline_id': pipeline_id, 'name': job.name, 'stage': job.stage,
-                  'stage_idx': stages[job.stage], 'when_': job.when, 'allow_failure': job.allow_failure,
-                  'tag_set_id': self._tag_set(c, job.tag_list), 'shared': project['shared_runners_enabled'],
-                  'timeout': job.timeout, 'user_id': user and user['id'], 'now': now,
-                  'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':'))}
-                 for job in sorted(spec.jobs, key=lambda job: stages[job.stage])])
+                            dict(id=project['id'])).fetchall()[0]['last_iid']
+            pipeline_id = insert(c, 'pipeline', **columns, project_id=project['id'], iid=iid, status='created',
+                                 user_id=user_id, created_at=now, updated_at=now)
+            for job in sorted(spec.jobs, key=lambda job: stages[job.stage]):
+                insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, name=job.name, stage=job.stage,
+                       stage_idx=stages[job.stage], status='created', when_=job.when, user_id=user_id,
+                       allow_failure=job.allow_failure, tag_set_id=self._tag_set(c, job.tag_list),
+                       shared=project['shared_runners_enabled'], timeout=job.timeout, created_at=now,
+                       spec=json.dumps(dataclasses.asdict(job), separators=(',', ':')))
             self._process(c, pipeline_id)
         self._announce()
         return self.find_pipeline(pipeline_id)
@@ -1547,26 +1689,25 @@ class Coordinator:
     @staticmethod
     def _tag_set(c: sqlite3.Connection, tags: Iterable[str]) -> int:
         """Return the row of a set of tags; a new one is matched with the runners there are."""
-        wanted = {'tags': json.dumps(clean_tags(tags))}
-        row = c.execute('SELECT id FROM tag_set WHERE tags = :tags', wanted).fetchone()
+        wanted = json.dumps(clean_tags(tags))
+        row = c.execute('SELECT id FROM tag_set WHERE tags = :tags', dict(tags=wanted)).fetchone()
         if row:
             return row['id']
-        tag_set_id = c.execute('INSERT INTO tag_set (tags) VALUES (:tags)', wanted).lastrowid
-        c.execute(MATCH_RUNNERS, {'runner_id': None, 'tag_set_id': tag_set_id})
-        return tag_set_id or 0
+        tag_set_id = insert(c, 'tag_set', tags=wanted)
+        c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
+        return tag_set_id
 
     def _process(self, c: sqlite3.Connection, pipeline_id: int) -> None:
         """Start every job of a pipeline that may start, skip those that never will, settle its status.
 
         Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
         """
-        now = self.clock()
+        now, stage, before = self.clock(), -1, 'success'
         jobs = c.execute('SELECT id, stage_idx, status, when_, allow_failure FROM job '
                          'WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
-                         {'id': pipeline_id}).fetchall()
+                         dict(id=pipeline_id)).fetchall()
         status = {job['id']: job['status'] for job in jobs}
         moved: dict[str, list[int]] = {}
-        stage, before = -1, 'success'
         for job in jobs:
             if job['stage_idx'] != stage:
                 stage = job['stage_idx']
@@ -1579,18 +1720,17 @@ class Coordinator:
         for new, ids in moved.items():
             c.execute("UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END "
                       "WHERE id IN (SELECT value FROM json_each(:ids)) AND status = 'created'",
-                      {'new': new, 'now': now, 'ids': json.dumps(ids)})
+                      dict(new=new, now=now, ids=json.dumps(ids)))
         overall = composite_status((status[job['id']], job['allow_failure']) for job in jobs)
         c.execute('UPDATE pipeline SET status = :status, updated_at = :now, '
                   '                    finished_at = CASE WHEN :finished THEN coalesce(finished_at, :now) END '
                   'WHERE id = :id AND (status <> :status OR (finished_at IS NULL) = :finished)',
-                  {'id': pipeline_id, 'status': overall, 'now': now, 'finished': overall in FINISHED})
+                  dict(id=pipeline_id, status=overall, now=now, finished=overall in FINISHED))
 
     def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
         """Return a pipeline (of `project`, if given); raise NotFound if there is none."""
-        key = pipeline['id'] if isinstance(pipeline, Row) else pipeline
-        with self.db.read() as c:
-            row = c.execute(f'{PIPELINE_ROWS} WHERE pipeline.id = :id', {'id': key}).fetchone()
+        row = self._one(f'{PIPELINE_ROWS} WHERE pipeline.id = :id',
+                        id=pipeline['id'] if isinstance(pipeline, Row) else pipeline)
         if row is None or project and row['project_id'] != project['id']:
             raise NotFound('Pipeline')
         return row
@@ -1612,9 +1752,10 @@ class Coordinator:
     def cancel_pipeline(self, pipeline: Row) -> Row:
         """Cancel every job of a pipeline that has not finished; return the pipeline."""
         with self.db.write() as c:
-            c.execute("UPDATE job SET status = 'canceled', finished_at = :now "
-                      'WHERE pipeline_id = :id AND status IN (SELECT value FROM json_each(:cancelable))',
-                      {'id': pipeline['id'], 'now': self.clock(), 'cancelable': json.dumps(CANCELABLE)})
+            for job in c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.status IN '
+                                 '(SELECT value FROM json_each(:cancelable))',
+                                 dict(id=pipeline['id'], now=0, cancelable=json.dumps(CANCELABLE))).fetchall():
+                self._cancel(c, job)
             self._process(c, pipeline['id'])
         self._announce()
         return self.find_pipeline(pipeline)
@@ -1622,9 +1763,9 @@ class Coordinator:
     def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
         """Retry every failed and canceled job of a pipeline and what was skipped after them; return it."""
         with self.db.write() as c:
-            for job in c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
-                                 "AND status IN ('failed', 'canceled') ORDER BY id",
-                                 {'id': pipeline['id']}).fetchall():
+            failed = c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
+                               "AND status IN ('failed', 'canceled') ORDER BY id", dict(id=pipeline['id']))
+            for job in failed.fetchall():
                 self._clone(c, job, user)
             self._process(c, pipeline['id'])
         self._announce()
@@ -1632,27 +1773,29 @@ class Coordinator:
 
     # -- the queue
 
-    def request_job(self, runner: Row, *, last_update: str | None = None) -> Claim | None:
+    def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
+                    system_id: str | None = None) -> Claim | None:
         """Hand the oldest job that a runner may take to it, or None when there is none.
 
         The job is `running` from then on, with a token and an empty trace of its own. A paused runner
-        gets nothing, and `last_update` equal to `queue_value` skips the search.
+        gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves jobs alone
+        that have waited for fewer seconds. `system_id` names the runner's machine.
         """
-        now = self.clock()
+        now, token = self.clock(), new_token('mcb')
         if now - self._swept_at >= SWEEP_INTERVAL:
             self.sweep()
         if not runner['active'] or last_update and last_update == self.queue_value(runner):
             return None
-        token = new_token('mcb')
         with self.db.write() as c:
-            claimed = c.execute(CLAIMS[runner['runner_type']],
-                                {'runner_id': runner['id'], 'token_hash': token_hash(token), 'now': now}).fetchall()
+            claimed = c.execute(CLAIMS[runner['runner_type']], dict(
+                runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
+                job_age=job_age)).fetchall()
             if not claimed:
                 return None
             c.execute("UPDATE pipeline SET status = 'running', started_at = coalesce(started_at, :now), "
-                      "                    updated_at = :now "
-                      "WHERE id = :id AND status <> 'running'", {'id': claimed[0]['pipeline_id'], 'now': now})
-            job = c.execute(f'{JOB_ROWS} WHERE job.id = :id', {'id': claimed[0]['id'], 'now': now}).fetchone()
+                      "updated_at = :now WHERE id = :id AND status <> 'running'",
+                      dict(id=claimed[0]['pipeline_id'], now=now))
+            job = c.execute(f'{JOB_ROWS} WHERE job.id = :id', dict(id=claimed[0]['id'], now=now)).fetchone()
             dependencies = self._dependencies(c, job)
         self.traces.create(job['id'])
         self._announce()
@@ -1670,7 +1813,7 @@ class Coordinator:
             '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
             ' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND job.stage_idx < :stage_idx '
             ' ORDER BY job.stage_idx, job.id',
-            {'pipeline_id': job['pipeline_id'], 'stage_idx': job['stage_idx'], 'now': self.clock()}).fetchall()
+            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], now=self.clock())).fetchall()
 
     def authenticate_job(self, job_id: int, token: str, *, holder: bool = False) -> Row | None:
         """Return a job if `token` is its own and of its latest claim, or None.
@@ -1679,11 +1822,9 @@ class Coordinator:
         `runners_token`, as the v1 pages promise. The job may be in any status. Raises NotFound when
         there is no such job.
         """
-        with self.db.read() as c:
-            row = c.execute('SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
-                            'FROM job JOIN project ON project.id = job.project_id '
-                            'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id',
-                            {'id': job_id}).fetchone()
+        row = self._one('SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
+                        'FROM job JOIN project ON project.id = job.project_id '
+                        'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id', id=job_id)
         if row is None:
             raise NotFound()
         digest = token_hash(token)
@@ -1695,56 +1836,81 @@ class Coordinator:
     def find_job_by_token(self, token: str) -> Row | None:
         """Return the running job that a token belongs to, or None."""
         digest = token_hash(token)
-        with self.db.read() as c:
-            row = c.execute("SELECT * FROM job WHERE token_hash = :hash AND status = 'running'",
-                            {'hash': digest}).fetchone()
-        return row if row and same_secret(digest, row['token_hash']) else None
+        row = self._one('SELECT * FROM job WHERE token_hash = :hash', hash=digest)
+        return row if row and same_secret(digest, row['token_hash']) and row['status'] in ALIVE else None
 
     def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
         """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
         with self.db.read() as c:
             return any(row['id'] == job_id for row in self._dependencies(c, reader))
 
-    def _check_running(self, job: Row) -> None:
-        """Raise JobNotRunning unless `job` still is, by the same claim."""
-        with self.db.read() as c:
-            now = c.execute('SELECT status, token_hash FROM job WHERE id = :id', {'id': job['id']}).fetchone()
-        if now is None or now['status'] != 'running' or now['token_hash'] != job['token_hash']:
+    def _check_alive(self, job: Row) -> None:
+        """Raise JobNotRunning unless `job` is still with its runner, by the same claim."""
+        now = self._one('SELECT status, token_hash FROM job WHERE id = :id', id=job['id'])
+        if now is None or now['status'] not in ALIVE or now['token_hash'] != job['token_hash']:
             raise JobNotRunning(now['status'] if now else 'canceled')
 
     def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
-                   failure_reason: str | None = None, exit_code: int | None = None) -> str:
+                   failure_reason: str | None = None, exit_code: int | None = None,
+                   checksum: str | None = None, bytesize: int | None = None) -> str:
         """Take a runner's word on its job and return the job's status afterwards.
 
         `success` and `failed` finish it and let its pipeline go on; anything else is a sign of life.
         `trace` replaces the whole trace. Repeating the final state is no error. Raises JobNotRunning
-        when the job has left `running` in another way.
+        when the job has left its runner in another way, and ChecksumMismatch while the trace does not
+        have the `checksum` (``crc32:`` and 8 digits) and `bytesize` that its runner counted.
         """
         if job['status'] == state and state in ('success', 'failed'):
             return state
-        if job['status'] != 'running':
+        if job['status'] not in ALIVE:
             raise JobNotRunning(job['status'])
         if trace is not None:
             with self._trace_limit(job):
-                self.traces.replace(job['id'], trace, lambda: self._check_running(job))
+                self.traces.replace(job['id'], trace, lambda: self._check_alive(job))
         if state not in ('success', 'failed'):
             self.traces.heard(job['id'])
-            return 'running'
+            return job['status']
+        if checksum or bytesize is not None:
+            self._check_trace(job, checksum, bytesize)
         if failure_reason not in FAILURE_REASONS:
             failure_reason = 'unknown_failure'
         if not self._finish(job, state, failure_reason if state == 'failed' else None, exit_code):
-            self._check_running(job)
-        return state
+            self._check_alive(job)
+        return 'canceled' if job['status'] == 'canceling' else state
+
+    def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
+        """Have a trace that does not match what its runner counted sent again, twice at most; then record it."""
+        size, stored = self.trace_size(job), self.traces.checksum(job['id'])
+        if (bytesize in (None, size)) and checksum in (None, stored):
+            return
+        refusals = json.loads(job['trace_state'] or '{"refusals": 0}')['refusals'] + 1
+        state = {'refusals': refusals, 'expected': {'checksum': checksum, 'bytesize': bytesize},
+                 'stored': {'checksum': stored, 'bytesize': size}}
+        with self.db.write() as c:
+            c.execute('UPDATE job SET trace_state = :state WHERE id = :id',
+                      dict(state=json.dumps(state), id=job['id']))
+        if refusals > MAX_TRACE_REFUSALS:
+            log.warning('job %s: its trace is not what its runner counted: %s', job['id'], state)
+            return
+        if size >= (bytesize or 0):  # a shorter one is filled up: the runner learns its length from a 416
+            self.traces.replace(job['id'], b'', lambda: self._check_alive(job))
+        raise ChecksumMismatch('send the trace again')
 
     def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> bool:
-        """Finish a job if it is still running by the same claim, let its pipeline go on, say whether it was."""
+        """Finish a job if it is still with the same claim, let its pipeline go on, say whether it was.
+
+        A job that was being canceled ends as canceled, whatever its runner says.
+        """
+        allowed = json.loads(job['spec'])['allow_failure_exit_codes']
         with self.db.write() as c:
             finished = c.execute(
-                'UPDATE job SET status = :status, failure_reason = :failure_reason, exit_code = :exit_code, '
-                '               finished_at = :now '
-                "WHERE id = :id AND status = 'running' AND token_hash IS :token_hash",
-                {'id': job['id'], 'status': status, 'failure_reason': failure_reason, 'exit_code': exit_code,
-                 'token_hash': job['token_hash'], 'now': self.clock()}).rowcount
+                "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
+                "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
+                '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, finished_at = :now '
+                "WHERE id = :id AND status IN ('running', 'canceling') AND token_hash IS :token_hash",
+                dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
+                     token_hash=job['token_hash'], now=self.clock(),
+                     allowed=status == 'failed' and exit_code in allowed)).rowcount
             if finished:
                 self._process(c, job['pipeline_id'])
         self._announce()
@@ -1765,20 +1931,24 @@ class Coordinator:
         """Add `data` to a running job's trace at byte `start`; return its length when it is on disk.
 
         Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
-        does not end at `start`; JobNotRunning when the job has left `running` or outgrew max_trace_size.
+        does not end at `start`; JobNotRunning when the job has left its runner or outgrew max_trace_size.
         """
-        if job['status'] != 'running':
+        if job['status'] not in ALIVE:
             raise JobNotRunning(job['status'])
         with self._trace_limit(job):
-            return self.traces.append(job['id'], start, data, lambda: self._check_running(job))
+            return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
 
     def trace_size(self, job: Row) -> int:
         """Return the length of a job's trace in bytes, 0 without one."""
         return self.traces.size(job['id']) or 0
 
+    def open_trace(self, job: Row | int) -> IO[bytes]:
+        """Return a job's trace opened for reading; raise NotFound before its claim and after an erase."""
+        return self.traces.open(job['id'] if isinstance(job, Row) else job)
+
     def read_trace(self, job: Row | int) -> bytes:
         """Return a job's whole trace; raise NotFound before its claim and after an erase."""
-        with self.traces.open(job['id'] if isinstance(job, Row) else job) as file:
+        with self.open_trace(job) as file:
             return file.read()
 
     # -- artifacts
@@ -1789,35 +1959,33 @@ class Coordinator:
 
         `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
         takes the first one's place with `replace`; without it, the same content again is no error and
-        other content raises BadRequest. Raises JobNotRunning when the job has left `running`.
+        other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
+        Raises JobNotRunning when the job has left its runner.
         """
         try:
             lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
         except ValueError as error:
             raise BadRequest(f'expire_in: {error}') from None
-        stored_as = self.artifacts.store(job['id'], part)
+        dotenv = json.dumps(read_dotenv(part)) if file_type == 'dotenv' else None
+        self._check_alive(job)
+        stored_as, now = self.artifacts.store(job['id'], part), self.clock()
         unwanted = [stored_as]
         try:
-            self._check_running(job)
             with self.db.write() as c:
-                row = c.execute("SELECT 1 FROM job WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
-                                {'id': job['id'], 'token_hash': job['token_hash']}).fetchone()
-                if row is None:
+                if not c.execute('UPDATE job SET dotenv = coalesce(:dotenv, dotenv) WHERE id = :id '
+                                 "AND status IN ('running', 'canceling') AND token_hash = :token_hash",
+                                 dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount:
                     raise JobNotRunning('canceled')
-                before = c.execute('SELECT stored_as, sha256 FROM artifact WHERE job_id = :id AND file_type = :type',
-                                   {'id': job['id'], 'type': file_type}).fetchone()
+                before = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type',
+                                   dict(id=job['id'], type=file_type)).fetchone()
                 if before and not replace:
                     if before['sha256'] != part.sha256:
                         raise BadRequest('another artifact of the same type already exists')
                     return
-                now = self.clock()
-                c.execute('INSERT OR REPLACE INTO artifact (job_id, file_type, file_format, filename, stored_as, '
-                          '                                 size, sha256, created_at, expire_at) '
-                          'VALUES (:job_id, :file_type, :file_format, :filename, :stored_as, '
-                          '        :size, :sha256, :now, :expire_at)',
-                          {'job_id': job['id'], 'file_type': file_type, 'file_format': file_format,
-                           'filename': part.filename or 'artifacts.zip', 'stored_as': stored_as, 'size': part.size,
-                           'sha256': part.sha256, 'now': now, 'expire_at': lifetime and now + lifetime})
+                c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before and before['id']))
+                insert(c, 'artifact', job_id=job['id'], file_type=file_type, file_format=file_format, size=part.size,
+                       filename=part.filename or 'artifacts.zip', stored_as=stored_as, sha256=part.sha256,
+                       created_at=now, expire_at=lifetime and now + lifetime)
             unwanted = [before['stored_as']] if before else []
         finally:
             self.artifacts.remove(unwanted)
@@ -1825,10 +1993,8 @@ class Coordinator:
 
     def find_artifact(self, job_id: int, file_type: str = 'archive') -> Row:
         """Return a job's artifact; raise NotFound when it has none, or it was erased or has expired."""
-        with self.db.read() as c:
-            row = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
-                            'AND (expire_at IS NULL OR expire_at > :now)',
-                            {'id': job_id, 'type': file_type, 'now': self.clock()}).fetchone()
+        row = self._one('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
+                        'AND (expire_at IS NULL OR expire_at > :now)', id=job_id, type=file_type, now=self.clock())
         if row is None:
             raise NotFound('Artifacts')
         return row
@@ -1840,15 +2006,13 @@ class Coordinator:
 
     def find_job_with_artifacts(self, project: Row, ref: str, name: str) -> Row:
         """Return the newest job of that name with an archive in a successful pipeline of `ref`, or raise NotFound."""
-        with self.db.read() as c:
-            row = c.execute(
-                'SELECT job.* FROM pipeline '
-                '  JOIN job ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0 '
-                "  JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
-                '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
-                " WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success' "
-                ' ORDER BY pipeline.id DESC LIMIT 1',
-                {'project_id': project['id'], 'ref': ref, 'name': name, 'now': self.clock()}).fetchone()
+        row = self._one(
+            'SELECT job.* FROM pipeline '
+            '  JOIN job ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0 '
+            "  JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
+            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
+            " WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success' "
+            ' ORDER BY pipeline.id DESC LIMIT 1', project_id=project['id'], ref=ref, name=name, now=self.clock())
         if row is None:
             raise NotFound()
         return row
@@ -1856,19 +2020,20 @@ class Coordinator:
     def keep_artifacts(self, job: Row) -> Row:
         """Let a job's artifacts never expire and return the job; raise NotFound when it has none."""
         with self.db.write() as c:
-            kept = c.execute('UPDATE artifact SET expire_at = NULL '
-                             'WHERE job_id = :id AND (expire_at IS NULL OR expire_at > :now)',
-                             {'id': job['id'], 'now': self.clock()}).rowcount
-        if not kept:
-            raise NotFound('Artifacts')
+            kept = c.execute('UPDATE artifact SET expire_at = NULL WHERE job_id = :id '
+                             'AND (expire_at IS NULL OR expire_at > :now)', dict(id=job['id'], now=self.clock()))
+            if not kept.rowcount:
+                raise NotFound('Artifacts')
         return self.find_job(job)
 
     def delete_artifacts(self, *, job: Row | None = None, project: Row | None = None) -> None:
         """Remove the artifacts of a job, or of all finished jobs of a project; traces stay."""
-        where = 'job_id = :id' if job else ('job_id IN (SELECT id FROM job WHERE project_id = :id '
-                                            'AND status IN (SELECT value FROM json_each(:finished)))')
-        target = job or project
-        self._delete_artifacts(where, id=target and target['id'], finished=json.dumps(FINISHED))
+        if job is not None:
+            self._delete_artifacts('job_id = :id', id=job['id'])
+        elif project is not None:
+            self._delete_artifacts('job_id IN (SELECT id FROM job WHERE project_id = :id AND status IN '
+                                   '(SELECT value FROM json_each(:finished)))',
+                                   id=project['id'], finished=json.dumps(FINISHED))
 
     def _delete_artifacts(self, where: str, **values: Any) -> None:
         """Forget the artifacts that `where` names, then remove their files: nobody sees half of it."""
@@ -1880,56 +2045,58 @@ class Coordinator:
 
     def find_job(self, job: Row | int, project: Row | None = None) -> Row:
         """Return a job (of `project`, if given) with all that JOB_ROWS holds; raise NotFound if there is none."""
-        key = job['id'] if isinstance(job, Row) else job
-        with self.db.read() as c:
-            row = c.execute(f'{JOB_ROWS} WHERE job.id = :id', {'id': key, 'now': self.clock()}).fetchone()
+        row = self._one(f'{JOB_ROWS} WHERE job.id = :id', now=self.clock(),
+                        id=job['id'] if isinstance(job, Row) else job)
         if row is None or project and row['project_id'] != project['id']:
             raise NotFound()
         return row
 
-    def list_jobs(self, *, project: Row | None = None, pipeline: Row | int | None = None,
-                  scope: Sequence[str] = (), include_retried: bool = True, before: int | None = None,
-                  limit: int = 20, offset: int = 0) -> list[Row]:
-        """Return a page of jobs, newest first: of a project or pipeline, in the statuses of `scope`, all if empty.
+    def list_jobs(self, *, before: int | None = None, limit: int = 20, offset: int = 0, **filters: Any) -> list[Row]:
+        """Return a page of jobs, newest first.
 
-        `before` is the id below which the page starts, for keyset paging.
+        `filters` are `project`, `pipeline` and `runner` (rows), `scope` (statuses, all if empty) and
+        `include_retried` (true unless given). `before` is the id below which the page starts, for keyset paging.
         """
-        where, values = self._job_filter(project, pipeline, scope, include_retried, before)
-        with self.db.read() as c:
-            return c.execute(f'{JOB_ROWS} WHERE {where} ORDER BY job.id DESC LIMIT :limit OFFSET :offset',
-                             {**values, 'limit': limit, 'offset': offset, 'now': self.clock()}).fetchall()
+        where, values = self._job_filter(before=before, **filters)
+        return self._all(f'{JOB_ROWS} WHERE {where} ORDER BY job.id DESC LIMIT :limit OFFSET :offset',
+                         **values, limit=limit, offset=offset, now=self.clock())
 
-    def count_jobs(self, *, project: Row | None = None, pipeline: Row | int | None = None,
-                   scope: Sequence[str] = (), include_retried: bool = True, limit: int) -> int:
+    def count_jobs(self, *, limit: int, **filters: Any) -> int:
         """Return how many jobs `list_jobs` would find, `limit` if there are more."""
-        where, values = self._job_filter(project, pipeline, scope, include_retried, None)
-        with self.db.read() as c:
-            return c.execute(f'SELECT count(*) FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
-                             {**values, 'limit': limit}).fetchone()[0]
+        where, values = self._job_filter(**filters)
+        return len(self._all(f'SELECT 1 FROM job WHERE {where} LIMIT :limit', **values, limit=limit))
 
     @staticmethod
-    def _job_filter(project: Row | None, pipeline: Row | int | None, scope: Sequence[str],
-                    include_retried: bool, before: int | None) -> tuple[str, dict[str, Any]]:
-        conditions = {
-            'job.project_id = :project_id': project is not None,
-            'job.pipeline_id = :pipeline_id': pipeline is not None,
-            'job.status IN (SELECT value FROM json_each(:scope))': bool(scope),
-            'job.retried = 0': not include_retried,
-            'job.id < :before': before is not None,
-        }
-        return ' AND '.join(text for text, wanted in conditions.items() if wanted) or '1', {
-            'project_id': project and project['id'], 'scope': json.dumps(scope), 'before': before,
-            'pipeline_id': pipeline['id'] if isinstance(pipeline, Row) else pipeline}
+    def _job_filter(project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
+                    scope: Sequence[str] = (), include_retried: bool = True,
+                    before: int | None = None) -> tuple[str, dict[str, Any]]:
+        wanted: dict[str, Any] = {
+            'job.project_id = :project_id': project, 'job.pipeline_id = :pipeline_id': pipeline,
+            'job.runner_id = :runner_id': runner, 'job.id < :before': before,
+            'job.status IN (SELECT value FROM json_each(:scope))': scope or None,
+            'job.retried = 0': None if include_retried else 1}
+        return ' AND '.join(text for text, value in wanted.items() if value is not None) or '1', dict(
+            project_id=project and project['id'], pipeline_id=pipeline and pipeline['id'],
+            runner_id=runner and runner['id'], scope=json.dumps(scope), before=before)
 
     def cancel_job(self, job: Row) -> Row:
-        """Cancel a job that has not finished; a finished one stays as it is. Return the job."""
+        """Cancel a job that has not finished; a finished one stays as it is. Return the job.
+
+        A runner that can end its job in good order is told to (`canceling`); a second cancel is final.
+        """
         with self.db.write() as c:
-            if c.execute("UPDATE job SET status = 'canceled', finished_at = :now "
-                         'WHERE id = :id AND status IN (SELECT value FROM json_each(:cancelable))',
-                         {'id': job['id'], 'now': self.clock(), 'cancelable': json.dumps(CANCELABLE)}).rowcount:
-                self._process(c, job['pipeline_id'])
+            self._cancel(c, self.find_job(job))
+            self._process(c, job['pipeline_id'])
         self._announce()
         return self.find_job(job)
+
+    def _cancel(self, c: sqlite3.Connection, job: Row) -> None:
+        graceful = job['status'] == 'running' and \
+            'cancel_gracefully' in json.loads(job['runner_info'] or '{}').get('features', [])
+        c.execute('UPDATE job SET status = :new, finished_at = CASE WHEN :graceful THEN NULL ELSE :now END '
+                  'WHERE id = :id AND status IN (SELECT value FROM json_each(:cancelable))',
+                  dict(id=job['id'], new='canceling' if graceful else 'canceled', graceful=graceful,
+                       now=self.clock(), cancelable=json.dumps(CANCELABLE)))
 
     def retry_job(self, job: Row, user: Row | None = None) -> Row:
         """Make a new pending job of a finished one and return it; the old one keeps its status.
@@ -1949,16 +2116,16 @@ class Coordinator:
         """Put a pending copy in the place of a retryable job; return its id, or None if it is not retryable."""
         if not c.execute('UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 '
                          'AND status IN (SELECT value FROM json_each(:retryable))',
-                         {'id': job['id'], 'retryable': json.dumps(RETRYABLE)}).rowcount:
+                         dict(id=job['id'], retryable=json.dumps(RETRYABLE))).rowcount:
             return None
         clone = c.execute(
             'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
             '                 tag_set_id, shared, timeout, user_id, created_at, queued_at, variables, spec) '
-            "SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, 'pending', when_, allow_failure, "
-            '       tag_set_id, project.shared_runners_enabled, timeout, :user_id, :now, :now, :variables, spec '
+            "SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, 'pending', when_, "
+            "       json_extract(spec, '$.allow_failure'), tag_set_id, project.shared_runners_enabled, timeout, "
+            '       coalesce(:user_id, user_id), :now, :now, :variables, spec '
             '  FROM job JOIN project ON project.id = job.project_id WHERE job.id = :id',
-            {'id': job['id'], 'user_id': user['id'] if user else job['user_id'], 'variables': variables,
-             'now': self.clock()}).lastrowid
+            dict(id=job['id'], user_id=user and user['id'], variables=variables, now=self.clock())).lastrowid
         self._reset_skipped(c, job)
         return clone
 
@@ -1967,7 +2134,7 @@ class Coordinator:
         """Let the jobs after `job` that were skipped wait for it again."""
         c.execute("UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
                   "AND status = 'skipped' AND stage_idx > :stage_idx",
-                  {'pipeline_id': job['pipeline_id'], 'stage_idx': job['stage_idx']})
+                  dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx']))
 
     def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
         """Queue a manual job and return it; one that has finished already is retried as a new job.
@@ -1977,11 +2144,11 @@ class Coordinator:
         given = json.dumps([self._check_variable(variable) for variable in variables])
         with self.db.write() as c:
             played: int | None = job['id']
-            if c.execute("UPDATE job SET status = 'pending', queued_at = :now, user_id = coalesce(:user_id, user_id), "
-                         '               variables = :variables '
+            if c.execute("UPDATE job SET status = 'pending', queued_at = :now, variables = :variables, "
+                         '               user_id = coalesce(:user_id, user_id) '
                          'WHERE id = :id AND status IN (SELECT value FROM json_each(:playable))',
-                         {'id': job['id'], 'now': self.clock(), 'user_id': user and user['id'], 'variables': given,
-                          'playable': json.dumps(PLAYABLE)}).rowcount:
+                         dict(id=job['id'], now=self.clock(), user_id=user and user['id'], variables=given,
+                              playable=json.dumps(PLAYABLE))).rowcount:
                 self._reset_skipped(c, job)
             else:
                 played = self._clone(c, job, user, given) if job['when_'] == 'manual' else None
@@ -1999,11 +2166,10 @@ class Coordinator:
         has_trace = self.traces.size(job['id']) is not None
         with self.db.write() as c:
             erased = c.execute(
-                'UPDATE job SET erased_at = :now, token_hash = NULL WHERE id = :id '
+                "UPDATE job SET erased_at = :now, token_hash = NULL, dotenv = '[]' WHERE id = :id "
                 'AND status IN (SELECT value FROM json_each(:finished)) '
                 'AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))',
-                {'id': job['id'], 'now': self.clock(), 'has_trace': has_trace,
-                 'finished': json.dumps(FINISHED)}).rowcount
+                dict(id=job['id'], now=self.clock(), has_trace=has_trace, finished=json.dumps(FINISHED))).rowcount
         if not erased:
             raise Forbidden('Job is not erasable!')
         self.traces.remove(job['id'])
@@ -2035,15 +2201,10 @@ class Coordinator:
             return 'it waits for somebody to play it'
         if job['status'] != 'pending':
             return None
-        with self.db.read() as c:
-            runners = c.execute(
-                'SELECT runner.*, EXISTS (SELECT 1 FROM runner_tag_set AS served WHERE served.runner_id = runner.id '
-                '                            AND served.tag_set_id = :tag_set_id) AS serves '
-                "  FROM runner WHERE (runner_type = 'instance_type' AND :shared) "
-                '     OR id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id)',
-                {'tag_set_id': job['tag_set_id'], 'shared': job['shared'],
-                 'project_id': job['project_id']}).fetchall()
-        serving = [runner for runner in runners if runner['serves']]
+        runners = self.list_runners(self.find_project(job['project_id']))
+        served = {row['runner_id'] for row in self._all(
+            'SELECT runner_id FROM runner_tag_set WHERE tag_set_id = :id', id=job['tag_set_id'])}
+        serving = [runner for runner in runners if runner['id'] in served]
         if not runners:
             return 'no runner is registered for its project'
         if not serving:
@@ -2065,17 +2226,15 @@ class Coordinator:
         if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
             self._listening_since = now  # the machine was suspended or its clock set: no runner was silent
         self._swept_at, self._ticked_at = now, time.monotonic()
-        with self.db.read() as c:
-            running = c.execute("SELECT * FROM job INDEXED BY job_running WHERE status = 'running'").fetchall()
-            expired, = c.execute('SELECT count(*) FROM artifact WHERE expire_at <= :now', {'now': now}).fetchone()
-        for job in running:
+        for job in self._all('SELECT * FROM job INDEXED BY job_alive '
+                             "WHERE status IN ('running', 'canceling')"):
             heard = self.traces.last_heard(job['id'])
             silent = now - max(heard or job['started_at'], self._listening_since)
             if heard is None and silent >= self.settings.claim_timeout:
                 self._requeue(job)
             elif silent >= self.settings.stuck_timeout:
                 self._finish(job, 'failed', 'stuck_or_timeout_failure')
-        if expired:
+        if self._one('SELECT 1 FROM artifact WHERE expire_at <= :now', now=now):
             self._delete_artifacts('expire_at <= :now', now=now)
         if now - self._collected_at >= 3600:
             self._collected_at = now
@@ -2083,14 +2242,14 @@ class Coordinator:
 
     def _requeue(self, job: Row) -> None:
         """Put a job whose claim was never answered back into the queue; its old token is void."""
-        if job['attempts'] >= MAX_CLAIM_ATTEMPTS:
+        if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
             self._finish(job, 'failed', 'claims_unanswered')
             return
         self.traces.remove(job['id'])
         with self.db.write() as c:
             if c.execute("UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
                          "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
-                         {'id': job['id'], 'token_hash': job['token_hash']}).rowcount:
+                         dict(id=job['id'], token_hash=job['token_hash'])).rowcount:
                 self._process(c, job['pipeline_id'])
         self._announce()
 
@@ -2102,10 +2261,8 @@ class Coordinator:
                 if part.stat().st_mtime < hour_ago:
                     part.unlink()
         old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
-        with self.db.read() as c:
-            orphans = c.execute('SELECT value FROM json_each(:names) '
-                                'WHERE value NOT IN (SELECT stored_as FROM artifact)',
-                                {'names': json.dumps(old)}).fetchall()
+        orphans = self._all('SELECT value FROM json_each(:names) WHERE value NOT IN (SELECT stored_as FROM artifact)',
+                            names=json.dumps(old))
         self.artifacts.remove(row['value'] for row in orphans)
 
 
@@ -2268,8 +2425,9 @@ class YamlFile:
             node = self._loader.get_single_node()
             return None if node is None else self._value(node)
         except yaml.MarkedYAMLError as error:
-            line, column = (error.problem_mark.line + 1, error.problem_mark.column + 1) if error.problem_mark else (1, 1)
-            self._refuse((self._name, line, column), f'{error.problem or "is not YAML"} ({error.context or "syntax"})')
+            spot = error.problem_mark or error.context_mark
+            self._refuse((self._name, spot.line + 1, spot.column + 1) if spot else (self._name, 1, 1),
+                         f'{error.problem or "is not YAML"} ({error.context or "syntax"})')
         except (yaml.YAMLError, ValueError) as error:
             self._refuse((self._name, 1, 1), f'is not YAML: {" ".join(str(error).split())}')
 
@@ -2454,7 +2612,9 @@ def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
     """Return what a job keeps, as the list of uploads that runners receive."""
     found: dict[str, Any] = {'untracked': False, 'paths': [], 'when': 'on_success',
                              'artifact_type': 'archive', 'artifact_format': 'zip'}
-    for key in spot.keys('name', 'paths', 'exclude', 'untracked', 'when', 'expire_in'):
+    for key in spot.keys('name', 'paths', 'exclude', 'untracked', 'when', 'expire_in', 'reports'):
+        if key == 'reports':
+            continue
         if key in ('paths', 'exclude'):
             found[key] = spot[key].texts()
         elif key == 'untracked':
@@ -2463,7 +2623,28 @@ def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
             found[key] = spot[key].one_of('on_success', 'on_failure', 'always')
         else:
             found[key] = spot[key].duration() if key == 'expire_in' else spot[key].text()
-    return [found] if found['paths'] or found['untracked'] else []
+    return ([found] if found['paths'] or found['untracked'] else []) + [
+        {**report, **{key: found[key] for key in ('expire_in',) if key in found}}
+        for report in (read_reports(spot['reports']) if 'reports' in spot else ())]
+
+
+def read_reports(spot: Spot) -> list[dict[str, Any]]:
+    """Return a job's reports, each an upload of its own that is made whatever becomes of the job."""
+    if not isinstance(spot.value, dict):
+        spot.wrong('must be a mapping of kinds of reports to paths')
+        return []
+    reports = []
+    for kind in spot.value:
+        report, file_type = spot[kind], kind
+        if kind == 'coverage_report' and isinstance(report.value, dict):
+            known = report.keys('coverage_format', 'path')
+            report = report['path'] if 'path' in known else report
+        if not re.fullmatch('[a-z_]{1,64}', kind):
+            report.wrong('is not a kind of report')
+        reports.append({'name': f'{kind}.xml' if kind == 'junit' else kind, 'paths': report.texts(), 'when': 'always',
+                        'untracked': False, 'artifact_type': file_type,
+                        'artifact_format': ARTIFACT_FORMATS.get(file_type, 'raw')})
+    return reports
 
 
 def read_cache(spot: Spot) -> dict[str, Any]:
@@ -2501,7 +2682,8 @@ def runs_on(spot: Spot, ref: str, tag: bool, source: str) -> bool:
             if not refs.keys('refs'):
                 return False
             refs = refs['refs']
-        return any([matches_ref(word, ref, tag, source) for word in refs.spots()])  # a list: all are checked
+        found = [matches_ref(word, ref, tag, source) for word in refs.spots()]  # all of them, for their complaints
+        return any(found)
 
     included = matches('only') if 'only' in spot else True
     excluded = matches('except') if 'except' in spot else False
@@ -2572,7 +2754,8 @@ class Repository:
 
     def default_branch(self) -> str:
         """Return the branch that HEAD names."""
-        for line in (self._git('ls-remote', '--symref', '--end-of-options', self._url, 'HEAD') or b'').decode().splitlines():
+        listed = self._git('ls-remote', '--symref', '--end-of-options', self._url, 'HEAD') or b''
+        for line in listed.decode().splitlines():
             if line.startswith('ref: refs/heads/'):
                 return line[len('ref: refs/heads/'):].partition('\t')[0]
         raise BadRequest({'base': ['The repository has no branch checked out; name a ref']})
@@ -2628,7 +2811,8 @@ class Dialect:
     status_header: str          # tells a runner its job's status
     job_gone: type[CIError]     # there is no job of that number
     no_token: Callable[[], CIError]  # a runner's token is missing
-    stopped: int                # answers a PATCH for a job that has left `running`
+    stopped: int                # answers a PATCH for a job that has left its runner
+    repeats: bool               # whether the last chunk once more is taken for what it is, or 416
     ended: int                  # answers a PUT for such a job
     no_reader: type[CIError]    # a token may not read these artifacts
     holder: bool                # whether the runner's and the project's token stand in for the job's
@@ -2858,7 +3042,8 @@ class Call:
         if not self.route.upload or segment.name != 'file' or segment.filename is None or self.upload:
             return None
         self.upload = self.ci.artifacts.receive()
-        self.upload.filename = re.sub(r'[\x00-\x1f\x7f]', '', segment.filename.replace('\\', '/').rpartition('/')[2])[:255]
+        base = segment.filename.replace('\\', '/').rpartition('/')[2]
+        self.upload.filename = re.sub(r'[\x00-\x1f\x7f]', '', base)[:255]
         return self.upload
 
     def has(self, name: str) -> bool:
@@ -2956,7 +3141,7 @@ def runner_token(call: Call) -> Row:
     token = call.text('token')
     if not token:
         raise call.dialect.no_token()
-    return call.ci.verify_runner(token)
+    return call.ci.verify_runner(token, call.text('system_id') or '')
 
 
 def job_token(call: Call) -> Row:
@@ -3259,6 +3444,32 @@ def job_runner_entity(row: Row, now: float) -> dict[str, Any] | None:
             **runner_status(row['runner_active'], row['runner_contacted_at'], now)}
 
 
+def runner_entity(row: Row, call: Call, *, detail: bool = False) -> dict[str, Any]:
+    """Return a runner as lists show it, or in `detail` with its settings and projects; never its token."""
+    info = json.loads(row['info'])
+    runner = {'id': row['id'], 'description': row['description'], 'ip_address': row['ip_address'],
+              'is_shared': row['runner_type'] == 'instance_type', 'runner_type': row['runner_type'],
+              'name': info.get('name'), 'created_at': iso_time(row['created_at']), 'created_by': None,
+              **runner_status(row['active'], row['contacted_at'], call.ci.clock())}
+    if not detail:
+        return runner
+    return {**runner, 'tag_list': json.loads(row['tags']), 'run_untagged': bool(row['run_untagged']),
+            'locked': bool(row['locked']), 'maximum_timeout': row['maximum_timeout'], 'groups': [],
+            'access_level': row['access_level'], 'contacted_at': iso_time(row['contacted_at']),
+            'maintenance_note': row['maintenance_note'],
+            **{name: info.get(name) for name in ('version', 'revision', 'platform', 'architecture')},
+            'projects': [project_entity(call.ci.find_project(key), call) for key in json.loads(row['projects'])]}
+
+
+def manager_entity(row: Row, call: Call) -> dict[str, Any]:
+    """Return one of the machines that share a runner's token."""
+    info = json.loads(row['info'])
+    return {'system_id': row['system_id'], 'ip_address': row['ip_address'], 'created_at': iso_time(row['created_at']),
+            'contacted_at': iso_time(row['contacted_at']),
+            'status': runner_status(1, row['contacted_at'], call.ci.clock())['status'],
+            **{name: info.get(name) for name in ('version', 'revision', 'platform', 'architecture')}}
+
+
 def job_entity(row: Row, call: Call) -> dict[str, Any]:
     """Return a job as the Jobs API shows it: the seed page's fields and the newer ones."""
     now = call.ci.clock()
@@ -3285,7 +3496,8 @@ def job_entity(row: Row, call: Call) -> dict[str, Any]:
                      'web_url': f'{url}/pipelines/{row["pipeline_id"]}'},
         'web_url': f'{url}/jobs/{row["id"]}', 'project': {'ci_job_token_scope_enabled': False},
         'artifacts_file': archive and {'filename': archive['filename'], 'size': archive['size']},
-        'artifacts': artifacts, 'runner': job_runner_entity(row, now), 'runner_manager': None,
+        'artifacts': artifacts, 'runner': job_runner_entity(row, now), 'system_id': row['system_id'],
+        'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']),
         'artifacts_expire_at': iso_time(max((moment for moment in expiries if moment), default=None)),
         'archived': False, 'tag_list': json.loads(row['tags']),
     }
@@ -3381,12 +3593,19 @@ def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]
                   for name, value in predefined_variables(claim, call, runner).items() if value is not None]
     variables += [{'key': name, 'value': value, 'public': True, 'masked': False}
                   for name, value in json.loads(job['spec'])['variables'].items()]
-    for given in json.loads(job['pipeline_variables']) + json.loads(job['variables']):
+    reported = [given for row in wanted_dependencies(claim) for given in json.loads(row['dotenv'])]
+    for given in reported + json.loads(job['pipeline_variables']) + json.loads(job['variables']):
         variable = {'key': given['key'], 'value': given['value'], 'public': False, 'masked': False}
-        if given['variable_type'] == 'file':
+        if given.get('variable_type') == 'file':
             variable['file'] = True
         variables.append(variable)
     return variables
+
+
+def wanted_dependencies(claim: Claim) -> list[Row]:
+    """Return the jobs whose artifacts and variables a job asked for: all earlier ones unless it names some."""
+    wanted = json.loads(claim.job['spec'])['dependencies']
+    return [row for row in claim.dependencies if wanted is None or row['name'] in wanted]
 
 
 def repository_url(claim: Claim, call: Call) -> str:
@@ -3417,7 +3636,6 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
     if spec['after_script']:
         steps.append({'name': 'after_script', 'script': spec['after_script'], **step,
                       'when': 'always', 'allow_failure': True})
-    wanted = spec['dependencies']
     return {
         'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch']),
         'job_info': {'id': job['id'], 'name': job['name'], 'stage': job['stage'], 'project_id': job['project_id'],
@@ -3432,8 +3650,7 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
         'runner_info': {'timeout': timeout, 'runner_session_url': None},
         'variables': variables, 'steps': steps, 'hooks': [], 'image': spec['image'], 'services': spec['services'],
         'artifacts': spec['artifacts'] or None, 'cache': spec['cache'], 'credentials': [],
-        'dependencies': [dependency_entity(row, claim.token) for row in claim.dependencies
-                         if wanted is None or row['name'] in wanted],
+        'dependencies': [dependency_entity(row, claim.token) for row in wanted_dependencies(claim)],
         'features': {'trace_sections': True, 'failure_reasons': sorted(FAILURE_REASONS),
                      'token_mask_prefixes': ['mcb-', 'mcp-', 'mcr-', 'mcg-', 'glrt-']},
     }
@@ -3455,9 +3672,8 @@ def dependency_entity(row: Row, token: str) -> dict[str, Any]:
 
 V4 = Dialect(token_header='JOB-TOKEN', status_header='Job-Status', job_gone=Forbidden, stopped=403, ended=403,
              no_token=lambda: InvalidParameter('token is missing'), no_reader=Unauthorized, holder=False,
-             replace=False, no_file=lambda: InvalidParameter('file is missing'))
-TRACE_UPDATE_INTERVAL = 3           # seconds between two PATCHes, as runners are told
-ARTIFACT_FORMATS = {'archive': ('zip',), 'dotenv': ('gzip',), 'metadata': ('gzip',)}
+             repeats=True, replace=False, no_file=lambda: InvalidParameter('file is missing'))
+WATCHED_INTERVAL, QUIET_INTERVAL = 3, 30     # seconds between two PATCHes, while somebody reads the trace or nobody
 RUNNER_INFO = ('name', 'version', 'revision', 'platform', 'architecture', 'executor', 'shell')
 
 
@@ -3471,41 +3687,59 @@ def runner_info(call: Call) -> dict[str, Any]:
 
 
 def runner_settings(call: Call) -> dict[str, Any]:
-    """Return the settings of a runner that is being registered."""
+    """Return the settings of a runner that came along, for `create_runner` and `edit_runner`."""
     if call.has('active') and call.has('paused'):
         raise InvalidParameter('active, paused are mutually exclusive')
-    return {'description': call.text('description', ''), 'tag_list': call.words('tag_list'),
-            'run_untagged': call.flag('run_untagged', True), 'locked': call.flag('locked', False),
-            'active': call.flag('active', True) and not call.flag('paused', False),
-            'access_level': call.choice('access_level', ('not_protected', 'ref_protected'), 'not_protected'),
-            'maximum_timeout': call.integer('maximum_timeout'),
-            'maintenance_note': call.text('maintenance_note') or call.text('maintainer_note'),
-            'info': runner_info(call), 'ip_address': call.remote_address}
+    settings = {'description': call.text('description'), 'run_untagged': call.flag('run_untagged'),
+                'locked': call.flag('locked'), 'active': call.flag('active'),
+                'access_level': call.choice('access_level', ('not_protected', 'ref_protected')),
+                'maximum_timeout': call.integer('maximum_timeout'),
+                'maintenance_note': call.text('maintenance_note') or call.text('maintainer_note')}
+    if call.has('paused'):
+        settings['active'] = not call.flag('paused')
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {**given, 'tag_list': call.words('tag_list')} if 'tag_list' in call.params else given
+
+
+def token_response(token: str, status: int = 201, **more: Any) -> bottle.HTTPResponse:
+    """Return a new token; it never expires, and is shown this once."""
+    return json_response({**more, 'token': token, 'token_expires_at': None}, status)
 
 
 def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
                    nothing: Callable[[Mapping[str, str]], bottle.HTTPResponse]) -> bottle.HTTPResponse:
     """Hand the runner a job, or `nothing` with the queue's value for it to bring along next time."""
-    runner = call.actor
-    call.ci.contact(runner, runner_info(call), call.remote_address)
-    claim = call.ci.request_job(runner, last_update=call.text('last_update'))
+    runner, system_id = call.actor, call.text('system_id') or ''
+    call.ci.contact(runner, runner_info(call), call.remote_address, system_id)
+    claim = call.ci.request_job(runner, last_update=call.text('last_update'), job_age=call.integer('job_age'),
+                                system_id=system_id or None)
     if claim is None:
         return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
     return json_response(payload(claim, call, runner), 201)
 
 
+def trace_interval(call: Call, job: Row) -> dict[str, str]:
+    """Return the header that tells a runner how soon to send its next piece of the trace."""
+    watched = call.ci.traces.is_watched(job['id'])
+    return {'X-GitLab-Trace-Update-Interval': str(WATCHED_INTERVAL if watched else QUIET_INTERVAL)}
+
+
 def update_response(call: Call, job: Row) -> bottle.HTTPResponse:
     """Take a PUT: the job's state, and from old runners its whole trace."""
-    trace = call.text('trace')
+    trace, output = call.text('trace'), call.mapping('output')
+    checksum, bytesize = output.get('checksum') or call.text('checksum'), output.get('bytesize')
+    if not isinstance(checksum, (str, type(None))) or not isinstance(bytesize, (int, type(None))):
+        raise InvalidParameter('output is invalid')
     try:
         status = call.ci.update_job(
-            job, call.text('state'), trace=None if trace is None else trace.encode(),
-            failure_reason=call.text('failure_reason'), exit_code=call.integer('exit_code'))
+            job, call.text('state'), trace=None if trace is None else trace.encode(), checksum=checksum,
+            bytesize=bytesize, failure_reason=call.text('failure_reason'), exit_code=call.integer('exit_code'))
     except JobNotRunning as gone:
         if call.dialect.ended == 404:
             raise NotFound() from None
         raise Forbidden('Job is not running', {call.dialect.status_header: gone.job_status}) from None
-    return json_response(200, 200, {call.dialect.status_header: status})
+    headers = trace_interval(call, job) if status in ALIVE else {}
+    return json_response(200, 200, {call.dialect.status_header: status, **headers})
 
 
 def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
@@ -3514,13 +3748,16 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
     The `Range` of the answer counts one past the last byte: runners go on from that number.
     """
     start = trace_offset(call.header('Content-Range'))
-    data, status, code = call.body(), 'running', 202
+    data, status, code = call.body(), job['status'], 202
     try:
         size = call.ci.append_trace(job, start, data)
     except JobNotRunning as gone:
         status, code, size = gone.job_status, call.dialect.stopped, call.ci.trace_size(job)
-    headers = {call.dialect.status_header: status, 'Range': f'0-{size}',
-               'X-GitLab-Trace-Update-Interval': str(TRACE_UPDATE_INTERVAL)}
+    except RangeMismatch as mismatch:
+        if not call.dialect.repeats or not data or start + len(data) != mismatch.size:
+            raise
+        size = mismatch.size  # the last chunk again: its answer was lost
+    headers = {call.dialect.status_header: status, 'Range': f'0-{size}', **trace_interval(call, job)}
     if code == 403:
         raise Forbidden('Job is not running', headers)
     return empty_response(code, headers)
@@ -3528,14 +3765,14 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
 
 def upload_response(call: Call, job: Row) -> None:
     """Take an archive or report."""
-    if job['status'] != 'running':
+    if job['status'] not in ALIVE:
         raise Forbidden('Job is not running!', {call.dialect.status_header: job['status']})
     if call.upload is None:
         raise call.dialect.no_file()
     file_type = call.text('artifact_type') or 'archive'
     file_format = call.text('artifact_format') or 'zip'
-    if not re.fullmatch('[a-z_]{1,64}', file_type) or file_format not in ARTIFACT_FORMATS.get(file_type, ('gzip', 'raw')):
-        raise BadRequest(f'{file_type} does not come as {file_format}')
+    if file_format != ARTIFACT_FORMATS.get(file_type, 'raw') or not re.fullmatch('[a-z_]{1,64}', file_type):
+        raise BadRequest(f'artifacts of the type {file_type} do not come as {file_format}')
     try:
         call.ci.store_artifacts(job, call.upload, file_type=file_type, file_format=file_format,
                                 expire_in=call.text('expire_in'), replace=call.dialect.replace)
@@ -3555,8 +3792,9 @@ def artifacts_response(call: Call, job: Row | int) -> bottle.HTTPResponse:
 @route('POST', '/api/v4/runners', auth=registration_token)
 def register_runner(call: Call) -> bottle.HTTPResponse:
     """Register a runner; its own token is in the answer and nowhere else."""
-    runner, token = call.ci.register_runner(call.actor, **runner_settings(call))
-    return json_response({'id': runner['id'], 'token': token, 'token_expires_at': None}, 201)
+    runner, token = call.ci.register_runner(call.actor, info=runner_info(call), ip_address=call.remote_address,
+                                            **runner_settings(call))
+    return token_response(token, id=runner['id'])
 
 
 @route('DELETE', '/api/v4/runners', auth=runner_token, dialect=V4)
@@ -3566,11 +3804,25 @@ def unregister_runner(call: Call) -> bottle.HTTPResponse:
     return empty_response(204)
 
 
+@route('DELETE', '/api/v4/runners/managers', auth=runner_token, dialect=V4)
+def unregister_manager(call: Call) -> bottle.HTTPResponse:
+    """Remove one of the machines that share a runner's token."""
+    call.require('system_id')
+    call.ci.unregister_runner(call.actor, call.text('system_id'))
+    return empty_response(204)
+
+
 @route('POST', '/api/v4/runners/verify', auth=runner_token, dialect=V4)
-def verify_runner(call: Call) -> dict[str, Any]:
+def verify_runner(call: Call) -> bottle.HTTPResponse:
     """Tell a runner that it is still registered."""
-    call.ci.contact(call.actor, runner_info(call), call.remote_address)
-    return {'id': call.actor['id'], 'token': call.text('token'), 'token_expires_at': None}
+    call.ci.contact(call.actor, runner_info(call), call.remote_address, call.text('system_id') or '')
+    return token_response(call.text('token') or '', 200, id=call.actor['id'])
+
+
+@route('POST', '/api/v4/runners/reset_authentication_token', auth=runner_token, dialect=V4)
+def reset_own_token(call: Call) -> bottle.HTTPResponse:
+    """Give a runner a new token in exchange for its old one."""
+    return token_response(call.ci.reset_runner_token(call.actor))
 
 
 @route('GET', '/api/v4/runners/router/discovery', auth=public)
@@ -3627,7 +3879,7 @@ def current_job(call: Call) -> dict[str, Any]:
 # /api/v1, and in the oldest documents at /ci.
 
 V1 = Dialect(token_header='BUILD-TOKEN', status_header='Build-Status', job_gone=NotFound, stopped=202, ended=404,
-             no_token=Forbidden, no_reader=Forbidden, holder=True, replace=True,
+             no_token=Forbidden, no_reader=Forbidden, holder=True, repeats=False, replace=True,
              no_file=lambda: BadRequest('Missing artifacts file!'))
 #: The agents that know 204 as "nothing to do"; the pattern alone decides, as in GitLab.
 KNOWS_204 = re.compile(r'gitlab(?:-ci-multi)?-runner [0-9]+\.[0-9]+\.[0-9]+(?:~beta\.[0-9]+\.g[0-9a-f]+)? ')
@@ -3670,8 +3922,9 @@ def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
         options['image'] = spec['image']['name']
     if spec['services']:
         options['services'] = [service['name'] for service in spec['services']]
-    for item in spec['artifacts'][:1]:
-        options['artifacts'] = {key: item[key] for key in ('name', 'untracked', 'paths', 'when', 'expire_in') if key in item}
+    for item in [item for item in spec['artifacts'] if item['artifact_type'] == 'archive']:
+        options['artifacts'] = {key: item[key] for key in ('name', 'untracked', 'paths', 'when', 'expire_in')
+                                if key in item}
     for item in spec['cache'][:1]:
         options['cache'] = {key: item[key] for key in ('key', 'untracked', 'paths')}
     if spec['after_script']:
@@ -3720,7 +3973,7 @@ def append_build_trace(call: Call, id: int) -> bottle.HTTPResponse:
 @legacy_route('POST', '/builds/<id>/artifacts/authorize', auth=job_token)
 def authorize_build_artifacts(call: Call, id: int) -> dict[str, Any]:
     """Tell whether an upload of `filesize` bytes would be taken."""
-    if call.actor['status'] != 'running':
+    if call.actor['status'] not in ALIVE:
         raise Forbidden('Job is not running!')
     limit = call.ci.settings.max_artifacts_size
     if (call.integer('filesize') or 0) > limit:
@@ -3755,7 +4008,8 @@ def delete_build_artifacts(call: Call, id: int) -> dict[str, Any]:
 def register_legacy_runner(call: Call) -> bottle.HTTPResponse:
     """Register a runner; a setting that will not do was 404 then."""
     try:
-        runner, token = call.ci.register_runner(call.actor, **runner_settings(call))
+        runner, token = call.ci.register_runner(call.actor, info=runner_info(call), ip_address=call.remote_address,
+                                                **runner_settings(call))
     except BadRequest as error:
         raise NotFound() if 'tags_list' in error.message else error from None
     return json_response({'id': runner['id'], 'token': token}, 201)
@@ -3792,7 +4046,7 @@ def pipeline_of(call: Call) -> Row:
 
 def jobs_response(call: Call, **filters: Any) -> bottle.HTTPResponse:
     """Return a page of jobs, by number or, with ``pagination=keyset``, by cursor."""
-    scope = call.words('scope')
+    scope = filters.pop('scope', call.words('scope'))
     if not set(scope) <= set(JOB_STATUSES):
         raise InvalidParameter('scope does not have a valid value')
     page, per_page = page_of(call)
@@ -3855,7 +4109,8 @@ def show_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
 def show_trace(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
     """Send a job's trace, or the range of it that is asked for, so that it can be followed."""
     job = job_of(call)
-    file = call.ci.traces.open(job['id'])
+    file = call.ci.open_trace(job)
+    call.ci.traces.looked_at(job['id'])
     return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
                          disposition=f'inline; filename="{job["id"]}.log"')
 
@@ -4009,6 +4264,127 @@ def show_version(call: Call) -> dict[str, Any]:
     return {'version': GITLAB_VERSION, 'revision': f'minici-{__version__}', 'enterprise': False}
 
 
+# -- runners, for people
+
+RUNNER = '/api/v4/runners/<runner_id>'
+
+
+def runner_of(call: Call) -> Row:
+    """Return the runner that the path names."""
+    return call.ci.find_runner_by_id(call.path_params['runner_id'])
+
+
+def runners_response(call: Call, rows: list[Row]) -> bottle.HTTPResponse:
+    """Return a page of runners, by kind, state and tags."""
+    kinds = {'shared': 'instance_type', 'specific': 'project_type'}
+    scope = call.choice('scope', (*kinds, 'active', 'paused', 'online', 'offline'))
+    kind = call.choice('type', ('instance_type', 'group_type', 'project_type')) or kinds.get(scope or '')
+    state = call.choice('status', ('online', 'offline', 'stale', 'never_contacted', 'active', 'paused'))
+    paused, tags = call.flag('paused'), set(call.words('tag_list'))
+    for wanted in (scope, state):
+        paused = {'active': False, 'paused': True}.get(wanted or '', paused)
+    state = scope if scope in ('online', 'offline') else state
+    found = [item for item, row in ((runner_entity(row, call), row) for row in rows)
+             if kind in (None, item['runner_type']) and paused in (None, item['paused'])
+             and state in (None, 'active', 'paused', item['status']) and tags <= set(json.loads(row['tags']))]
+    page, per_page = page_of(call)
+    return paged_response(call, found[(page - 1) * per_page:page * per_page], len(found))
+
+
+@route('GET', '/api/v4/runners', '/api/v4/runners/all', auth=private_token)
+def list_runners(call: Call) -> bottle.HTTPResponse:
+    """List the runners."""
+    return runners_response(call, call.ci.list_runners())
+
+
+@route('GET', f'{PROJECT}/runners', auth=private_token)
+def list_project_runners(call: Call, id: str) -> bottle.HTTPResponse:
+    """List the runners that may take a project's jobs."""
+    return runners_response(call, call.ci.list_runners(project_of(call)))
+
+
+@route('POST', '/api/v4/user/runners', auth=private_token)
+def create_runner(call: Call) -> bottle.HTTPResponse:
+    """Make a runner for all projects or one; its `glrt-` token is what `gitlab-runner register` wants."""
+    call.require('runner_type')
+    project = None
+    if call.choice('runner_type', ('instance_type', 'project_type')) == 'project_type':
+        call.require('project_id')
+        project = call.ci.find_project(call.integer('project_id'))
+    runner, token = call.ci.create_runner(project, call.actor, **runner_settings(call))
+    return token_response(token, id=runner['id'])
+
+
+@route('GET', RUNNER, auth=private_token)
+def show_runner(call: Call, runner_id: int) -> dict[str, Any]:
+    """Show one runner."""
+    return runner_entity(runner_of(call), call, detail=True)
+
+
+@route('PUT', RUNNER, auth=private_token)
+def edit_runner(call: Call, runner_id: int) -> dict[str, Any]:
+    """Change a runner's settings; pause it or let it go on."""
+    changes = runner_settings(call)
+    if not changes:
+        raise InvalidParameter('description, active, paused, tag_list, run_untagged, locked, access_level, '
+                               'maximum_timeout, maintenance_note are missing, at least one parameter must be provided')
+    return runner_entity(call.ci.edit_runner(runner_of(call), **changes), call, detail=True)
+
+
+@route('DELETE', RUNNER, auth=private_token)
+def delete_runner(call: Call, runner_id: int) -> bottle.HTTPResponse:
+    """Remove a runner."""
+    call.ci.unregister_runner(runner_of(call))
+    return empty_response(204)
+
+
+@route('GET', f'{RUNNER}/jobs', auth=private_token)
+def list_runner_jobs(call: Call, runner_id: int) -> bottle.HTTPResponse:
+    """List the jobs that a runner was given, newest first."""
+    status = call.choice('status', JOB_STATUSES)
+    return jobs_response(call, runner=runner_of(call), **({'scope': [status]} if status else {}))
+
+
+@route('GET', f'{RUNNER}/managers', auth=private_token)
+def list_runner_managers(call: Call, runner_id: int) -> list[dict[str, Any]]:
+    """List the machines that share a runner's token."""
+    return [manager_entity(row, call) for row in call.ci.list_managers(runner_of(call))]
+
+
+@route('POST', f'{RUNNER}/reset_authentication_token', auth=private_token)
+def reset_runner_token(call: Call, runner_id: int) -> bottle.HTTPResponse:
+    """Give a runner a new token."""
+    return token_response(call.ci.reset_runner_token(runner_of(call)))
+
+
+@route('POST', '/api/v4/runners/reset_registration_token', auth=private_token)
+def reset_registration_token(call: Call) -> bottle.HTTPResponse:
+    """Replace the token that registers runners for all projects."""
+    return token_response(call.ci.reset_registration_token())
+
+
+@route('POST', f'{PROJECT}/runners/reset_registration_token', auth=private_token)
+def reset_project_token(call: Call, id: str) -> bottle.HTTPResponse:
+    """Replace the token that registers runners for one project."""
+    return token_response(call.ci.reset_registration_token(project_of(call)))
+
+
+@route('POST', f'{PROJECT}/runners', auth=private_token)
+def enable_project_runner(call: Call, id: str) -> bottle.HTTPResponse:
+    """Let a project runner take this project's jobs too."""
+    call.require('runner_id')
+    runner = call.ci.find_runner_by_id(call.integer('runner_id') or 0)
+    call.ci.enable_runner(runner, project_of(call))
+    return json_response(runner_entity(runner, call), 201)
+
+
+@route('DELETE', f'{PROJECT}/runners/<runner_id>', auth=private_token)
+def disable_project_runner(call: Call, id: str, runner_id: int) -> bottle.HTTPResponse:
+    """Let a project runner take this project's jobs no longer."""
+    call.ci.enable_runner(runner_of(call), project_of(call), enabled=False)
+    return empty_response(204)
+
+
 # 18. Application ##############################################################################
 
 class Application:
@@ -4061,6 +4437,7 @@ class SpoolBuffer(waitress.buffers.OverflowableBuffer):
     """A request body on its way in, kept in the data directory once it is large."""
 
     directory: Path
+    buf: Any
 
     def _set_large_buffer(self) -> None:
         small, file = self.buf, tempfile.TemporaryFile(dir=self.directory)
@@ -4072,6 +4449,8 @@ class SpoolBuffer(waitress.buffers.OverflowableBuffer):
 
 class RequestParser(waitress.parser.HTTPRequestParser):
     """Holds ordinary requests against a limit of their own while they arrive."""
+
+    adj: Any
 
     def parse_header(self, header_plus: bytes) -> None:
         """Choose the limit and the place of the body once the headers are known."""
