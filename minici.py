@@ -36,9 +36,11 @@ import base64
 import contextlib
 import copy
 import dataclasses
+import functools
 import gzip
 import hashlib
 import hmac
+import itertools
 import json
 import logging
 import mimetypes
@@ -244,8 +246,9 @@ class Busy(CIError):
 JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
                 'scheduled', 'canceling', 'preparing', 'waiting_for_resource')
 FINISHED = ('success', 'failed', 'canceled', 'skipped')
+PIPELINE_FILE = '.gitlab-ci.yml'
 ALIVE = ('running', 'canceling')    # a runner has it, and its token works
-CANCELABLE = ('created', 'pending', 'running', 'canceling', 'manual', 'scheduled')
+CANCELABLE = ('created', 'waiting_for_resource', 'pending', 'running', 'canceling', 'manual', 'scheduled')
 RETRYABLE = ('success', 'failed', 'canceled')
 PLAYABLE = ('manual', 'scheduled')
 
@@ -257,7 +260,8 @@ RUNS_AFTER = {
     'on_failure': ('failed',),
     'always': ('success', 'failed', 'skipped'),
 }
-#: What a job of that `when` becomes once it may run.
+RUNS_AFTER_NEEDS = dict.fromkeys(('on_success', 'manual', 'delayed'), ('success',))
+#: What a job of that `when` becomes once it may run; any other goes into the queue.
 STARTS_AS = {'manual': 'manual', 'delayed': 'scheduled'}
 
 FAILURE_REASONS = frozenset((
@@ -274,12 +278,12 @@ ARTIFACT_FORMATS = {'archive': 'zip', 'lsif': 'zip', **dict.fromkeys((
     'junit', 'metrics', 'cobertura', 'coverage_report', 'dotenv', 'cyclonedx', 'metadata', 'annotations'), 'gzip')}
 
 
-def composite_status(jobs: Iterable[tuple[str, bool]]) -> str:
+def composite_status(jobs: Iterable[tuple[str, bool]], *, needed: bool = False) -> str:
     """Return the one status that stands for `jobs`, pairs of a status and its `allow_failure`.
 
     The rules and their order are GitLab's, the same for a stage, a pipeline and "everything before
     this job"; nothing at all counts as success. A failure that is allowed and a manual job that need
-    not be played do not hold the others back.
+    not be played do not hold the others back; but of jobs that another `needed`, each must really run.
     """
     seen = set()
     for status, allow_failure in jobs:
@@ -291,6 +295,8 @@ def composite_status(jobs: Iterable[tuple[str, bool]]) -> str:
     passed = {'skipped', 'success', 'warning', 'ignored'}
     if not seen:
         return 'success'
+    if needed and seen & {'skipped', 'ignored'}:
+        return 'skipped'
     for result, among in (('skipped', {'skipped', 'ignored'}),
                           ('success', passed),
                           ('created', {'created', 'warning', 'ignored'}),
@@ -332,7 +338,16 @@ class JobSpec:
     artifacts: Sequence[Mapping[str, Any]] = ()
     cache: Sequence[Mapping[str, Any]] = ()
     dependencies: Sequence[str] | None = None
+    needs: Sequence[Mapping[str, Any]] | None = None
     timeout: int | None = None
+    start_in: int | None = None
+    retry: Mapping[str, Any] | None = None
+    interruptible: bool = False
+    resource_group: str | None = None
+    coverage: str | None = None
+    environment: Mapping[str, Any] | None = None
+    hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    raw_variables: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -341,6 +356,36 @@ class PipelineSpec:
 
     stages: Sequence[str]
     jobs: Sequence[JobSpec]
+    name: str | None = None
+    auto_cancel: str = 'conservative'
+    decisions: Mapping[str, str] = field(default_factory=dict)
+
+
+def pipeline_variables(facts: Mapping[str, Any] | Row) -> dict[str, Any]:
+    """Return the predefined variables that all jobs of a pipeline share, None for those that it does not have.
+
+    `facts` are columns of a job's row: what is known of its project, commit and pipeline.
+    """
+    path, ref = facts['project_path'], facts['ref']
+    namespace, _, name = path.rpartition('/')
+    commit = json.loads(facts['commit_info'] or '{"message": ""}')
+    title, _, description = commit['message'].partition('\n')
+    triggered = 'true' if facts['source'] == 'trigger' else None
+    return {
+        'CI': 'true', 'GITLAB_CI': 'true', 'CI_CONFIG_PATH': PIPELINE_FILE, 'CI_PROJECT_ID': facts['project_id'],
+        'CI_PROJECT_NAME': name, 'CI_PROJECT_TITLE': facts['project_name'], 'CI_PROJECT_PATH': path,
+        'CI_PROJECT_PATH_SLUG': slug(path), 'CI_PROJECT_NAMESPACE': namespace, 'CI_PROJECT_VISIBILITY': 'private',
+        'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0], 'CI_DEFAULT_BRANCH': facts['default_branch'],
+        'CI_PIPELINE_SOURCE': facts['source'], 'CI_PIPELINE_TRIGGERED': triggered, 'CI_BUILD_TRIGGERED': triggered,
+        'CI_COMMIT_SHA': facts['sha'], 'CI_BUILD_REF': facts['sha'], 'CI_COMMIT_SHORT_SHA': facts['sha'][:8],
+        'CI_COMMIT_BEFORE_SHA': facts['before_sha'], 'CI_BUILD_BEFORE_SHA': facts['before_sha'],
+        'CI_COMMIT_REF_NAME': ref, 'CI_BUILD_REF_NAME': ref, 'CI_COMMIT_REF_SLUG': slug(ref),
+        'CI_BUILD_REF_SLUG': slug(ref), 'CI_COMMIT_REF_PROTECTED': 'false',
+        **dict.fromkeys(('CI_COMMIT_TAG', 'CI_BUILD_TAG') if facts['tag'] else ('CI_COMMIT_BRANCH',), ref),
+        'CI_COMMIT_MESSAGE': commit['message'], 'CI_COMMIT_TITLE': title, 'CI_COMMIT_DESCRIPTION': description.strip(),
+        'CI_COMMIT_AUTHOR': f'{commit["author_name"]} <{commit["author_email"]}>' if 'author_name' in commit else None,
+        'CI_COMMIT_TIMESTAMP': commit.get('committed_date'),
+    }
 
 
 def new_token(prefix: str) -> str:
@@ -364,8 +409,7 @@ def iso_time(seconds: float | None) -> str | None:
     """Return a moment (seconds since 1970) the way GitLab writes it: UTC, milliseconds, ``Z``."""
     if seconds is None:
         return None
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.strftime('%Y-%m-%dT%H:%M:%S.') + f'{moment.microsecond // 1000:03d}Z'
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec='milliseconds')[:-6] + 'Z'
 
 
 DURATION_UNITS = {
@@ -608,6 +652,8 @@ CREATE TABLE pipeline (
     iid         INTEGER NOT NULL,   -- its number within the project
     ref         TEXT NOT NULL,      -- branch or tag name
     tag         INTEGER NOT NULL,   -- whether `ref` is a tag
+    name        TEXT,               -- from workflow:name
+    auto_cancel TEXT NOT NULL,      -- workflow:auto_cancel:on_new_commit
     sha         TEXT NOT NULL,
     before_sha  TEXT NOT NULL,      -- 40 zeros when unknown
     source      TEXT NOT NULL,      -- 'api', 'push', 'web', ...
@@ -642,6 +688,9 @@ CREATE TABLE job (
     token_hash  TEXT,               -- SHA-256 of the token made at its claim; NULL: no token works
     attempts    INTEGER NOT NULL DEFAULT 0, -- claims so far
     system_id   TEXT,               -- which of the runner's machines has it
+    needs       TEXT,               -- JSON list of the names it waits for; NULL: the stages before its own
+    resource_group TEXT,            -- one job of a group is queued or running at a time
+    interruptible INTEGER NOT NULL, -- whether a newer pipeline of the ref may cancel it while it runs
     timeout     INTEGER,            -- seconds; NULL: the project's
     failure_reason TEXT,
     exit_code   INTEGER,
@@ -650,6 +699,7 @@ CREATE TABLE job (
     user_id     INTEGER REFERENCES user,    -- who started or last played it
     created_at  REAL NOT NULL,
     queued_at   REAL,               -- when it became pending
+    scheduled_at REAL,              -- when a delayed job is due
     started_at  REAL,
     finished_at REAL,
     erased_at   REAL,
@@ -661,6 +711,8 @@ CREATE INDEX job_of_project ON job (project_id, id);
 CREATE INDEX job_of_pipeline ON job (pipeline_id, stage_idx, id);
 CREATE INDEX job_of_runner ON job (runner_id, id);
 CREATE INDEX job_token ON job (token_hash) WHERE token_hash IS NOT NULL;
+CREATE INDEX job_scheduled ON job (scheduled_at) WHERE status = 'scheduled';
+CREATE INDEX job_of_group ON job (project_id, resource_group, id) WHERE resource_group IS NOT NULL;
 CREATE INDEX job_alive ON job (id) WHERE status IN ('running', 'canceling');
 CREATE INDEX job_pending_shared ON job (tag_set_id, id) WHERE status = 'pending' AND shared = 1;
 CREATE INDEX job_pending_project ON job (project_id, tag_set_id, id) WHERE status = 'pending';
@@ -815,21 +867,28 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to the newest version; refuse another program's file or a newer version."""
+        with self.read() as c:  # before the first write, which would turn another program's file into WAL
+            self._version(c)
         with self.write() as c:
-            version, = c.execute('PRAGMA user_version').fetchone()
-            application, = c.execute('PRAGMA application_id').fetchone()
-            tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()
-            if application != APPLICATION_ID and (application or tables):
-                raise CIError(f'{self.path} is a database of another program; name another file')
-            if version > len(MIGRATIONS):
-                raise CIError(f'{self.path} was written by a newer minici (schema {version}, '
-                              f'this one knows {len(MIGRATIONS)}); upgrade minici or restore a backup')
+            version = self._version(c)
             for number in range(version, len(MIGRATIONS)):
                 for statement in self._statements(MIGRATIONS[number]):
                     c.execute(statement)
                 c.execute(f'PRAGMA user_version = {number + 1}')
             if version < len(MIGRATIONS):
                 c.execute(f'PRAGMA application_id = {APPLICATION_ID}')
+
+    def _version(self, c: sqlite3.Connection) -> int:
+        """Return the schema's version; raise CIError when this is not our file or a later one of ours."""
+        version, = c.execute('PRAGMA user_version').fetchone()
+        application, = c.execute('PRAGMA application_id').fetchone()
+        tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()
+        if application != APPLICATION_ID and (application or tables):
+            raise CIError(f'{self.path} is a database of another program; name another file')
+        if version > len(MIGRATIONS):
+            raise CIError(f'{self.path} was written by a newer minici (schema {version}, '
+                          f'this one knows {len(MIGRATIONS)}); upgrade minici or restore a backup')
+        return version
 
     @staticmethod
     def _statements(script: str) -> Iterator[str]:
@@ -883,7 +942,8 @@ class TraceStore:
     def __init__(self, root: Path, *, clock: Callable[[], float], fsync: bool, max_size: int) -> None:
         self._root, self._clock, self._fsync, self._max_size = root, clock, fsync, max_size
         self._locks = [threading.Lock() for _ in range(self.STRIPES)]
-        (root / 'locks').mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (root, root / 'locks'):
+            directory.mkdir(mode=0o700, exist_ok=True)
 
     def path(self, job_id: int) -> Path:
         """Return where the trace of a job stands, whether it exists or not."""
@@ -1018,6 +1078,12 @@ class TraceStore:
         except FileNotFoundError:
             raise NotFound('Trace') from None
 
+    def remove_unheard(self, job_id: int, release: Callable[[], Any]) -> None:
+        """Remove a trace whose runner was never heard, if `release` says so once nobody else can write."""
+        with self._locked(job_id):
+            if self.last_heard(job_id) is None and release():
+                self.path(job_id).unlink(missing_ok=True)
+
     def remove(self, job_id: int) -> None:
         """Remove a job's trace, if there is one."""
         with self._locked(job_id):
@@ -1071,7 +1137,7 @@ class ArtifactStore:
     def __init__(self, root: Path, incoming: Path, *, fsync: bool, max_size: int) -> None:
         self._root, self.incoming, self._fsync, self._max_size = root, incoming, fsync, max_size
         for directory in (root, incoming):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
 
     def receive(self) -> PartFile:
         """Return a new file to stream an upload into; `store` or `discard` it."""
@@ -1256,6 +1322,10 @@ CLAIMS = {
 }
 
 
+# What a job becomes when it is queued: one with a resource group has to get hold of that first.
+ENQUEUED = "CASE WHEN resource_group IS NULL THEN 'pending' ELSE 'waiting_for_resource' END"
+
+
 def insert(c: sqlite3.Connection, table: str, **columns: Any) -> int:
     """Insert a row and return its id."""
     statement = f'INSERT INTO {table} ({", ".join(columns)}) VALUES (:{", :".join(columns)})'
@@ -1423,6 +1493,8 @@ class Coordinator:
                                        'before a "/", cannot be a mere number and cannot end in .git, .atom or .json']})
         if import_url is not None:
             check_import_url(import_url)
+        if build_timeout is not None and build_timeout < 1:
+            raise BadRequest({'build_timeout': ['must be a number of seconds']})
         with self.db.write() as c:
             if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
                 raise BadRequest({'path': ['has already been taken']})
@@ -1615,41 +1687,52 @@ class Coordinator:
     # -- pipelines
 
     def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
-                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api',
-                        user: Row | None = None, tag: bool = False) -> Row:
+                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
+                        tag: bool = False, before_sha: str | None = None) -> Row:
         """Make a pipeline and start its first stage; return it.
 
         `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
         PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
         at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
-        is when there is no repository to tell. Raises BadRequest when the ref, the file or a job in it
-        will not do; nothing is made then.
+        is when there is no repository to tell; `before_sha` what it pointed to before a push. Pipelines
+        of the ref for older commits are canceled as their `workflow:auto_cancel` has it. Raises
+        BadRequest when the ref, the file or a job in it will not do; nothing is made then.
         """
         project = self.find_project(project)
-        check_ref(ref)
+        facts: dict[str, Any] = dict(
+            ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
+            project_id=project['id'], project_path=project['path'], project_name=project['name'],
+            default_branch=project['default_branch'])
         given = [self._check_variable(variable) for variable in variables]
-        commit_info = None
-        if sha is None or content is None:
-            with self._repository(project) as repository:
-                found, tag = repository.resolve(ref)
-                sha = check_sha(sha) if sha else found
-                commit_info = repository.commit(sha)
-                if content is None:
-                    content = repository.file(sha, '.gitlab-ci.yml')
-                    if content is None:
-                        raise BadRequest({'base': ['Missing CI config file: .gitlab-ci.yml is not in the repository '
-                                                   f'at {sha[:8]}; add it or send content']})
-        sha, spec = check_sha(sha), content
+        if sha is not None and content is not None:
+            facts['sha'] = check_sha(sha)
+            return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
+        with self._repository(project) as repository:
+            found, facts['tag'] = repository.resolve(ref)
+            facts['sha'] = check_sha(sha) if sha else found
+            facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
+            if content is None:
+                content = repository.file(facts['sha'], PIPELINE_FILE)
+            if content is None:
+                raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
+                                           f'at {facts["sha"][:8]}; add it or send content']})
+            spec = self._spec(content, facts, given, repository)
+        return self._insert_pipeline(project, user, facts, given, spec)
+
+    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
+              repository: Any) -> PipelineSpec:
+        """Return what a pipeline file comes to in this case; raise BadRequest when it has no job for it."""
+        spec = content
         if not isinstance(content, PipelineSpec):
             if self.compile is None:
                 raise BadRequest('This coordinator takes only a PipelineSpec')
-            spec = type(self).compile(content, ref=ref, tag=tag, source=source)  # type: ignore[misc]
+            variables = {name: str(value) for name, value in pipeline_variables(facts).items() if value is not None}
+            spec = type(self).compile(content, repository=repository, facts=facts, variables={  # type: ignore[misc]
+                **variables, **{variable['key']: variable['value'] for variable in given}})
         if not spec.jobs:
-            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file '
-                                       f'is for the {"tag" if tag else "branch"} {ref}']})
-        return self._insert_pipeline(project, spec, user, dict(
-            ref=ref, tag=bool(tag), sha=sha, before_sha='0' * 40, source=source, variables=json.dumps(given),
-            commit_info=commit_info and json.dumps(commit_info)))
+            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
+                                       f'{"tag" if facts["tag"] else "branch"} {facts["ref"]}']})
+        return spec
 
     @staticmethod
     def _check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
@@ -1668,23 +1751,44 @@ class Coordinator:
                                        'send both sha and content']})
         return type(self).open_repository(project['import_url'], self.artifacts.incoming)  # type: ignore[misc]
 
-    def _insert_pipeline(self, project: Row, spec: PipelineSpec, user: Row | None, columns: dict[str, Any]) -> Row:
+    def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
+                         given: list[dict[str, Any]], spec: PipelineSpec) -> Row:
         now, user_id = self.clock(), user and user['id']
         stages = {stage: index for index, stage in enumerate(spec.stages)}
+        columns = {name: facts[name] for name in ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info')}
         with self.db.write() as c:
             iid = c.execute('UPDATE project SET last_iid = last_iid + 1 WHERE id = :id RETURNING last_iid',
                             dict(id=project['id'])).fetchall()[0]['last_iid']
             pipeline_id = insert(c, 'pipeline', **columns, project_id=project['id'], iid=iid, status='created',
+                                 name=spec.name, auto_cancel=spec.auto_cancel, variables=json.dumps(given),
                                  user_id=user_id, created_at=now, updated_at=now)
             for job in sorted(spec.jobs, key=lambda job: stages[job.stage]):
                 insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, name=job.name, stage=job.stage,
                        stage_idx=stages[job.stage], status='created', when_=job.when, user_id=user_id,
                        allow_failure=job.allow_failure, tag_set_id=self._tag_set(c, job.tag_list),
                        shared=project['shared_runners_enabled'], timeout=job.timeout, created_at=now,
+                       needs=None if job.needs is None else json.dumps([need['name'] for need in job.needs]),
+                       resource_group=job.resource_group, interruptible=job.interruptible,
                        spec=json.dumps(dataclasses.asdict(job), separators=(',', ':')))
+            self._supersede(c, project, facts, pipeline_id)
             self._process(c, pipeline_id)
         self._announce()
         return self.find_pipeline(pipeline_id)
+
+    def _supersede(self, c: sqlite3.Connection, project: Row, facts: Mapping[str, Any], pipeline_id: int) -> None:
+        """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
+        older = c.execute(
+            'SELECT * FROM pipeline WHERE project_id = :project_id AND ref = :ref AND sha <> :sha AND id < :id '
+            "AND auto_cancel <> 'none' AND finished_at IS NULL",
+            dict(project_id=project['id'], ref=facts['ref'], sha=facts['sha'], id=pipeline_id)).fetchall()
+        for pipeline in [] if facts['tag'] else older:
+            jobs = c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.retried = 0',
+                             dict(id=pipeline['id'], now=0)).fetchall()
+            fixed = [job for job in jobs if job['started_at'] and not job['interruptible']]
+            for job in jobs:
+                if job['interruptible'] or pipeline['auto_cancel'] == 'conservative' and not fixed:
+                    self._cancel(c, job)
+            self._process(c, pipeline['id'])
 
     @staticmethod
     def _tag_set(c: sqlite3.Connection, tags: Iterable[str]) -> int:
@@ -1702,30 +1806,68 @@ class Coordinator:
 
         Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
         """
-        now, stage, before = self.clock(), -1, 'success'
-        jobs = c.execute('SELECT id, stage_idx, status, when_, allow_failure FROM job '
+        now = self.clock()
+        jobs = c.execute("SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id, "
+                         "       json_extract(spec, '$.start_in') AS start_in FROM job "
                          'WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
                          dict(id=pipeline_id)).fetchall()
         status = {job['id']: job['status'] for job in jobs}
-        moved: dict[str, list[int]] = {}
-        for job in jobs:
-            if job['stage_idx'] != stage:
-                stage = job['stage_idx']
-                before = composite_status((status[earlier['id']], earlier['allow_failure'])
-                                          for earlier in jobs if earlier['stage_idx'] < stage)
-            if status[job['id']] == 'created' and before in FINISHED:
-                runs = before in RUNS_AFTER[job['when_']]
-                status[job['id']] = STARTS_AS.get(job['when_'], 'pending') if runs else 'skipped'
-                moved.setdefault(status[job['id']], []).append(job['id'])
-        for new, ids in moved.items():
-            c.execute("UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END "
-                      "WHERE id IN (SELECT value FROM json_each(:ids)) AND status = 'created'",
-                      dict(new=new, now=now, ids=json.dumps(ids)))
-        overall = composite_status((status[job['id']], job['allow_failure']) for job in jobs)
+        by_name = {job['name']: job for job in jobs}
+        moved: dict[int, dict[str, Any]] = {}
+        settled = False
+        while not settled:  # a skipped job may let those after it go on, within its own stage too
+            settled, stage, before_stage = True, -1, ''
+            for job in jobs:
+                if job['stage_idx'] != stage:
+                    stage = job['stage_idx']
+                    before_stage = composite_status((status[other['id']], other['allow_failure'])
+                                                    for other in jobs if other['stage_idx'] < stage)
+                if status[job['id']] != 'created':
+                    continue
+                runs_after, before = RUNS_AFTER[job['when_']], before_stage
+                if job['needs'] is not None:
+                    needs = [by_name[name] for name in json.loads(job['needs']) if name in by_name]
+                    before = composite_status(((status[need['id']], need['allow_failure']) for need in needs),
+                                              needed=True)
+                    runs_after = RUNS_AFTER_NEEDS.get(job['when_'], runs_after)
+                if before not in FINISHED:
+                    continue
+                new = STARTS_AS.get(job['when_'], 'waiting_for_resource' if job['resource_group'] else 'pending')
+                status[job['id']] = new if before in runs_after else 'skipped'
+                moved[job['id']] = dict(id=job['id'], new=status[job['id']], now=now,
+                                        due=now + (job['start_in'] or 0) if new == 'scheduled' else None)
+                settled = False
+        c.executemany("UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END, "
+                      "scheduled_at = :due WHERE id = :id AND status = 'created'", moved.values())
+        self._settle(c, pipeline_id)
+        if any(job['resource_group'] for job in jobs):
+            self._hand_out_resources(c, jobs[0]['project_id'])
+
+    def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
+        """Write down the status that a pipeline's jobs add up to."""
+        jobs = c.execute('SELECT status, allow_failure FROM job WHERE pipeline_id = :id AND retried = 0',
+                         dict(id=pipeline_id)).fetchall()
+        overall = composite_status((job['status'], job['allow_failure']) for job in jobs)
         c.execute('UPDATE pipeline SET status = :status, updated_at = :now, '
                   '                    finished_at = CASE WHEN :finished THEN coalesce(finished_at, :now) END '
                   'WHERE id = :id AND (status <> :status OR (finished_at IS NULL) = :finished)',
-                  dict(id=pipeline_id, status=overall, now=now, finished=overall in FINISHED))
+                  dict(id=pipeline_id, status=overall, now=self.clock(), finished=overall in FINISHED))
+
+    def _hand_out_resources(self, c: sqlite3.Connection, project_id: int) -> None:
+        """Queue the oldest job that waits for each resource group of a project that no other job holds."""
+        queued = c.execute(
+            "UPDATE job SET status = 'pending', queued_at = :now WHERE id IN ("
+            '    SELECT min(waiting.id) FROM job AS waiting '
+            "     WHERE waiting.project_id = :project_id AND waiting.status = 'waiting_for_resource' "
+            '       AND waiting.resource_group IS NOT NULL '
+            '       AND NOT EXISTS (SELECT 1 FROM job AS holder '
+            '                        WHERE holder.project_id = :project_id '
+            '                          AND holder.resource_group = waiting.resource_group '
+            "                          AND holder.status IN ('pending', 'running', 'canceling')) "
+            '     GROUP BY waiting.resource_group) RETURNING pipeline_id',
+            dict(project_id=project_id, now=self.clock())).fetchall()
+        for row in queued:
+            self._settle(c, row['pipeline_id'])
 
     def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
         """Return a pipeline (of `project`, if given); raise NotFound if there is none."""
@@ -1784,7 +1926,11 @@ class Coordinator:
         now, token = self.clock(), new_token('mcb')
         if now - self._swept_at >= SWEEP_INTERVAL:
             self.sweep()
-        if not runner['active'] or last_update and last_update == self.queue_value(runner):
+        due = self._one('SELECT 1 FROM job INDEXED BY job_scheduled '
+                        "WHERE status = 'scheduled' AND scheduled_at <= :now", now=now)
+        if due:
+            self._start_due(now)
+        if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
             return None
         with self.db.write() as c:
             claimed = c.execute(CLAIMS[runner['runner_type']], dict(
@@ -1801,8 +1947,18 @@ class Coordinator:
         self._announce()
         return Claim(job, token, dependencies)
 
+    def _start_due(self, now: float) -> None:
+        """Queue the delayed jobs whose time has come."""
+        with self.db.write() as c:
+            started = c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now '
+                                "WHERE status = 'scheduled' AND scheduled_at <= :now RETURNING pipeline_id",
+                                dict(now=now)).fetchall()
+            for pipeline_id in {row['pipeline_id'] for row in started}:
+                self._process(c, pipeline_id)
+        self._announce()
+
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
-        """Return the latest jobs of the stages before `job`, with their archives."""
+        """Return the latest jobs that `job` waited for, with their archives."""
         return c.execute(
             'SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name, '
             '       artifact.filename AS artifacts_filename, artifact.size AS artifacts_size '
@@ -1811,9 +1967,12 @@ class Coordinator:
             '  JOIN project ON project.id = job.project_id '
             "  LEFT JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
             '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
-            ' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND job.stage_idx < :stage_idx '
+            ' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 '
+            '   AND CASE WHEN :needs IS NULL THEN job.stage_idx < :stage_idx '
+            '            ELSE job.name IN (SELECT value FROM json_each(:needs)) END '
             ' ORDER BY job.stage_idx, job.id',
-            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], now=self.clock())).fetchall()
+            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'],
+                 now=self.clock())).fetchall()
 
     def authenticate_job(self, job_id: int, token: str, *, holder: bool = False) -> Row | None:
         """Return a job if `token` is its own and of its latest claim, or None.
@@ -1899,22 +2058,42 @@ class Coordinator:
     def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> bool:
         """Finish a job if it is still with the same claim, let its pipeline go on, say whether it was.
 
-        A job that was being canceled ends as canceled, whatever its runner says.
+        A job that was being canceled ends as canceled, whatever its runner says; a failed one is tried
+        again when it asked for that.
         """
-        allowed = json.loads(job['spec'])['allow_failure_exit_codes']
+        spec = json.loads(job['spec'])
+        retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
         with self.db.write() as c:
-            finished = c.execute(
+            ended = c.execute(
                 "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
                 "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
-                '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, finished_at = :now '
-                "WHERE id = :id AND status IN ('running', 'canceling') AND token_hash IS :token_hash",
+                '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, '
+                '               coverage = :coverage, finished_at = :now '
+                "WHERE id = :id AND status IN ('running', 'canceling') AND token_hash IS :token_hash RETURNING *",
                 dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
-                     token_hash=job['token_hash'], now=self.clock(),
-                     allowed=status == 'failed' and exit_code in allowed)).rowcount
-            if finished:
+                     token_hash=job['token_hash'], now=self.clock(), coverage=self._coverage(job, spec['coverage']),
+                     allowed=status == 'failed' and exit_code in spec['allow_failure_exit_codes'])).fetchall()
+            if ended:
+                tries, = c.execute('SELECT count(*) FROM job WHERE pipeline_id = :pipeline_id AND name = :name',
+                                   dict(pipeline_id=job['pipeline_id'], name=job['name'])).fetchone()
+                if ended[0]['status'] == 'failed' and tries <= retry['max'] and (
+                        {'always', failure_reason} & set(retry['when']) or exit_code in retry['exit_codes']):
+                    self._clone(c, ended[0], None)
                 self._process(c, job['pipeline_id'])
         self._announce()
-        return bool(finished)
+        return bool(ended)
+
+    def _coverage(self, job: Row, pattern: str | None) -> float | None:
+        """Return the last number that a job's coverage pattern finds in the end of its trace."""
+        if not pattern:
+            return None
+        with contextlib.suppress(NotFound, re.error), self.open_trace(job) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
+            for line in reversed(file.read().decode('utf-8', 'replace').splitlines()):
+                number = re.search(r'[0-9]+(?:\.[0-9]+)?', (re.search(pattern, line) or ('',))[0])
+                if number:
+                    return float(number[0])
+        return None
 
     # -- traces
 
@@ -2064,7 +2243,9 @@ class Coordinator:
     def count_jobs(self, *, limit: int, **filters: Any) -> int:
         """Return how many jobs `list_jobs` would find, `limit` if there are more."""
         where, values = self._job_filter(**filters)
-        return len(self._all(f'SELECT 1 FROM job WHERE {where} LIMIT :limit', **values, limit=limit))
+        found = self._one(f'SELECT count(*) AS jobs FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
+                          **values, limit=limit)
+        return found['jobs'] if found else 0
 
     @staticmethod
     def _job_filter(project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
@@ -2120,10 +2301,11 @@ class Coordinator:
             return None
         clone = c.execute(
             'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
-            '                 tag_set_id, shared, timeout, user_id, created_at, queued_at, variables, spec) '
-            "SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, 'pending', when_, "
-            "       json_extract(spec, '$.allow_failure'), tag_set_id, project.shared_runners_enabled, timeout, "
-            '       coalesce(:user_id, user_id), :now, :now, :variables, spec '
+            '                 tag_set_id, shared, needs, resource_group, interruptible, timeout, user_id, '
+            '                 created_at, queued_at, variables, spec) '
+            f'SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {ENQUEUED}, when_, '
+            "       json_extract(spec, '$.allow_failure'), tag_set_id, project.shared_runners_enabled, needs, "
+            '       resource_group, interruptible, timeout, coalesce(:user_id, user_id), :now, :now, :variables, spec '
             '  FROM job JOIN project ON project.id = job.project_id WHERE job.id = :id',
             dict(id=job['id'], user_id=user and user['id'], variables=variables, now=self.clock())).lastrowid
         self._reset_skipped(c, job)
@@ -2131,9 +2313,9 @@ class Coordinator:
 
     @staticmethod
     def _reset_skipped(c: sqlite3.Connection, job: Row) -> None:
-        """Let the jobs after `job` that were skipped wait for it again."""
+        """Let the jobs after `job` that were skipped wait for it again: of later stages, or needing it."""
         c.execute("UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
-                  "AND status = 'skipped' AND stage_idx > :stage_idx",
+                  "AND status = 'skipped' AND (stage_idx > :stage_idx OR needs IS NOT NULL)",
                   dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx']))
 
     def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
@@ -2144,7 +2326,7 @@ class Coordinator:
         given = json.dumps([self._check_variable(variable) for variable in variables])
         with self.db.write() as c:
             played: int | None = job['id']
-            if c.execute("UPDATE job SET status = 'pending', queued_at = :now, variables = :variables, "
+            if c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now, variables = :variables, '
                          '               user_id = coalesce(:user_id, user_id) '
                          'WHERE id = :id AND status IN (SELECT value FROM json_each(:playable))',
                          dict(id=job['id'], now=self.clock(), user_id=user and user['id'], variables=given,
@@ -2196,7 +2378,12 @@ class Coordinator:
     def pending_reason(self, job: Row) -> str | None:
         """Return in words why a job is not running, or None when it is or has finished."""
         if job['status'] == 'created':
-            return f'it waits for the stages before {job["stage"]}'
+            needs = json.loads(job['needs'] or '[]')
+            return f'it waits for {", ".join(needs)}' if needs else f'it waits for the stages before {job["stage"]}'
+        if job['status'] == 'scheduled':
+            return f'it is delayed until {iso_time(job["scheduled_at"])}'
+        if job['status'] == 'waiting_for_resource':
+            return f'another job holds the resource group {job["resource_group"]}'
         if job['status'] == 'manual':
             return 'it waits for somebody to play it'
         if job['status'] != 'pending':
@@ -2231,7 +2418,7 @@ class Coordinator:
             heard = self.traces.last_heard(job['id'])
             silent = now - max(heard or job['started_at'], self._listening_since)
             if heard is None and silent >= self.settings.claim_timeout:
-                self._requeue(job)
+                self.traces.remove_unheard(job['id'], functools.partial(self._requeue, job))
             elif silent >= self.settings.stuck_timeout:
                 self._finish(job, 'failed', 'stuck_or_timeout_failure')
         if self._one('SELECT 1 FROM artifact WHERE expire_at <= :now', now=now):
@@ -2240,18 +2427,19 @@ class Coordinator:
             self._collected_at = now
             self._collect_garbage()
 
-    def _requeue(self, job: Row) -> None:
-        """Put a job whose claim was never answered back into the queue; its old token is void."""
+    def _requeue(self, job: Row) -> bool:
+        """Put a job whose claim was never answered back into the queue, its old token void; say whether it left."""
         if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
-            self._finish(job, 'failed', 'claims_unanswered')
-            return
-        self.traces.remove(job['id'])
+            return self._finish(job, 'failed', 'claims_unanswered')
         with self.db.write() as c:
-            if c.execute("UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
-                         "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
-                         dict(id=job['id'], token_hash=job['token_hash'])).rowcount:
+            requeued = c.execute(
+                "UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
+                "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
+                dict(id=job['id'], token_hash=job['token_hash'])).rowcount
+            if requeued:
                 self._process(c, job['pipeline_id'])
         self._announce()
+        return bool(requeued)
 
     def _collect_garbage(self) -> None:
         """Remove files that a crash left behind: no row names them and nobody has touched them for an hour."""
@@ -2267,21 +2455,41 @@ class Coordinator:
 
 
 # 10. Pipeline files ###########################################################################
+#
+# Text in, PipelineSpec out: YAML is read into mappings that know their lines, `include:local` files are
+# merged, `extends` and `!reference` resolved, then each job's keywords are read by the tables below and
+# its rules decide whether it is in. Nothing here touches files or git: `Facts` answers what is asked.
 
-PIPELINE_FILE = '.gitlab-ci.yml'
 DEFAULT_STAGES = ('build', 'test', 'deploy')
 MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases are expanded
+MAX_INCLUDES = 150                  # files that one pipeline may be made of
+MAX_DEPTH = 11                      # levels of `extends` and of `!reference`
+MAX_PARALLEL = 200                  # jobs that one `parallel` may make
+MAX_NEEDS = 50                      # jobs that one job may need by name
 MAX_PROBLEMS = 20                   # messages about one file
-GLOBAL_KEYWORDS = ('stages', 'variables', 'default', 'image', 'services', 'before_script', 'after_script', 'cache')
-DEFAULT_KEYWORDS = ('image', 'services', 'before_script', 'after_script', 'cache', 'artifacts', 'tags', 'timeout')
-JOB_KEYWORDS = (*DEFAULT_KEYWORDS, 'stage', 'script', 'variables', 'dependencies', 'when', 'allow_failure',
-                'only', 'except')
 #: The words in only and except that stand for where a pipeline came from.
 SOURCE_WORDS = {'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigger', 'schedules': 'schedule',
                 'pipelines': 'pipeline', 'external': 'external', 'chat': 'chat',
                 'merge_requests': 'merge_request_event', 'external_pull_requests': 'external_pull_request_event'}
 
 Mark = tuple[str, int, int]         # a file's name, line and column, both from 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a pipeline file may ask about: the ref, where the pipeline came from, variables and files.
+
+    `changed` are the paths that differ from the commit before, None when there is none to compare with
+    (`changes` is true then, as in GitLab). `read_file` returns a file's content or None.
+    """
+
+    ref: str
+    tag: bool = False
+    source: str = 'api'
+    variables: Mapping[str, str] = field(default_factory=dict)
+    read_file: Callable[[str], bytes | None] = lambda path: None
+    list_files: Callable[[], Sequence[str]] = lambda: ()
+    changed: Callable[[str | None], Sequence[str] | None] = lambda base: None
 
 
 class Marked:
@@ -2296,9 +2504,23 @@ class Marked:
 class Map(Marked, dict):  # type: ignore[type-arg]
     """A mapping of a pipeline file."""
 
+    def over(self, base: Map) -> Map:
+        """Return `base` with this mapping laid over it, deeply; lists and texts are replaced."""
+        merged = Map(base, mark=self.mark)
+        merged.marks.update(base.marks)
+        for key, value in self.items():
+            below = base.get(key)
+            merged[key] = value.over(below) if isinstance(value, Map) and isinstance(below, Map) else value
+            merged.marks[key] = self.marks.get(key)
+        return merged
+
 
 class Seq(Marked, list):  # type: ignore[type-arg]
     """A list of a pipeline file."""
+
+
+class Reference(Seq):
+    """A ``!reference [job, keyword]``, still to be looked up."""
 
 
 class Spot:
@@ -2316,17 +2538,21 @@ class Spot:
     def wrong(self, complaint: str) -> None:
         """Note what is wrong here: file, line, column, keyword, and what was expected."""
         where = '{}:{}:{}: '.format(*self.mark) if self.mark else ''
-        self.problems.append(where + ':'.join(self.path) + (' ' if self.path else '') + complaint)
+        text = where + ':'.join(self.path) + (' ' if self.path else '') + complaint
+        if text not in self.problems:
+            self.problems.append(text)
 
-    def keys(self, *known: str) -> list[str]:
-        """Return the keys of this mapping, after a complaint about each that is not among `known`."""
+    def fields(self, readers: Mapping[str, Callable[[Spot], Any]], **defaults: Any) -> dict[str, Any]:
+        """Return this mapping with each value read by its key's reader; complain about every other key."""
         if not isinstance(self.value, dict):
-            self.wrong(f'must be a mapping, with any of {", ".join(known)}')
-            return []
-        for key in self.value:
-            if key not in known:
-                self[key].wrong(f'is a keyword that minici does not know here; it knows {", ".join(known)}')
-        return [key for key in self.value if key in known and self.value[key] is not None]
+            self.wrong(f'must be a mapping, with any of {", ".join(readers)}')
+            return defaults
+        for key, value in self.value.items():
+            if key not in readers:
+                self[key].wrong(f'is a keyword that minici does not know here; it knows {", ".join(readers)}')
+            elif value is not None:
+                defaults[key] = readers[key](self[key])
+        return defaults
 
     def text(self) -> str:
         """Return this as a text; numbers and booleans are written as YAML has them."""
@@ -2337,34 +2563,25 @@ class Spot:
         self.wrong('must be a text')
         return ''
 
-    def one_of(self, *choices: str) -> str:
-        """Return this text, which must be one of `choices`."""
-        if self.value not in choices:
-            self.wrong(f'must be one of {", ".join(choices)}')
-            return choices[0]
-        return self.value
-
     def flag(self) -> bool:
         """Return this boolean."""
         if not isinstance(self.value, bool):
             self.wrong('must be true or false')
         return self.value is True
 
-    def spots(self) -> list[Spot]:
-        """Return the items of this list; a single value stands for a list of one."""
-        if isinstance(self.value, list):
-            return [self[index] for index in range(len(self.value))]
-        return [self]
+    def spots(self, depth: int = 1) -> list[Spot]:
+        """Return the items of this list and of lists in it; a single value stands for a list of one."""
+        if not isinstance(self.value, list):
+            return [self]
+        items = [self[index] for index in range(len(self.value))]
+        return [inner for item in items for inner in (item.spots(depth - 1) if depth > 1 else [item])]
 
-    def texts(self, depth: int = 10) -> list[str]:
-        """Return this text, or list of texts, or lists of them (anchors make those), as one list."""
-        if not isinstance(self.value, (str, list)) or depth == 0:
+    def texts(self) -> list[str]:
+        """Return this text, or list of texts, or lists of them (anchors and references make those), as one list."""
+        if not isinstance(self.value, (str, list)):
             self.wrong('must be a text or a list of texts')
             return []
-        if isinstance(self.value, str):
-            return [self.value]
-        return [line for spot in self.spots()
-                for line in (spot.texts(depth - 1) if isinstance(spot.value, list) else [spot.text()])]
+        return [spot.text() for spot in self.spots(10)]
 
     def duration(self) -> str:
         """Return this duration as it was written."""
@@ -2374,42 +2591,15 @@ class Spot:
             self.wrong(f'must be a duration: {error}')
         return self.text()
 
-
-def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIPELINE_FILE) -> Map:
-    """Return a pipeline file as mappings and lists that know their lines.
-
-    `content` is YAML text (JSON text is YAML too, and all there is without PyYAML) or a mapping.
-    Raises BadRequest, with line and column, when it cannot be read.
-    """
-    try:
-        if isinstance(content, Mapping):
-            loaded = mark_plain(content)
-        else:
-            text = content.decode() if isinstance(content, bytes) else content
-            if yaml is not None:
-                loaded = YamlFile(text, name).load()
-            elif text.lstrip().startswith('{'):
-                loaded = mark_plain(json.loads(text))
-            else:
-                raise BadRequest({'base': ["Reading YAML needs PyYAML: install minici[yaml], or send JSON"]})
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest({'base': [f'{name}: is not UTF-8 text' if isinstance(error, UnicodeDecodeError)
-                                   else f'{name}: is nested too deeply']}) from None
-    except json.JSONDecodeError as error:
-        raise BadRequest({'base': [f'{name}:{error.lineno}:{error.colno}: {error.msg}']}) from None
-    if not isinstance(loaded, Map):
-        raise BadRequest({'base': [f'{name}:1:1: must be a mapping of jobs and keywords']})
-    return loaded
+    def seconds(self) -> int | None:
+        """Return this duration in seconds, None when it has no end."""
+        try:
+            return int(parse_duration(self.duration()) or 0) or None
+        except ValueError:
+            return None
 
 
-def mark_plain(value: Any) -> Any:
-    """Return plain mappings and lists as Map and Seq that know no lines."""
-    if isinstance(value, Mapping):
-        return Map({str(key): mark_plain(item) for key, item in value.items()})
-    if isinstance(value, (list, tuple)):
-        return Seq(mark_plain(item) for item in value)
-    return value
-
+# -- YAML
 
 class YamlFile:
     """YAML text on its way to Map and Seq; anchors, merge keys and aliases are resolved."""
@@ -2445,23 +2635,26 @@ class YamlFile:
             return self._scalar(node)
         if id(node) in self._open:
             self._refuse(self._mark(node), 'an alias stands inside what it names')
-        if node.tag not in ('tag:yaml.org,2002:map', 'tag:yaml.org,2002:seq'):
+        reference = node.tag == '!reference' and isinstance(node, yaml.SequenceNode)
+        if not reference and node.tag not in ('tag:yaml.org,2002:map', 'tag:yaml.org,2002:seq'):
             self._refuse(self._mark(node), f'the tag {node.tag} is not supported')
         self._open.add(id(node))
-        value = self._map(node) if isinstance(node, yaml.MappingNode) else self._seq(node)
+        value = self._map(node) if isinstance(node, yaml.MappingNode) else self._seq(
+            node, Reference if reference else Seq)
         self._open.discard(id(node))
         return value
 
     def _scalar(self, node: Any) -> Any:
-        kind = node.tag.rpartition(':')[2]
-        if kind in ('str', 'timestamp', 'value'):
+        if re.search('[\ud800-\udfff]', node.value):
+            self._refuse(self._mark(node), 'half a surrogate pair is no character')
+        if node.tag.rpartition(':')[2] in ('str', 'timestamp', 'value'):
             return node.value
-        if node.tag not in {f'tag:yaml.org,2002:{name}' for name in ('int', 'float', 'bool', 'null', 'binary')}:
+        if node.tag not in {f'tag:yaml.org,2002:{name}' for name in ('int', 'float', 'bool', 'null')}:
             self._refuse(self._mark(node), f'the tag {node.tag} is not supported')
         return self._loader.construct_object(node)
 
-    def _seq(self, node: Any) -> Seq:
-        result = Seq(mark=self._mark(node))
+    def _seq(self, node: Any, kind: type[Seq]) -> Seq:
+        result = kind(mark=self._mark(node))
         for index, item in enumerate(node.value):
             result.append(self._value(item))
             result.marks[index] = self._mark(item)
@@ -2486,146 +2679,244 @@ class YamlFile:
         return result
 
 
-def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str, tag: bool = False,
-                     source: str = 'api', name: str = PIPELINE_FILE) -> PipelineSpec:
-    """Return the pipeline that a pipeline file makes for a branch or tag.
+def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIPELINE_FILE) -> Map:
+    """Return a pipeline file as mappings and lists that know their lines.
 
-    Raises BadRequest with a list of what is wrong: file, line, column, keyword and what was expected.
-    A keyword that minici does not know is refused by name, never ignored.
+    `content` is YAML text (JSON text is YAML too, and all there is without PyYAML) or a mapping.
+    Raises BadRequest, with line and column, when it cannot be read.
     """
-    loaded = load_pipeline_file(content, name)
-    problems: list[str] = []
-    root = Spot(loaded, loaded.mark, problems)
-    stages = ('.pre', *(root['stages'].texts() if 'stages' in root else DEFAULT_STAGES), '.post')
-    defaults = read_defaults(root)
-    shared = read_variables(root['variables']) if 'variables' in root else {}
-    jobs: dict[str, JobSpec] = {}
-    wanted: list[JobSpec] = []
-    for key in loaded:
-        if key in GLOBAL_KEYWORDS or key.startswith('.'):
-            continue
-        spot = root[key]
-        if not isinstance(spot.value, dict) or key in ('include', 'workflow'):
-            spot.wrong('is a keyword that minici does not know' if key in ('include', 'workflow', 'types', 'spec')
-                       else 'must be a mapping: a job with a script')
-            continue
-        jobs[key] = read_job(spot, key, defaults, shared, stages)
-        if runs_on(spot, ref, tag, source):
-            wanted.append(jobs[key])
-    if not jobs and not problems:
-        root.wrong('must have at least one job that is not hidden')
-    for job in jobs.values():
-        check_dependencies(root[job.name], job, jobs, stages)
-    if problems:
-        more = [f'and {len(problems) - MAX_PROBLEMS} more'] if len(problems) > MAX_PROBLEMS else []
-        raise BadRequest({'base': problems[:MAX_PROBLEMS] + more})
-    return PipelineSpec(stages=stages, jobs=tuple(wanted))
-
-
-def read_defaults(root: Spot) -> dict[str, Spot]:
-    """Return what jobs inherit: the keywords under `default`, and the old global ones."""
-    defaults = {key: root[key] for key in DEFAULT_KEYWORDS if key in root and key in GLOBAL_KEYWORDS}
-    if 'default' in root:
-        spot = root['default']
-        defaults.update((key, spot[key]) for key in spot.keys(*DEFAULT_KEYWORDS))
-    return defaults
-
-
-def read_job(spot: Spot, name: str, defaults: Mapping[str, Spot], shared: Mapping[str, str],
-             stages: Sequence[str]) -> JobSpec:
-    """Return the job that stands at `spot`, with what it inherits."""
-    own = {key: spot[key] for key in spot.keys(*JOB_KEYWORDS)}
-    given = {**defaults, **own}
-    if len(name) > 255:
-        spot.wrong('is too long for a job name: 255 characters at most')
-    if 'script' not in own:
-        spot.wrong('must have a script')
-    stage = given['stage'].text() if 'stage' in given else 'test'
-    if stage not in stages:
-        (given.get('stage') or spot).wrong(f'names no stage: there are {", ".join(stages)}')
-        stage = stages[0]
-    when = given['when'].one_of('on_success', 'on_failure', 'always', 'manual') if 'when' in given else 'on_success'
-    allow_failure, exit_codes = read_allow_failure(given.get('allow_failure'), when)
-    lines = {key: given[key].texts() if key in given else [] for key in ('before_script', 'script', 'after_script')}
-    own_variables = read_variables(given['variables']) if 'variables' in given else {}
-    return JobSpec(
-        name=name, stage=stage, when=when, allow_failure=allow_failure, allow_failure_exit_codes=exit_codes,
-        script=lines['before_script'] + lines['script'], after_script=lines['after_script'],
-        tag_list=given['tags'].texts() if 'tags' in given else (), variables={**shared, **own_variables},
-        image=read_image(given['image']) if 'image' in given else None,
-        services=[read_image(service) for service in given['services'].spots()] if 'services' in given else (),
-        artifacts=read_artifacts(given['artifacts']) if 'artifacts' in given else (),
-        cache=[read_cache(cache) for cache in given['cache'].spots()] if given.get('cache') and given['cache'].value
-        else (),
-        dependencies=given['dependencies'].texts() if 'dependencies' in given else None,
-        timeout=read_timeout(given['timeout']) if 'timeout' in given else None)
-
-
-def read_allow_failure(spot: Spot | None, when: str) -> tuple[bool, list[int]]:
-    """Return whether any failure is allowed, and with which exit codes one is."""
-    if spot is None:
-        return when == 'manual', []
-    if not isinstance(spot.value, dict):
-        return spot.flag(), []
-    codes = []
-    for key in spot.keys('exit_codes'):
-        for code in spot[key].spots():
-            if isinstance(code.value, int) and 0 <= code.value <= 255:
-                codes.append(code.value)
-            else:
-                code.wrong('must be an exit code, 0 to 255')
-    return False, codes
-
-
-def read_timeout(spot: Spot) -> int | None:
-    """Return a job's timeout in seconds."""
     try:
-        return int(parse_duration(spot.duration()) or 0) or None
-    except ValueError:
+        if isinstance(content, Mapping):
+            loaded = mark_plain(content)
+        else:
+            text = content.decode() if isinstance(content, bytes) else content
+            if yaml is not None:
+                loaded = YamlFile(text, name).load()
+            elif text.lstrip().startswith('{'):
+                loaded = mark_plain(json.loads(text))
+            else:
+                raise BadRequest({'base': ['Reading YAML needs PyYAML: install minici[yaml], or send JSON']})
+    except UnicodeDecodeError:
+        raise BadRequest({'base': [f'{name}: is not UTF-8 text']}) from None
+    except RecursionError:
+        raise BadRequest({'base': [f'{name}: is nested too deeply']}) from None
+    except json.JSONDecodeError as error:
+        raise BadRequest({'base': [f'{name}:{error.lineno}:{error.colno}: {error.msg}']}) from None
+    if not isinstance(loaded, Map):
+        raise BadRequest({'base': [f'{name}:1:1: must be a mapping of jobs and keywords']})
+    return loaded
+
+
+def mark_plain(value: Any) -> Any:
+    """Return plain mappings and lists as Map and Seq that know no lines."""
+    if isinstance(value, Mapping):
+        return Map({str(key): mark_plain(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return Seq(mark_plain(item) for item in value)
+    return value
+
+
+# -- rules: expressions, globs
+
+class Expression:
+    """GitLab's expression of ``rules:if``: variables, texts, patterns, null, ``== != =~ !~ && || !``, parentheses."""
+
+    TOKENS = re.compile(r'\s*(?:(\$\w+|\$\{\w+\})|"([^"]*)"|\'([^\']*)\'|/((?:\\.|[^/\\])*)/([a-z]*)'
+                        r'|(null\b)|(==|!=|=~|!~|&&|\|\||\(|\)|!))')
+
+    def __init__(self, text: str, variables: Mapping[str, str]) -> None:
+        self._variables, self._tokens = variables, []
+        position, text = 0, text.strip()
+        while position < len(text):
+            match = self.TOKENS.match(text, position)
+            if not match:
+                raise ValueError(f'it cannot be read from {text[position:position + 20]!r} on')
+            self._tokens.append(match)
+            position = match.end()
+
+    def value(self) -> bool:
+        """Return whether the expression is true; raise ValueError when it is none."""
+        result = self._or()
+        if self._tokens:
+            raise ValueError(f'{self._tokens[0][0].strip()!r} is not expected where it stands')
+        return self._true(result)
+
+    @staticmethod
+    def _true(value: Any) -> bool:
+        return value is not None and value is not False and value != ''
+
+    def _take(self, *operators: str) -> str | None:
+        if self._tokens and self._tokens[0][7] in operators:
+            return self._tokens.pop(0)[7]
         return None
 
+    def _or(self) -> Any:
+        left = self._and()
+        while self._take('||'):
+            right = self._and()
+            left = left if self._true(left) else right
+        return left
 
-def read_variables(spot: Spot) -> dict[str, str]:
-    """Return variables and their values as texts."""
+    def _and(self) -> Any:
+        left = self._comparison()
+        while self._take('&&'):
+            right = self._comparison()
+            left = right if self._true(left) else left
+        return left
+
+    def _comparison(self) -> Any:
+        left = self._operand()
+        operator = self._take('==', '!=', '=~', '!~')
+        if operator is None:
+            return left
+        right = self._operand()
+        if operator in ('==', '!='):
+            return (left == right) is (operator == '==')
+        if isinstance(right, str):  # a variable may hold the pattern
+            pattern = re.fullmatch(r'/(.*)/([a-z]*)', right, re.S)
+            right = ruby_pattern(pattern[1], pattern[2]) if pattern else None
+        if not isinstance(right, re.Pattern):
+            raise ValueError(f'{operator} wants a /pattern/ on its right')
+        found = isinstance(left, str) and right.search(left) is not None
+        return found is (operator == '=~')
+
+    def _operand(self) -> Any:
+        if self._take('!'):
+            return not self._true(self._operand())
+        if self._take('('):
+            value = self._or()
+            if not self._take(')'):
+                raise ValueError('a ")" is missing')
+            return value
+        if not self._tokens or self._tokens[0][7]:
+            raise ValueError('a variable, text or pattern is missing')
+        match = self._tokens.pop(0)
+        if match[1]:
+            return self._variables.get(match[1].strip('${}'))
+        if match[4] is not None:
+            return ruby_pattern(match[4], match[5])
+        return None if match[6] else match[2] if match[2] is not None else match[3]
+
+
+def ruby_pattern(pattern: str, flags: str) -> re.Pattern[str]:
+    """Return a Ruby regular expression as Python's; raise ValueError when it is none."""
+    for ruby, python in ((r'\z', r'\Z'), (r'\h', '[0-9a-fA-F]'), (r'\/', '/'), ('(?<', '(?P<'), ('(?P<=', '(?<='),
+                         ('(?P<!', '(?<!')):
+        pattern = pattern.replace(ruby, python)
+    try:
+        return re.compile(pattern, (re.I if 'i' in flags else 0) | (re.S | re.M if 'm' in flags else 0))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
+
+
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """Return a glob of paths (``**/``, ``*``, ``?``, ``[a-z]``, ``{a,b}``) as a regular expression."""
+    parts, depth = [], 0
+    for token in re.findall(r'\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|[{},]|\\.|.', glob, re.S):
+        if token in ('{', '}'):
+            depth += 1 if token == '{' else -1
+        simple = {'**/': '(?:.*/)?', '**': '.*', '*': '[^/]*', '?': '[^/]', '{': '(?:', '}': ')',
+                  ',': '|' if depth else ','}
+        parts.append(simple.get(token) or (token.replace('[!', '[^', 1) if token[0] == '[' and len(token) > 1
+                                           else re.escape(token[-1])))
+    try:
+        return re.compile(''.join(parts))
+    except re.error:
+        return re.compile(re.escape(glob))
+
+
+def expand(text: str, variables: Mapping[str, str], depth: int = 5) -> str:
+    """Return a text with ``$NAME`` and ``${NAME}`` replaced; what is not defined becomes nothing."""
+    if '$' not in text or depth == 0:
+        return text
+    return re.sub(r'\$\$|\$(\w+)|\$\{(\w+)\}', lambda match: '$' if match[0] == '$$' else
+                  expand(variables.get(match[1] or match[2], ''), variables, depth - 1), text)
+
+
+def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[str, str]) -> bool:
+    """Tell whether any of the paths fits any of the globs."""
+    patterns = [glob_pattern(expand(glob, variables).lstrip('/')) for glob in globs]
+    return any(pattern.fullmatch(path) for path in paths for pattern in patterns)
+
+
+# -- keywords: a reader for each
+
+def one_of(*choices: str) -> Callable[[Spot], str]:
+    """Return a reader of a text that must be one of `choices`."""
+    def read(spot: Spot) -> str:
+        if spot.value in choices:
+            return spot.value
+        spot.wrong(f'must be one of {", ".join(choices)}')
+        return choices[0]
+    return read
+
+
+def number(low: int, high: int) -> Callable[[Spot], int]:
+    """Return a reader of a whole number between two others, both included."""
+    def read(spot: Spot) -> int:
+        if isinstance(spot.value, int) and not isinstance(spot.value, bool) and low <= spot.value <= high:
+            return spot.value
+        spot.wrong(f'must be a whole number from {low} to {high}')
+        return low
+    return read
+
+
+def anything(spot: Spot) -> Any:
+    """Read a value that is only kept."""
+    return spot.value
+
+
+def refused(why: str) -> Callable[[Spot], None]:
+    """Return a reader that complains about a keyword, whatever stands there."""
+    return lambda spot: spot.wrong(f'is not supported: {why}')
+
+
+def listed(read: Callable[[Spot], Any]) -> Callable[[Spot], list[Any]]:
+    """Return a reader of one value or a list of them."""
+    return lambda spot: [read(item) for item in spot.spots(10)]
+
+
+def read_variables(spot: Spot) -> dict[str, Any]:
+    """Return variables: plain values as texts, and those with attributes as mappings with `value`."""
     if not isinstance(spot.value, dict):
         spot.wrong('must be a mapping of names to values')
         return {}
-    for key in spot.value:
+    found: dict[str, Any] = {}
+    for key, value in spot.value.items():
         if not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
             spot[key].wrong('is not a name of letters, digits and "_"')
-    return {key: spot[key].text() if spot.value[key] is not None else '' for key in spot.value}
+        elif isinstance(value, dict):
+            found[key] = spot[key].fields(VARIABLE_FIELDS, value='')
+        else:
+            found[key] = '' if value is None else spot[key].text()
+    return found
 
 
 def read_image(spot: Spot) -> dict[str, Any]:
     """Return an image or service in the shape that runners receive."""
     if isinstance(spot.value, str):
         return {'name': spot.value}
-    image: dict[str, Any] = {}
-    for key in spot.keys('name', 'entrypoint', 'command', 'alias'):
-        image[key] = spot[key].text() if key in ('name', 'alias') else spot[key].texts()
-    if isinstance(spot.value, dict) and not image.get('name'):
+    image = spot.fields(IMAGE_FIELDS)
+    if not image.get('name'):
         spot.wrong('must have a name')
+    options = {key: image.pop(key) for key in ('docker', 'kubernetes') if key in image}
+    if options:
+        image['executor_opts'] = options
+    if 'variables' in image:
+        image['variables'] = [{'key': key, 'value': value if isinstance(value, str) else value['value']}
+                              for key, value in image['variables'].items()]
     return image
 
 
 def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
-    """Return what a job keeps, as the list of uploads that runners receive."""
-    found: dict[str, Any] = {'untracked': False, 'paths': [], 'when': 'on_success',
-                             'artifact_type': 'archive', 'artifact_format': 'zip'}
-    for key in spot.keys('name', 'paths', 'exclude', 'untracked', 'when', 'expire_in', 'reports'):
-        if key == 'reports':
-            continue
-        if key in ('paths', 'exclude'):
-            found[key] = spot[key].texts()
-        elif key == 'untracked':
-            found[key] = spot[key].flag()
-        elif key == 'when':
-            found[key] = spot[key].one_of('on_success', 'on_failure', 'always')
-        else:
-            found[key] = spot[key].duration() if key == 'expire_in' else spot[key].text()
-    return ([found] if found['paths'] or found['untracked'] else []) + [
-        {**report, **{key: found[key] for key in ('expire_in',) if key in found}}
-        for report in (read_reports(spot['reports']) if 'reports' in spot else ())]
+    """Return what a job keeps, as the list of uploads that runners receive: the archive, then each report."""
+    found = spot.fields(ARTIFACTS_FIELDS, untracked=False, paths=[], when='on_success')
+    reports = found.pop('reports', [])
+    for key in ('expose_as', 'public', 'access'):
+        found.pop(key, None)
+    lifetime = {'expire_in': found['expire_in']} if 'expire_in' in found else {}
+    archive = {**found, 'artifact_type': 'archive', 'artifact_format': 'zip'}
+    return ([archive] if found['paths'] or found['untracked'] else []) + [{**report, **lifetime} for report in reports]
 
 
 def read_reports(spot: Spot) -> list[dict[str, Any]]:
@@ -2635,76 +2926,549 @@ def read_reports(spot: Spot) -> list[dict[str, Any]]:
         return []
     reports = []
     for kind in spot.value:
-        report, file_type = spot[kind], kind
-        if kind == 'coverage_report' and isinstance(report.value, dict):
-            known = report.keys('coverage_format', 'path')
-            report = report['path'] if 'path' in known else report
+        report = spot[kind]
+        if kind == 'coverage_report':
+            paths = [report.fields({'coverage_format': one_of('cobertura', 'jacoco'), 'path': Spot.text},
+                                   path='')['path']]
+        else:
+            paths = report.texts()
         if not re.fullmatch('[a-z_]{1,64}', kind):
             report.wrong('is not a kind of report')
-        reports.append({'name': f'{kind}.xml' if kind == 'junit' else kind, 'paths': report.texts(), 'when': 'always',
-                        'untracked': False, 'artifact_type': file_type,
-                        'artifact_format': ARTIFACT_FORMATS.get(file_type, 'raw')})
+        reports.append({'name': 'junit.xml' if kind == 'junit' else kind, 'paths': paths, 'when': 'always',
+                        'untracked': False, 'artifact_type': kind,
+                        'artifact_format': ARTIFACT_FORMATS.get(kind, 'raw')})
     return reports
 
 
 def read_cache(spot: Spot) -> dict[str, Any]:
-    """Return one cache in the shape that runners receive."""
-    found: dict[str, Any] = {'key': 'default', 'untracked': False, 'paths': [], 'policy': 'pull-push',
-                             'when': 'on_success'}
-    for key in spot.keys('key', 'paths', 'untracked', 'policy', 'when'):
-        if key == 'paths':
-            found[key] = spot[key].texts()
-        elif key == 'untracked':
-            found[key] = spot[key].flag()
-        elif key == 'policy':
-            found[key] = spot[key].one_of('pull-push', 'pull', 'push')
-        elif key == 'when':
-            found[key] = spot[key].one_of('on_success', 'on_failure', 'always')
-        else:
-            found[key] = spot[key].text()
-    return found
+    """Return one cache in the shape that runners receive; a key of files is their names, for want of their commits."""
+    return spot.fields(CACHE_FIELDS, key='default', untracked=False, paths=[], policy='pull-push', when='on_success')
 
 
-def check_dependencies(spot: Spot, job: JobSpec, jobs: Mapping[str, JobSpec], stages: Sequence[str]) -> None:
-    """Complain about each dependency of a job that does not exist or does not run before it."""
-    for name in job.dependencies or ():
-        if name not in jobs:
-            spot['dependencies'].wrong(f'names {name}, and there is no such job')
-        elif stages.index(jobs[name].stage) >= stages.index(job.stage):
-            spot['dependencies'].wrong(f'names {name}, which is not in an earlier stage')
+def read_cache_key(spot: Spot) -> str:
+    """Return the key of a cache."""
+    if not isinstance(spot.value, dict):
+        return spot.text()
+    found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text})
+    names = found.get('files') or found.get('files_commits') or ()
+    digest = hashlib.sha1('\n'.join(names).encode(), usedforsecurity=False).hexdigest()
+    return '-'.join(part for part in (found.get('prefix'), digest) if part)
 
 
-def runs_on(spot: Spot, ref: str, tag: bool, source: str) -> bool:
-    """Tell whether a job's `only` and `except` let it into a pipeline for this branch or tag."""
-    def matches(key: str) -> bool:
-        refs = spot[key]
-        if isinstance(refs.value, dict):
-            if not refs.keys('refs'):
-                return False
-            refs = refs['refs']
-        found = [matches_ref(word, ref, tag, source) for word in refs.spots()]  # all of them, for their complaints
-        return any(found)
-
-    included = matches('only') if 'only' in spot else True
-    excluded = matches('except') if 'except' in spot else False
-    return included and not excluded
+def read_allow_failure(spot: Spot) -> bool | list[int]:
+    """Return whether any failure is allowed, or the exit codes with which one is."""
+    if isinstance(spot.value, dict):
+        return spot.fields({'exit_codes': listed(number(0, 255))}, exit_codes=[])['exit_codes']
+    return spot.flag()
 
 
-def matches_ref(spot: Spot, ref: str, tag: bool, source: str) -> bool:
-    """Tell whether one word of `only` or `except` fits: a name, a ``/pattern/``, or a kind of pipeline."""
-    word = spot.text()
-    if word in ('branches', 'tags'):
-        return tag == (word == 'tags')
-    if word in SOURCE_WORDS:
-        return source == SOURCE_WORDS[word]
-    pattern = re.fullmatch(r'/(.*)/(i?)', word, re.S)
-    if pattern is None:
-        return word == ref
+def read_retry(spot: Spot) -> dict[str, Any]:
+    """Return how often a failed job is tried again, and after which failures."""
+    if not isinstance(spot.value, dict):
+        return {'max': number(0, 2)(spot), 'when': ['always'], 'exit_codes': []}
+    when = one_of('always', 'stuck_or_timeout_failure', *sorted(FAILURE_REASONS))
+    return spot.fields({'max': number(0, 2), 'when': listed(when), 'exit_codes': listed(number(0, 255))},
+                       max=0, when=['always'], exit_codes=[])
+
+
+def read_parallel(spot: Spot) -> int | list[dict[str, str]]:
+    """Return how many copies of a job there are, or the variables of each."""
+    if not isinstance(spot.value, dict):
+        return number(1, MAX_PARALLEL)(spot)
+    combinations = [combination for rows in spot.fields({'matrix': read_matrix}, matrix=[])['matrix']
+                    for combination in rows]
+    if not 1 <= len(combinations) <= MAX_PARALLEL:
+        spot.wrong(f'must make 1 to {MAX_PARALLEL} jobs, and makes {len(combinations)}')
+    return combinations[:MAX_PARALLEL]
+
+
+def read_matrix(spot: Spot) -> list[list[dict[str, str]]]:
+    """Return a matrix: for each of its mappings, every combination of its values."""
+    rows = []
+    for row in spot.spots():
+        if not isinstance(row.value, dict):
+            row.wrong('must be a mapping of variables to values')
+            continue
+        values = [[(name, value) for value in row[name].texts()] for name in row.value
+                  if row.value[name] is not None]
+        combinations = itertools.islice(itertools.product(*values), MAX_PARALLEL + 1)
+        rows.append([dict(combination) for combination in combinations])
+    return rows
+
+
+def read_need(spot: Spot) -> dict[str, Any]:
+    """Return one job that another needs."""
+    if isinstance(spot.value, str):
+        return {'job': spot.value, 'spot': spot}
+    for key in ('project', 'pipeline'):
+        if key in spot:
+            spot[key].wrong('is not supported: minici knows needs within one pipeline')
+            return {}
+    need = spot.fields({'job': Spot.text, 'artifacts': Spot.flag, 'optional': Spot.flag, 'parallel': read_parallel})
+    if 'job' not in need:
+        spot.wrong('must name a job')
+    return {**need, 'spot': spot}
+
+
+def read_environment(spot: Spot) -> dict[str, Any]:
+    """Return a job's environment, which is only kept and shown."""
+    if not isinstance(spot.value, dict):
+        return {'name': spot.text()}
+    return spot.fields({'name': Spot.text, 'url': Spot.text, 'on_stop': Spot.text, 'auto_stop_in': Spot.text,
+                        'deployment_tier': Spot.text, 'kubernetes': anything,
+                        'action': one_of('start', 'prepare', 'stop', 'verify', 'access')})
+
+
+def read_coverage(spot: Spot) -> str:
+    """Return the pattern that finds a job's coverage in its trace."""
+    text = spot.text()
     try:
-        return re.search(pattern[1].replace(r'\z', r'\Z'), ref, re.I if pattern[2] else 0) is not None
-    except re.error as error:
-        spot.wrong(f'is not a regular expression: {error}')
-        return False
+        ruby_pattern(text.strip('/'), '')
+    except ValueError as error:
+        spot.wrong(str(error))
+    return text.strip('/')
+
+
+def read_refs(spot: Spot) -> dict[str, Any]:
+    """Return what `only` or `except` names."""
+    if not isinstance(spot.value, dict):
+        return {'refs': spot.spots(10)}
+    return spot.fields({'refs': lambda refs: refs.spots(10), 'variables': listed(lambda item: item),
+                        'changes': Spot.texts, 'kubernetes': refused('there are no clusters here')})
+
+
+def read_rule(spot: Spot) -> dict[str, Any]:
+    """Return one rule and where it stands."""
+    return {**spot.fields(RULE_FIELDS), 'spot': spot}
+
+
+def read_globs(spot: Spot) -> dict[str, Any]:
+    """Return the paths of ``rules:changes`` or ``rules:exists``."""
+    if isinstance(spot.value, dict):
+        elsewhere = refused('only the files of this commit are read')
+        return spot.fields({'paths': Spot.texts, 'compare_to': Spot.text, 'project': elsewhere, 'ref': elsewhere,
+                            'regex': refused('name paths')}, paths=[])
+    return {'paths': spot.texts()}
+
+
+def read_inherit(spot: Spot) -> dict[str, Any]:
+    """Return which defaults and global variables a job takes over: all, none, or those it names."""
+    def choice(item: Spot) -> Any:
+        return item.value if isinstance(item.value, bool) else item.texts()
+    return spot.fields({'default': choice, 'variables': choice})
+
+
+read_rules = listed(read_rule)
+read_services = listed(read_image)
+read_caches = listed(read_cache)
+read_when = one_of('on_success', 'on_failure', 'always', 'manual', 'delayed', 'never')
+VARIABLE_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'value': Spot.text, 'description': Spot.text, 'options': Spot.texts, 'expand': Spot.flag}
+IMAGE_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'name': Spot.text, 'entrypoint': Spot.texts, 'command': Spot.texts, 'alias': Spot.text, 'pull_policy': Spot.texts,
+    'docker': anything, 'kubernetes': anything, 'variables': read_variables}
+ARTIFACTS_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'name': Spot.text, 'paths': Spot.texts, 'exclude': Spot.texts, 'untracked': Spot.flag, 'expire_in': Spot.duration,
+    'when': one_of('on_success', 'on_failure', 'always'), 'reports': read_reports, 'expose_as': Spot.text,
+    'public': Spot.flag, 'access': Spot.text}
+CACHE_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'key': read_cache_key, 'paths': Spot.texts, 'untracked': Spot.flag, 'unprotect': Spot.flag,
+    'policy': one_of('pull-push', 'pull', 'push'), 'when': one_of('on_success', 'on_failure', 'always'),
+    'fallback_keys': Spot.texts}
+RULE_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'if': lambda spot: spot, 'changes': read_globs, 'exists': read_globs, 'when': read_when, 'needs': listed(read_need),
+    'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables, 'interruptible': Spot.flag,
+    'auto_cancel': anything}
+DEFAULT_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'image': read_image, 'services': read_services, 'before_script': Spot.texts, 'after_script': Spot.texts,
+    'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': Spot.seconds, 'retry': read_retry,
+    'interruptible': Spot.flag, 'hooks': lambda spot: spot.fields({'pre_get_sources_script': Spot.texts}),
+    'id_tokens': refused('minici issues no ID tokens')}
+JOB_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    **DEFAULT_FIELDS, 'stage': Spot.text, 'script': Spot.texts, 'variables': read_variables, 'dependencies': Spot.texts,
+    'needs': listed(read_need), 'when': read_when, 'start_in': Spot.seconds, 'allow_failure': read_allow_failure,
+    'only': read_refs, 'except': read_refs, 'rules': read_rules, 'parallel': read_parallel, 'extends': anything,
+    'inherit': read_inherit, 'resource_group': Spot.text, 'coverage': read_coverage, 'environment': read_environment,
+    'release': anything, 'manual_confirmation': Spot.text, 'pages': anything, 'publish': Spot.text,
+    'secrets': refused('minici reads no vaults'), 'run': refused('use script'),
+    'identity': refused('minici knows no cloud providers')}
+GLOBAL_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'stages': Spot.texts, 'types': Spot.texts, 'variables': read_variables, 'include': anything,
+    'default': lambda spot: spot.fields(DEFAULT_FIELDS),
+    'workflow': lambda spot: spot.fields({
+        'rules': read_rules, 'name': Spot.text,
+        'auto_cancel': lambda item: item.fields({
+            'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none')})}),
+    **{key: DEFAULT_FIELDS[key] for key in ('image', 'services', 'before_script', 'after_script', 'cache')}}
+
+
+class Compiler:
+    """One pipeline file on its way to a PipelineSpec."""
+
+    def __init__(self, facts: Facts, name: str = PIPELINE_FILE) -> None:
+        self.facts, self.name, self.problems = facts, name, []  # type: ignore[var-annotated]
+        self.decisions: dict[str, str] = {}
+        self._included: list[str] = []
+
+    def compile(self, content: str | bytes | Mapping[str, Any]) -> PipelineSpec:
+        """Return the pipeline; raise BadRequest with all that is wrong."""
+        root = self._resolve(self._with_includes(load_pipeline_file(content, self.name)))
+        spot = Spot(root, root.mark, self.problems)
+        names = [key for key in root if key not in GLOBAL_FIELDS and not key.startswith('.')]
+        shared = Spot(Map({key: root[key] for key in root if key in GLOBAL_FIELDS}), root.mark, self.problems)
+        shared.value.marks.update(root.marks)
+        found = shared.fields(GLOBAL_FIELDS)
+        listed_stages = found.get('stages') or found.get('types') or DEFAULT_STAGES
+        stages = ['.pre', *dict.fromkeys(stage for stage in listed_stages if stage not in ('.pre', '.post')), '.post']
+        variables = found.get('variables', {})
+        defaults = {**{key: found[key] for key in DEFAULT_FIELDS if key in found}, **found.get('default', {})}
+        known = {**plain(variables), **self.facts.variables}
+        workflow = found.get('workflow', {})
+        runs, rule = self._decide(workflow['rules'], known) if 'rules' in workflow else (True, {})
+        variables = {**variables, **rule.get('variables', {})}
+        jobs = {name: self._read_job(spot[name], name, defaults, variables, stages) for name in names}
+        if not names:
+            spot.wrong('must have at least one job that is not hidden')
+        included = [job for job in jobs.values() if job and runs and self._included_by(job)]
+        copies = self._link(included, jobs, stages)
+        self._report()
+        auto_cancel = {**workflow.get('auto_cancel', {}), **(rule.get('auto_cancel') or {})}
+        return PipelineSpec(stages=stages, jobs=tuple(copies), decisions=self.decisions,
+                            name=expand(workflow.get('name', ''), known) or None,
+                            auto_cancel=auto_cancel.get('on_new_commit', 'conservative'))
+
+    def _report(self) -> None:
+        """Raise BadRequest if anything is wrong."""
+        if self.problems:
+            more = len(self.problems) - MAX_PROBLEMS
+            raise BadRequest({'base': self.problems[:MAX_PROBLEMS] + ([f'and {more} more'] if more > 0 else [])})
+
+    # -- include, extends, !reference
+
+    def _with_includes(self, root: Map) -> Map:
+        """Return a file laid over the files that it includes."""
+        if root.get('include') is None:
+            return root
+        base = Map(mark=root.mark)
+        for spot in Spot(root, root.mark, self.problems)['include'].spots():
+            for path in self._included_paths(spot):
+                content = self.facts.read_file(path)
+                if content is None:
+                    spot.wrong(f'names {path}, which is not in the repository')
+                elif len(self._included) >= MAX_INCLUDES:
+                    spot.wrong(f'makes this more than {MAX_INCLUDES} files')
+                elif path not in self._included:
+                    self._included.append(path)
+                    base = self._with_includes(load_pipeline_file(content, path)).over(base)
+        self._report()
+        return root.over(base)
+
+    def _included_paths(self, spot: Spot) -> list[str]:
+        """Return the files of the repository that one entry of `include` names."""
+        if isinstance(spot.value, str):
+            local = spot.value
+            if re.match(r'https?://', local):
+                spot.wrong('is not supported: minici includes local files alone; keep a copy in the repository')
+                return []
+        else:
+            elsewhere = refused('minici includes local files alone; keep a copy in the repository')
+            found = spot.fields({'local': Spot.text, 'rules': read_rules, **dict.fromkeys(
+                ('project', 'template', 'remote', 'component', 'file', 'ref', 'artifact', 'inputs', 'job', 'integrity',
+                 'cache'), elsewhere)})
+            local = found.get('local', '')
+            if not local or 'rules' in found and not self._decide(found['rules'], self.facts.variables)[0]:
+                return []
+        local = expand(local, self.facts.variables).lstrip('/')
+        if '*' not in local:
+            return [local]
+        return [path for path in sorted(self.facts.list_files()) if glob_pattern(local).fullmatch(path)]
+
+    def _resolve(self, root: Map) -> Map:
+        """Return the file with `extends` and `!reference` resolved."""
+        spot, done = Spot(root, root.mark, self.problems), Map(mark=root.mark)
+        done.marks.update(root.marks)
+        for name in root:
+            done[name] = self._extended(spot, name, ()) if isinstance(root[name], Map) and name not in GLOBAL_FIELDS \
+                else root[name]
+        self._report()
+        resolved = Map({name: self._referenced(done, done[name], ()) for name in done}, mark=root.mark)
+        resolved.marks.update(root.marks)
+        self._report()
+        return resolved
+
+    def _extended(self, root: Spot, name: str, below: tuple[str, ...]) -> Map:
+        """Return a job laid over the jobs it extends."""
+        own: Map = root.value[name]
+        if own.get('extends') is None:
+            return own
+        base, spot = Map(mark=own.mark), root[name]['extends']
+        for parent in spot.texts():
+            if not isinstance(root.value.get(parent), Map):
+                spot.wrong(f'names {parent}, and there is no such job')
+            elif parent in (*below, name) or len(below) >= MAX_DEPTH - 1:
+                spot.wrong(f'names {parent}, which goes round in circles or too deep')
+            else:
+                base = self._extended(root, parent, (*below, name)).over(base)
+        merged = own.over(base)
+        merged.pop('extends', None)
+        return merged
+
+    def _referenced(self, root: Map, value: Any, above: tuple[tuple[str, ...], ...]) -> Any:
+        """Return a value with each `!reference` in it replaced by what it names."""
+        if isinstance(value, Reference):
+            keys = tuple(str(key) for key in value)
+            found: Any = root
+            for key in keys:
+                found = found.get(key) if isinstance(found, Map) else None
+            if found is None or not keys or keys in above or len(above) >= MAX_DEPTH - 1:
+                Spot(value, value.mark, self.problems).wrong(
+                    f'!reference [{", ".join(keys)}] ' + ('names nothing' if found is None or not keys
+                                                           else 'goes round in circles or too deep'))
+                return None
+            return self._referenced(root, found, (*above, keys))
+        if not isinstance(value, (Map, Seq)):
+            return value
+        copy_: Any = type(value)(mark=value.mark)
+        copy_.marks.update(value.marks)
+        if isinstance(value, Map):
+            copy_.update((key, self._referenced(root, item, above)) for key, item in value.items())
+        else:
+            copy_.extend(self._referenced(root, item, above) for item in value)
+        return copy_
+
+    # -- jobs
+
+    def _read_job(self, spot: Spot, name: str, defaults: Mapping[str, Any], variables: Mapping[str, Any],
+                  stages: Sequence[str]) -> dict[str, Any] | None:
+        """Return a job's keywords, what it inherits among them."""
+        if not isinstance(spot.value, dict):
+            spot.wrong('must be a mapping: a job with a script, or a keyword that minici does not know')
+            return None
+        if spot.value.get('trigger') is not None:
+            self.decisions[name] = 'left out: trigger is not supported, there are no downstream pipelines'
+            return None
+        own = spot.fields(JOB_FIELDS)
+        inherit = own.get('inherit', {})
+        job = {**taken(defaults, inherit.get('default', True)), **own, 'name': name, 'spot': spot,
+               'variables': {**taken(variables, inherit.get('variables', True)), **own.get('variables', {})}}
+        if len(name) > 255:
+            spot.wrong('is too long for a job name: 255 characters at most')
+        if not job.get('script') and 'release' not in job:
+            spot.wrong('must have a script')
+        if job.setdefault('stage', 'test') not in stages:
+            at = spot['stage'] if spot.value.get('stage') is not None else spot
+            at.wrong(f'names no stage: there are {", ".join(stages)}')
+            job['stage'] = stages[0]
+        if 'rules' in job and ('only' in job or 'except' in job):
+            spot.wrong('cannot have rules together with only or except')
+        if job.get('when') == 'delayed' and not job.get('start_in'):
+            spot.wrong('is delayed and needs start_in')
+        return job
+
+    def _included_by(self, job: dict[str, Any]) -> bool:
+        """Tell whether a job's rules, or `only` and `except`, let it in; what they change is put into it."""
+        known = {**plain(job['variables']), **self.facts.variables}
+        name = job['name']
+        if 'rules' in job:
+            included, rule = self._decide(job['rules'], known)
+            if not included:
+                self.decisions[name] = f'left out: {self._where(rule) or "no rule fits"}'
+                return False
+            self.decisions[name] = self._where(rule)
+            job.update({key: rule[key] for key in ('when', 'start_in', 'allow_failure', 'needs', 'interruptible')
+                        if key in rule})
+            job['variables'] = {**job['variables'], **rule.get('variables', {})}
+            job.setdefault('allow_failure', False)
+            return job.get('when') != 'never'
+        only = self._refs_match(job['only'], known) if 'only' in job else self.facts.source != 'merge_request_event'
+        included = only and not ('except' in job and self._refs_match(job['except'], known))
+        self.decisions[name] = 'no rules' if 'only' not in job and 'except' not in job else (
+            'only and except fit' if included else 'left out by only or except')
+        return included and job.get('when') != 'never'
+
+    @staticmethod
+    def _where(rule: Mapping[str, Any]) -> str:
+        """Return which rule decided, for people."""
+        if 'spot' not in rule:
+            return ''
+        spot, text = rule['spot'], rule['if'].text() if 'if' in rule else 'no condition'
+        return ':'.join(spot.path[-2:]) + (f' (line {spot.mark[1]})' if spot.mark else '') + f': {text}'
+
+    def _decide(self, rules: list[dict[str, Any]], variables: Mapping[str, str]) -> tuple[bool, dict[str, Any]]:
+        """Return whether the first rule that fits lets things run, and that rule ({} when none fits)."""
+        for rule in rules:
+            if self._fits(rule, variables):
+                return rule.get('when') != 'never', rule
+        return False, {}
+
+    def _fits(self, rule: Mapping[str, Any], variables: Mapping[str, str]) -> bool:
+        """Tell whether all clauses of a rule hold."""
+        if 'if' in rule and not self._holds(rule['if'], variables):
+            return False
+        if 'changes' in rule:
+            changed = self.facts.changed(rule['changes'].get('compare_to'))
+            if changed is not None and not matches_any(rule['changes']['paths'], changed, variables):
+                return False
+        return 'exists' not in rule or matches_any(rule['exists']['paths'], self.facts.list_files(), variables)
+
+    def _holds(self, spot: Spot, variables: Mapping[str, str]) -> bool:
+        """Tell whether an expression is true."""
+        try:
+            known = {name: expand(value, variables) for name, value in variables.items()}
+            return Expression(spot.text(), known).value()
+        except ValueError as error:
+            spot.wrong(f'is not an expression: {error}')
+            return False
+
+    def _refs_match(self, refs: Mapping[str, Any], variables: Mapping[str, str]) -> bool:
+        """Tell whether what `only` or `except` names fits: each kind of condition, any of its members."""
+        named = [self._ref_matches(spot) for spot in refs.get('refs', ())]  # all of them, for their complaints
+        held = [self._holds(spot, variables) for spot in refs.get('variables', ())]
+        changed = self.facts.changed(None) if 'changes' in refs else None
+        return (('refs' not in refs or any(named)) and ('variables' not in refs or any(held))
+                and (changed is None or matches_any(refs['changes'], changed, variables)))
+
+    def _ref_matches(self, spot: Spot) -> bool:
+        """Tell whether one word fits: a name, a ``/pattern/``, or a kind of pipeline."""
+        word, facts = spot.text(), self.facts
+        if word in ('branches', 'tags'):
+            return facts.tag == (word == 'tags') and facts.source != 'merge_request_event'
+        if word in SOURCE_WORDS:
+            return facts.source == SOURCE_WORDS[word]
+        pattern = re.fullmatch(r'/(.*)/([a-z]*)', word, re.S)
+        try:
+            return ruby_pattern(pattern[1], pattern[2]).search(facts.ref) is not None if pattern else word == facts.ref
+        except ValueError as error:
+            spot.wrong(str(error))
+            return False
+
+    # -- copies and what they need
+
+    def _link(self, included: list[dict[str, Any]], jobs: Mapping[str, Any], stages: Sequence[str]) -> list[JobSpec]:
+        """Return the jobs, parallel ones as often as they run, each with the names of what it needs."""
+        copies = {job['name']: parallel_copies(job) for job in included}
+        specs = []
+        for job in included:
+            needs = self._needs(job, copies, jobs, stages)
+            for name in job.get('dependencies', ()):
+                if name not in jobs:
+                    job['spot']['dependencies'].wrong(f'names {name}, and there is no such job')
+                elif jobs[name] and needs is None and stages.index(jobs[name]['stage']) >= stages.index(job['stage']):
+                    job['spot']['dependencies'].wrong(f'names {name}, which is not in an earlier stage')
+            specs += [job_spec(job, name, variables, needs, copies) for name, variables in copies[job['name']]]
+        self._check_circles(specs, included)
+        return specs
+
+    def _needs(self, job: dict[str, Any], copies: Mapping[str, Any], jobs: Mapping[str, Any],
+               stages: Sequence[str]) -> list[dict[str, Any]] | None:
+        """Return the jobs that a job needs, or None when it waits for the stages before it."""
+        if 'needs' not in job:
+            return None
+        found: list[dict[str, Any]] = []
+        if len(job['needs']) > MAX_NEEDS:
+            job['spot'].wrong(f'needs {len(job["needs"])} jobs; {MAX_NEEDS} are allowed')
+        for need in job['needs']:
+            name = need.get('job')
+            if name is None:
+                continue
+            if name not in copies:
+                if name not in jobs and not need.get('optional') and name not in self._copy_names(copies):
+                    need['spot'].wrong(f'needs {name}, and there is no such job')
+                elif name in self._copy_names(copies):
+                    found.append({'name': name, 'artifacts': need.get('artifacts', True)})
+                elif not need.get('optional'):
+                    need['spot'].wrong(f'needs {name}, which is not in this pipeline; make it optional '
+                                       'or give both jobs the same rules')
+                continue
+            if stages.index(jobs[name]['stage']) > stages.index(job['stage']):
+                need['spot'].wrong(f'needs {name}, which is in a later stage')
+            wanted = need.get('parallel')
+            for copy_name, variables in copies[name]:
+                if not isinstance(wanted, list) or any(set(row.items()) <= set(variables.items()) for row in wanted):
+                    found.append({'name': copy_name, 'artifacts': need.get('artifacts', True)})
+        return found
+
+    @staticmethod
+    def _copy_names(copies: Mapping[str, Any]) -> set[str]:
+        return {name for group in copies.values() for name, _ in group}
+
+    def _check_circles(self, specs: Sequence[JobSpec], included: list[dict[str, Any]]) -> None:
+        """Complain about jobs that need each other."""
+        left = {spec.name: {need['name'] for need in spec.needs or ()} for spec in specs}
+        while left:
+            free = {name for name, needs in left.items() if not needs & left.keys()}
+            if not free:
+                included[0]['spot'].wrong(f'or another job needs itself in a circle: {", ".join(sorted(left))}')
+                return
+            left = {name: needs for name, needs in left.items() if name not in free}
+
+
+def taken(whole: Mapping[str, Any], choice: bool | list[str]) -> dict[str, Any]:
+    """Return what `inherit` leaves of the defaults or variables."""
+    return {key: value for key, value in whole.items() if choice is True or choice and key in choice}
+
+
+def plain(variables: Mapping[str, Any]) -> dict[str, str]:
+    """Return variables with their values alone."""
+    return {key: value['value'] if isinstance(value, dict) else value for key, value in variables.items()}
+
+
+def parallel_copies(job: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """Return the name and the variables of each copy that `parallel` makes of a job, one without it."""
+    parallel, name = job.get('parallel'), job['name']
+    if parallel is None:
+        return [(name, {})]
+    if isinstance(parallel, int):
+        return [(f'{name} {index}/{parallel}', {'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(parallel)})
+                for index in range(1, parallel + 1)]
+    return [(f'{name}: [{", ".join(row.values())}]',
+             {**row, 'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(len(parallel))})
+            for index, row in enumerate(parallel, 1)]
+
+
+def job_spec(job: Mapping[str, Any], name: str, extra: Mapping[str, str], needs: list[dict[str, Any]] | None,
+             copies: Mapping[str, Sequence[tuple[str, Any]]]) -> JobSpec:
+    """Return one job as it will be created."""
+    when = job.get('when', 'on_success')
+    allowed = job.get('allow_failure', when == 'manual')
+    dependencies = job.get('dependencies')
+    return JobSpec(
+        name=name, stage=job['stage'], when=when, start_in=job.get('start_in'),
+        script=job.get('before_script', []) + job.get('script', []), after_script=job.get('after_script', ()),
+        allow_failure=allowed is True, allow_failure_exit_codes=allowed if isinstance(allowed, list) else (),
+        tag_list=[expand(tag, plain(job['variables'])) for tag in job.get('tags', ())],
+        variables={**plain(job['variables']), **extra},
+        raw_variables=[key for key, value in job['variables'].items()
+                       if isinstance(value, dict) and value.get('expand') is False],
+        image=job.get('image'), services=job.get('services', ()), artifacts=job.get('artifacts', ()),
+        cache=job.get('cache', ()), needs=needs, hooks=job.get('hooks', {}), retry=job.get('retry'),
+        dependencies=dependencies if dependencies is None else [
+            copy_name for wanted in dependencies for copy_name, _ in copies.get(wanted, [(wanted, None)])],
+        timeout=job.get('timeout'), interruptible=job.get('interruptible', False),
+        resource_group=job.get('resource_group'), coverage=job.get('coverage'), environment=job.get('environment'))
+
+
+def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str = 'main', tag: bool = False,
+                     source: str = 'api', name: str = PIPELINE_FILE, facts: Mapping[str, Any] | None = None,
+                     variables: Mapping[str, str] | None = None, repository: Any = None) -> PipelineSpec:
+    """Return the pipeline that a pipeline file makes for a branch or tag.
+
+    `facts` may stand in for `ref`, `tag` and `source`; `variables` are what rules may ask for (by default the
+    few that follow from these), `repository` is where included and changed files are looked up. Raises
+    BadRequest with a list of what is wrong: file, line, column, keyword and what was expected. A keyword
+    that minici does not know is refused by name, never ignored.
+    """
+    facts = facts or {'ref': ref, 'tag': tag, 'source': source, 'sha': '', 'before_sha': '0' * 40}
+    if variables is None:
+        variables = {'CI_PIPELINE_SOURCE': facts['source'], 'CI_COMMIT_REF_NAME': facts['ref'],
+                     'CI_COMMIT_TAG' if facts['tag'] else 'CI_COMMIT_BRANCH': facts['ref']}
+    asked = Facts(facts['ref'], facts['tag'], facts['source'], variables)
+    if repository is not None:
+        asked = dataclasses.replace(
+            asked, read_file=lambda path: repository.file(facts['sha'], path),
+            list_files=functools.cache(lambda: repository.files(facts['sha'])),
+            changed=lambda base: repository.changes(base or facts['before_sha'], facts['sha']))
+    return Compiler(asked, name).compile(content)
 
 
 Coordinator.compile = staticmethod(compile_pipeline)
@@ -2793,6 +3557,23 @@ class Repository:
     def file(self, sha: str, path: str) -> bytes | None:
         """Return a file as it is at a commit, or None when the commit has no such file."""
         return self._git('cat-file', 'blob', f'{check_sha(sha)}:{path}', missing_ok=True)
+
+    def files(self, sha: str) -> list[str]:
+        """Return the paths of all files at a commit."""
+        listed = self._git('ls-tree', '-r', '-z', '--name-only', check_sha(sha)) or b''
+        return listed.decode('utf-8', 'replace').rstrip('\0').split('\0')
+
+    def changes(self, base: str, sha: str) -> list[str] | None:
+        """Return the paths that differ between a commit (or ref) and a later commit, None when that cannot be told."""
+        if not set(base) - {'0'}:
+            return None
+        try:
+            earlier = self.resolve(base)[0] if not re.fullmatch('[0-9a-f]{40,64}', base) else base
+            self.commit(earlier)
+        except BadRequest:
+            return None
+        listed = self._git('diff', '--name-only', '-z', '--no-renames', earlier, check_sha(sha)) or b''
+        return listed.decode('utf-8', 'replace').rstrip('\0').split('\0')
 
 
 Coordinator.open_repository = Repository
@@ -3379,7 +4160,7 @@ class ApiPlugin:
             return value
         if re.fullmatch('-?[0-9]{1,18}', value):
             return int(value)
-        raise NotFound() if declared.path.startswith('/ci') else InvalidParameter(f'{name} is invalid')
+        raise InvalidParameter(f'{name} is invalid') if '/v4/' in declared.path else NotFound()
 
 
 # 13. Entities #################################################################################
@@ -3407,7 +4188,7 @@ def commit_entity(row: Row, call: Call) -> dict[str, Any] | None:
 def pipeline_entity(row: Row, call: Call, *, detail: bool = False, user: Row | None = None) -> dict[str, Any]:
     """Return a pipeline as lists show it, or in `detail` as its own page does."""
     pipeline = {'id': row['id'], 'iid': row['iid'], 'project_id': row['project_id'], 'sha': row['sha'],
-                'ref': row['ref'], 'status': row['status'], 'source': row['source'], 'name': None,
+                'ref': row['ref'], 'status': row['status'], 'source': row['source'], 'name': row['name'],
                 'created_at': iso_time(row['created_at']), 'updated_at': iso_time(row['updated_at']),
                 'web_url': f'{call.base_url}/{row["project_path"]}/-/pipelines/{row["id"]}'}
     if not detail:
@@ -3487,7 +4268,8 @@ def job_entity(row: Row, call: Call) -> dict[str, Any]:
         'created_at': iso_time(row['created_at']), 'started_at': iso_time(row['started_at']),
         'finished_at': iso_time(row['finished_at']), 'erased_at': iso_time(row['erased_at']),
         'duration': round(ended - row['started_at'], 3) if ended and row['started_at'] else None,
-        'queued_duration': round((row['started_at'] or now) - row['queued_at'], 3) if row['queued_at'] else None,
+        'queued_duration': round((row['started_at'] or row['finished_at'] or now) - row['queued_at'], 3)
+        if row['queued_at'] else None,
         'user': user_entity(row, call), 'commit': commit_entity(row, call),
         'pipeline': {'id': row['pipeline_id'], 'iid': row['pipeline_iid'], 'project_id': row['project_id'],
                      'sha': row['sha'], 'ref': row['ref'], 'status': row['pipeline_status'], 'source': row['source'],
@@ -3496,7 +4278,8 @@ def job_entity(row: Row, call: Call) -> dict[str, Any]:
                      'web_url': f'{url}/pipelines/{row["pipeline_id"]}'},
         'web_url': f'{url}/jobs/{row["id"]}', 'project': {'ci_job_token_scope_enabled': False},
         'artifacts_file': archive and {'filename': archive['filename'], 'size': archive['size']},
-        'artifacts': artifacts, 'runner': job_runner_entity(row, now), 'system_id': row['system_id'],
+        'artifacts': artifacts, 'runner': job_runner_entity(row, now),
+        'runner_manager': row['system_id'] and {'system_id': row['system_id']},
         'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']),
         'artifacts_expire_at': iso_time(max((moment for moment in expiries if moment), default=None)),
         'archived': False, 'tag_list': json.loads(row['tags']),
@@ -3539,45 +4322,25 @@ GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients 
 
 
 def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
-    """Return the predefined variables of a job under their modern and their old names, None left out."""
+    """Return the predefined variables of a job under their modern and their old names; None stands for none."""
     job, url = claim.job, urllib.parse.urlsplit(call.base_url)
-    branch, tag = (None, job['ref']) if job['tag'] else (job['ref'], None)
-    namespace = job['project_path'].rpartition('/')[0]
     project_url = f'{call.base_url}/{job["project_path"]}'
-    commit = json.loads(job['commit_info'] or '{"message": ""}')
-    title, _, description = commit['message'].partition('\n')
-    author = f'{commit["author_name"]} <{commit["author_email"]}>' if 'author_name' in commit else None
     manual = 'true' if job['when_'] == 'manual' else None
-    triggered = 'true' if job['source'] == 'trigger' else None
-    image = (json.loads(job['spec'])['image'] or {}).get('name')
     return {
-        'CI': 'true', 'GITLAB_CI': 'true', 'CI_SERVER': 'yes', 'CI_SERVER_NAME': 'GitLab',
-        'CI_SERVER_URL': call.base_url, 'CI_SERVER_HOST': url.hostname, 'CI_SERVER_PROTOCOL': url.scheme,
-        'CI_SERVER_PORT': url.port or (443 if url.scheme == 'https' else 80), 'CI_SERVER_FQDN': url.netloc,
+        'CI_SERVER': 'yes', 'CI_SERVER_NAME': 'GitLab', 'CI_SERVER_URL': call.base_url,
+        'CI_SERVER_HOST': url.hostname, 'CI_SERVER_PROTOCOL': url.scheme, 'CI_SERVER_FQDN': url.netloc,
+        'CI_SERVER_PORT': url.port or (443 if url.scheme == 'https' else 80), 'CI_SERVER_REVISION': __version__,
         'CI_SERVER_VERSION': GITLAB_VERSION, 'CI_SERVER_VERSION_MAJOR': GITLAB_VERSION.split('.')[0],
-        'CI_SERVER_VERSION_MINOR': GITLAB_VERSION.split('.')[1], 'CI_SERVER_REVISION': __version__,
-        'CI_API_V4_URL': f'{call.base_url}/api/v4', 'CI_CONFIG_PATH': PIPELINE_FILE, 'CI_NODE_TOTAL': 1,
-        'CI_PROJECT_ID': job['project_id'], 'CI_PROJECT_NAME': job['project_path'].rpartition('/')[2],
-        'CI_PROJECT_TITLE': job['project_name'], 'CI_PROJECT_PATH': job['project_path'],
-        'CI_PROJECT_PATH_SLUG': slug(job['project_path']), 'CI_PROJECT_NAMESPACE': namespace,
-        'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0], 'CI_PROJECT_URL': project_url,
-        'CI_PROJECT_VISIBILITY': 'private', 'CI_DEFAULT_BRANCH': job['default_branch'],
-        'CI_REPOSITORY_URL': repository_url(claim, call),
-        'CI_PIPELINE_ID': job['pipeline_id'], 'CI_PIPELINE_IID': job['pipeline_iid'],
-        'CI_PIPELINE_SOURCE': job['source'], 'CI_PIPELINE_TRIGGERED': triggered, 'CI_BUILD_TRIGGERED': triggered,
+        'CI_SERVER_VERSION_MINOR': GITLAB_VERSION.split('.')[1], 'CI_API_V4_URL': f'{call.base_url}/api/v4',
+        **pipeline_variables(job), 'CI_NODE_TOTAL': 1, 'CI_PROJECT_URL': project_url,
+        'CI_REPOSITORY_URL': repository_url(claim, call), 'CI_PIPELINE_ID': job['pipeline_id'],
+        'CI_PIPELINE_IID': job['pipeline_iid'], 'CI_PIPELINE_CREATED_AT': iso_time(job['pipeline_created_at']),
         'CI_PIPELINE_URL': f'{project_url}/-/pipelines/{job["pipeline_id"]}',
-        'CI_PIPELINE_CREATED_AT': iso_time(job['pipeline_created_at']),
-        'CI_COMMIT_SHA': job['sha'], 'CI_BUILD_REF': job['sha'], 'CI_COMMIT_SHORT_SHA': job['sha'][:8],
-        'CI_COMMIT_BEFORE_SHA': job['before_sha'], 'CI_BUILD_BEFORE_SHA': job['before_sha'],
-        'CI_COMMIT_REF_NAME': job['ref'], 'CI_BUILD_REF_NAME': job['ref'], 'CI_COMMIT_BRANCH': branch,
-        'CI_COMMIT_REF_SLUG': slug(job['ref']), 'CI_BUILD_REF_SLUG': slug(job['ref']),
-        'CI_COMMIT_TAG': tag, 'CI_BUILD_TAG': tag, 'CI_COMMIT_REF_PROTECTED': 'false',
-        'CI_COMMIT_MESSAGE': commit['message'], 'CI_COMMIT_TITLE': title, 'CI_COMMIT_DESCRIPTION': description.strip(),
-        'CI_COMMIT_AUTHOR': author, 'CI_COMMIT_TIMESTAMP': commit.get('committed_date'),
         'CI_JOB_ID': job['id'], 'CI_BUILD_ID': job['id'], 'CI_JOB_NAME': job['name'], 'CI_BUILD_NAME': job['name'],
         'CI_JOB_NAME_SLUG': slug(job['name']), 'CI_JOB_STAGE': job['stage'], 'CI_BUILD_STAGE': job['stage'],
         'CI_JOB_URL': f'{project_url}/-/jobs/{job["id"]}', 'CI_JOB_STARTED_AT': iso_time(job['started_at']),
-        'CI_JOB_MANUAL': manual, 'CI_BUILD_MANUAL': manual, 'CI_JOB_IMAGE': image,
+        'CI_JOB_MANUAL': manual, 'CI_BUILD_MANUAL': manual,
+        'CI_JOB_IMAGE': (json.loads(job['spec'])['image'] or {}).get('name'),
         'CI_RUNNER_ID': runner['id'], 'CI_RUNNER_DESCRIPTION': runner['description'],
         'CI_RUNNER_TAGS': json.dumps(json.loads(runner['tags'])),
         'GITLAB_USER_ID': job['user_id'], 'GITLAB_USER_LOGIN': job['username'], 'GITLAB_USER_NAME': job['username'],
@@ -3591,8 +4354,10 @@ def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]
                  for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
     variables += [{'key': name, 'value': str(value), 'public': name != 'CI_REPOSITORY_URL', 'masked': False}
                   for name, value in predefined_variables(claim, call, runner).items() if value is not None]
-    variables += [{'key': name, 'value': value, 'public': True, 'masked': False}
-                  for name, value in json.loads(job['spec'])['variables'].items()]
+    spec = json.loads(job['spec'])
+    variables += [{'key': name, 'value': value, 'public': True, 'masked': False,
+                   **({'raw': True} if name in spec['raw_variables'] else {})}
+                  for name, value in spec['variables'].items()]
     reported = [given for row in wanted_dependencies(claim) for given in json.loads(row['dotenv'])]
     for given in reported + json.loads(job['pipeline_variables']) + json.loads(job['variables']):
         variable = {'key': given['key'], 'value': given['value'], 'public': False, 'masked': False}
@@ -3603,9 +4368,12 @@ def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]
 
 
 def wanted_dependencies(claim: Claim) -> list[Row]:
-    """Return the jobs whose artifacts and variables a job asked for: all earlier ones unless it names some."""
-    wanted = json.loads(claim.job['spec'])['dependencies']
-    return [row for row in claim.dependencies if wanted is None or row['name'] in wanted]
+    """Return the jobs whose artifacts and variables a job asked for: all it waited for unless it names some."""
+    spec = json.loads(claim.job['spec'])
+    wanted = spec['dependencies']
+    barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
+    return [row for row in claim.dependencies
+            if (wanted is None or row['name'] in wanted) and row['name'] not in barred]
 
 
 def repository_url(claim: Claim, call: Call) -> str:
@@ -3648,8 +4416,10 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
                      'refspecs': [f'+refs/{ref}/{job["ref"]}:{local}'], 'protected': False,
                      'depth': int(depth) if re.fullmatch('[0-9]{1,9}', depth) else 0},
         'runner_info': {'timeout': timeout, 'runner_session_url': None},
-        'variables': variables, 'steps': steps, 'hooks': [], 'image': spec['image'], 'services': spec['services'],
-        'artifacts': spec['artifacts'] or None, 'cache': spec['cache'], 'credentials': [],
+        'variables': variables, 'steps': steps,
+        'hooks': [{'name': name, 'script': script} for name, script in spec['hooks'].items()],
+        'image': spec['image'], 'services': spec['services'], 'artifacts': spec['artifacts'] or None,
+        'cache': spec['cache'], 'credentials': [],
         'dependencies': [dependency_entity(row, claim.token) for row in wanted_dependencies(claim)],
         'features': {'trace_sections': True, 'failure_reasons': sorted(FAILURE_REASONS),
                      'token_mask_prefixes': ['mcb-', 'mcp-', 'mcr-', 'mcg-', 'glrt-']},
@@ -3900,10 +4670,10 @@ def build_holder(call: Call) -> Row:
     token = call.text('token') or call.header(V1.token_header) or ''
     runner = call.ci.find_runner(token) if token else None
     try:
-        job = call.ci.authenticate_job(call.path_params['id'], token, holder=True)
+        job = call.ci.authenticate_job(call.path_params['id'], token, holder=runner is not None)
     except NotFound:
         job = None
-    if job is None or runner is not None and job['runner_id'] != runner['id']:
+    if job is None:
         raise NotFound() if runner is not None else Forbidden()
     return job
 
@@ -3929,8 +4699,8 @@ def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
         options['cache'] = {key: item[key] for key in ('key', 'untracked', 'paths')}
     if spec['after_script']:
         options['after_script'] = spec['after_script']
-    if spec['dependencies'] is not None:
-        options['dependencies'] = spec['dependencies']
+    if spec['dependencies'] is not None or spec['needs'] is not None:
+        options['dependencies'] = [row['name'] for row in wanted_dependencies(claim)]
     variables = [{'key': item['key'], 'value': item['value'], 'public': item['public'],
                   **({'file': True} if item.get('file') else {})} for item in job_variables(claim, call, runner)]
     return {**build_summary(job, claim.token), 'commands': '\n'.join(spec['script']),
@@ -3999,7 +4769,10 @@ def download_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
 
 @legacy_route('DELETE', '/builds/<id>/artifacts', auth=job_token)
 def delete_build_artifacts(call: Call, id: int) -> dict[str, Any]:
-    """Remove a build's archive; doing it again is no error."""
+    """Remove a build's archive; doing it again is no error. A build's own token dies with the build."""
+    token = call.text('token') or call.header(V1.token_header) or ''
+    if call.actor['status'] not in ALIVE and same_secret(token_hash(token), call.actor['token_hash']):
+        raise Forbidden('Job is not running!')
     call.ci.delete_artifacts(job=call.actor)
     return build_summary(call.ci.find_job(id), '')
 
@@ -4061,8 +4834,10 @@ def keyset_response(call: Call, per_page: int, **filters: Any) -> bottle.HTTPRes
     """Return the page of jobs after a cursor; its one header is the link to the next."""
     try:
         cursor = call.text('cursor')
-        before = int(json.loads(base64.urlsafe_b64decode(cursor))['id']) if cursor else None
-    except (ValueError, KeyError, TypeError):
+        before = json.loads(base64.urlsafe_b64decode(cursor))['id'] if cursor else None
+        if before is not None and not re.fullmatch('[0-9]{1,18}', str(before)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidParameter('cursor is invalid') from None
     rows = call.ci.list_jobs(before=before, limit=per_page + 1, **filters)
     headers = {}

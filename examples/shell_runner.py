@@ -3,500 +3,381 @@
 
     python shell_runner.py http://127.0.0.1:8080 --registration-token TOKEN
 
-A runner asks a coordinator for work. A job is a commit to check out and commands to run there; what they
-print goes to the coordinator while they run, and so do the files they make, for the jobs of later stages.
-Jobs run as the user who started this, on this machine, with all that this user may do: serve only projects
-that you trust. It needs git and a POSIX system.
+A runner asks a coordinator for work. A job is a commit to check out and commands to run there; what they print
+goes to the coordinator while they run, and so do the files they make, for the jobs of later stages. Jobs run on
+this machine as the user who started this: serve only projects that you trust. Needs git and a POSIX system.
 """
 
 import argparse
 import contextlib
-import getpass
-import hashlib
+import fcntl
+import glob
 import http.client
+import io
+import itertools
 import json
 import os
-import platform
 import re
-import secrets
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 from pathlib import Path
 
-# This name is how coordinators of 2016 knew a runner that understands 204, "nothing to do"; others got a 404.
-AGENT = f'gitlab-ci-multi-runner 1.11.5 (shell_runner; python; {sys.platform}/{platform.machine()})'
-INFO = {'name': 'shell_runner', 'version': '1.11.5', 'platform': sys.platform, 'architecture': platform.machine(),
-        'executor': 'shell', 'features': {'variables': True, 'artifacts': True}}
-# What a script inherits from the runner's own environment, where its tokens may be.
-INHERITED = {'PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'TZ', 'TMPDIR', 'SSH_AUTH_SOCK', 'http_proxy',
-             'https_proxy', 'no_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY'}
-# The trap shows each command before it runs, as it is written, so that no variable's value is shown. It stands
-# on the script's first line, so that bash counts the lines as their author did. A plain sh knows neither.
-BASH = r'''set -eo pipefail; exec 9>&1; trap 'printf "\033[32;1m$ %s\033[0m\n" "$BASH_COMMAND" >&9' DEBUG; '''
-RED, YELLOW, CYAN, MIB = 31, 33, 36, 1024 * 1024
+MACHINE, MIB = os.uname(), 1024 * 1024
+# Coordinators of 2016 knew by this name that a runner understands 204, "nothing to do"; others got a 404.
+AGENT = f'gitlab-ci-multi-runner 1.11.5 (shell_runner; python; {sys.platform}/{MACHINE.machine})'
+INFO = {'name': 'shell_runner', 'version': '1.11.5', 'platform': sys.platform, 'architecture': MACHINE.machine}
+# All that jobs inherit of the runner's own environment, which may hold its tokens.
+INHERITED = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TZ', 'TMPDIR', 'SSH_AUTH_SOCK')
+# Shows a script's lines as they are written, so no variable's value with them, when they are first reached.
+BASH_ENV = '''unset BASH_ENV; exec 9>&1; CI_LINE=0
+trap 'if ((LINENO > CI_LINE)); then
+  sed -n "$((CI_LINE + 1)),${LINENO}s/.*/\033[32;1m$ &\033[0m/p" "$0" >&9; CI_LINE=$LINENO
+fi' DEBUG'''
+RED, GREEN, YELLOW, CYAN = 31, 32, 33, 36
 
 
 class Unavailable(Exception):
-    """The coordinator is out of reach, or has trouble of its own: try again after `wait` seconds (0: as you like)."""
-
-    def __init__(self, message, wait=0.0):
-        super().__init__(message)
-        self.wait = wait
-
-
-class Refused(Exception):
-    """The coordinator does not accept this runner's token."""
+    """The coordinator is out of reach or has trouble of its own."""
 
 
 class Failed(Exception):
-    """The job fails, for the reason given."""
+    """A step failed, for this reason."""
 
 
 class Stopped(Exception):
-    """Nobody wants the job's result any more."""
+    """The coordinator does not want the job to go on."""
 
 
 class Runner:
-    """A runner: registers, claims one job after the other, and runs it. `say` is told of its progress."""
+    """Registers, claims one job after the other, and runs it; `say` is told of the progress."""
 
     def __init__(self, url, *, token=None, registration_token=None, tag_list=(), run_untagged=None, name=None,
                  builds_dir='builds', interval=3.0, heartbeat=30.0, say=print):
-        self.base = url.rstrip('/').removesuffix('/ci') + '/ci/api/v1'
+        self.url = urllib.parse.urlsplit(url.rstrip('/').removesuffix('/ci') + '/ci/api/v1')
         self.token, self.registration_token, self.last_update = token, registration_token, None
         self.tag_list, self.run_untagged = list(tag_list), not tag_list if run_untagged is None else run_untagged
-        self.name, self.builds_dir = name or socket.gethostname(), Path(builds_dir).resolve()
-        self.interval, self.heartbeat, self.say = interval, heartbeat, say
-        self.stopping = threading.Event()
+        self.name, self.builds_dir = name or MACHINE.nodename, Path(builds_dir).resolve()
+        self.interval, self.heartbeat, self.say, self.stopping = interval, heartbeat, say, threading.Event()
 
-    def call(self, method, path, data=None, headers=(), into=None, timeout=30):
-        """Send a request; return status, headers and body, which goes to the file `into` if there is one.
+    def call(self, method, path, data=None, headers=None, *, expect=None, into=None, patience=0):
+        """Send a request; return the answer's status, headers and body, or write the body `into` a file.
 
-        `data` is bytes, a dict to be sent as JSON, or a function that makes an iterator of bytes.
+        `data` is bytes, a dict to be sent as JSON, or a function that makes an iterator of bytes. Raises Failed if
+        the status is not the one to `expect`. Connection errors and 5xx are the coordinator's trouble and not the
+        job's: after the seconds it asks for the request is sent again, for `patience` seconds.
         """
-        headers = {'User-Agent': AGENT, 'Accept': 'application/json', **dict(headers)}
+        headers, deadline = {'User-Agent': AGENT, **(headers or {})}, time.monotonic() + patience
         if isinstance(data, dict):
             data, headers['Content-Type'] = json.dumps(data).encode(), 'application/json'
-        request = urllib.request.Request(self.base + path, data() if callable(data) else data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                if into is None:
-                    return answer.status, answer.headers, answer.read()
-                shutil.copyfileobj(answer, into)
-                if into.tell() == int(answer.headers.get('Content-Length', into.tell())):
-                    return answer.status, answer.headers, b''
-                raise Unavailable('the connection broke in the middle of a download')
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code < 500 and error.code != 429:
-                    return error.code, error.headers, error.read()
-                # 5xx and 429 mean "later": the coordinator restarts, its disk is full. That is no job's fault.
-                wait = error.headers.get('Retry-After', '')
-                raise Unavailable(f'{self.base} answers {error.code}', float(wait) if wait.isdigit() else 0) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f'{self.base} cannot be reached: {getattr(error, "reason", error)}') from None
-
-    def insist(self, action, *arguments, **options):
-        """Call an action that may raise Unavailable until it does not, for ten minutes or the runner is stopped.
-
-        After that a coordinator has given up on the job anyway.
-        """
-        deadline, pause = time.monotonic() + 600, 0.5
+        connect = http.client.HTTPSConnection if self.url.scheme == 'https' else http.client.HTTPConnection
         while True:
             try:
-                return action(*arguments, **options)
-            except Unavailable as error:
-                pause = min(2 * pause, 30)
-                if time.monotonic() + pause > deadline or self.stopping.is_set():
-                    raise
-                self.say(f'{error}; trying again')
-                self.stopping.wait(max(pause, error.wait))
+                with contextlib.closing(connect(self.url.netloc, timeout=120)) as connection:
+                    connection.request(method, self.url.path + path, data() if callable(data) else data, headers)
+                    answer = connection.getresponse()
+                    body = into if into and answer.status == expect else io.BytesIO()
+                    body.truncate(body.seek(0))
+                    shutil.copyfileobj(answer, body)
+                    if answer.status < 500 and not answer.length:  # so many bytes are missing
+                        break
+                    trouble, wait = f'{answer.status} {answer.reason}', answer.headers.get('Retry-After', '')
+            except (OSError, http.client.HTTPException) as error:
+                trouble, wait = error, ''
+            wait = int(wait) if wait.isdigit() else 3
+            if time.monotonic() + wait > deadline or self.stopping.wait(wait):
+                raise Unavailable(f'{self.url.geturl()}: {trouble}')
+            self.say(f'{self.url.geturl()}: {trouble}; trying again')
+        body = b'' if body is into else body.getvalue()
+        if expect not in (None, answer.status):
+            raise Failed(f'{method} {path} is answered {answer.status} {body.decode()}')
+        return answer.status, answer.headers, body
 
     def register(self):
         """Trade the registration token, which people copy, for a token of this runner's own."""
-        # A job goes to a runner that has all of the job's tags; `run_untagged` says whether it takes jobs without.
-        status, _, body = self.insist(self.call, 'POST', '/runners/register', {
+        # A runner takes the jobs all of whose tags it has, and jobs without tags only if it says so.
+        _, _, body = self.call('POST', '/runners/register', {
             'token': self.registration_token, 'description': self.name, 'tag_list': ','.join(self.tag_list),
-            'run_untagged': self.run_untagged, 'info': INFO})
-        if status != 201:
-            raise Refused(f'the registration is refused: {status} {explain(body)}')
+            'run_untagged': self.run_untagged, 'info': INFO}, expect=201, patience=600)
         self.token = json.loads(body)['token']
 
     def unregister(self):
-        """Remove this runner from the coordinator's list."""
+        """Leave the coordinator's list of runners."""
         self.call('DELETE', '/runners/delete', {'token': self.token})
 
     def run_forever(self, stop_event=None):
-        """Run jobs until the event is set; a job that is running then fails."""
+        """Run jobs until the event is set; a job that is still running then fails."""
         self.stopping = stop_event or self.stopping
         while not self.stopping.is_set():
-            wait = self.interval
             try:
                 if self.run_once():
                     continue
             except Unavailable as error:
                 self.say(str(error))
-                wait = max(wait, error.wait)
-            self.stopping.wait(wait)
+            self.stopping.wait(self.interval)
 
     def run_once(self):
         """Ask for a job and run it to its end; return whether there was one."""
-        # A claim is never repeated on its own: if only its answer was lost, the coordinator puts the job back into
-        # its queue. Bringing the queue's last value along spares it the search when nothing has changed since.
+        # 201 brings a job, 204 none, 404 none either or that this runner is paused. The queue's value of the last
+        # answer spares the coordinator a search when nothing has changed since. A claim is never repeated: if its
+        # answer got lost, the job goes back into the queue by itself.
         status, headers, body = self.call('POST', '/builds/register', {
-            'token': self.token, 'info': INFO, 'last_update': self.last_update})
-        if status == 403:
-            raise Refused('the coordinator does not know this runner (any more)')
+            'token': self.token, 'last_update': self.last_update, 'info': INFO})
         self.last_update = headers.get('X-GitLab-Last-Update')
-        if status != 201:  # 204: nothing to do; 404: the same, or this runner is paused
+        if status == 403:
+            raise Failed('the coordinator does not know this runner')
+        if status != 201:
             return False
-        build, started = json.loads(body), time.monotonic()
-        label = f'job {build["id"]} ({build["project_name"]}: {build["name"]})'
-        self.say(f'{label} starts')
+        build, started, state = json.loads(body), time.monotonic(), 'failed'
+        self.say(f'job {build["id"]} ({build["project_name"]}: {build["name"]}) starts')
         self.builds_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryDirectory(prefix='job-', dir=self.builds_dir) as scratch:
-                state = Job(self, build, Path(scratch)).run()
-            # The last word, with the runner's own token; from now on the job's token changes nothing. Saying it
-            # twice does no harm, and 404 only means that the job was canceled meanwhile.
-            self.insist(self.call, 'PUT', f'/builds/{build["id"]}', {'token': self.token, 'info': INFO, 'state': state})
-        except Stopped as reason:
-            state = f'stopped, {reason}'
-            self.call('PUT', f'/builds/{build["id"]}', {'token': self.token, 'info': INFO, 'state': 'failed'})
-        self.say(f'{label}: {state} after {time.monotonic() - started:.1f} s')
+        with contextlib.suppress(Stopped), tempfile.TemporaryDirectory(prefix='job-', dir=self.builds_dir) as scratch:
+            state = Job(self, build, Path(scratch)).run()
+        # The last word takes the runner's token. It may be repeated; 404 means that the job was stopped meanwhile.
+        self.call('PUT', f'/builds/{build["id"]}', {'token': self.token, 'state': state, 'info': INFO}, patience=600)
+        self.say(f'job {build["id"]}: {state} after {time.monotonic() - started:.1f} s')
         return True
 
 
 class Job:
-    """One job. All that it prints is appended to a file, of which `send` sends what the coordinator has not got."""
+    """A job, its working copy, and a file of all that it has printed, `sent` bytes of which have arrived."""
 
     def __init__(self, runner, build, scratch):
-        self.runner, self.build, self.scratch, self.token = runner, build, scratch, build['token'].encode()
-        owner = hashlib.sha256(runner.token.encode()).hexdigest()[:8]  # two runners must not share a working copy
-        self.directory = runner.builds_dir / owner / f'project-{build["project_id"]}'
-        self.options = build.get('options') or {}
-        self.deadline = time.monotonic() + (build.get('timeout') or 3600)
-        self.log = open(scratch / 'trace', 'ab+', buffering=0)
-        self.sent, self.heard = 0, time.monotonic()
+        self.runner, self.build, self.scratch, self.url = runner, build, scratch, f'/builds/{build["id"]}'
+        self.options, self.log = build.get('options') or {}, open(scratch / 'trace', 'ab+', buffering=0)
+        self.sent, self.heard, self.deadline = 0, time.monotonic(), time.monotonic() + build['timeout']
+        for number in itertools.count(1):  # another runner on this machine may be at work on the same project
+            self.directory = runner.builds_dir / f'project-{build["project_id"]}-{number}'
+            self.lock = open(f'{self.directory}.lock', 'w')
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                self.lock.close()
+        self.variables = {name: os.environ[name] for name in INHERITED if name in os.environ} | {
+            'CI': 'true', 'GITLAB_CI': 'true', 'CI_SERVER': 'yes', 'CI_PROJECT_DIR': str(self.directory),
+            'CI_BUILD_ID': str(build['id']), 'CI_BUILD_REF': build['sha'], 'CI_BUILD_REF_NAME': build['ref'],
+            'GIT_TERMINAL_PROMPT': '0', 'GIT_CEILING_DIRECTORIES': str(runner.builds_dir)}
+        for item in build['variables']:  # later ones win over earlier ones, and all over the runner's
+            self.variables[item['key']] = item['value']
+            if item.get('file'):  # the value goes into a file, whose name goes into the variable
+                (scratch / item['key']).write_text(item['value'], encoding='utf-8')
+                self.variables[item['key']] = str(scratch / item['key'])
+        self.environment = {name: self.expand(value) for name, value in self.variables.items()}
+
+    def expand(self, text):
+        """Replace `$NAME` and `${NAME}` by what that variable holds; what is no variable stays."""
+        return re.sub(r'\$(?:(\w+)|{(\w+)})', lambda name: self.variables.get(name[1] or name[2], name[0]), text)
 
     def run(self):
-        """Do all that the job asks for; return 'success' or 'failed'."""
-        state = 'success'
-        with self.log:
-            try:
-                self.environment = self.make_environment()
-                for step in (self.introduce, self.check_out, self.fetch_artifacts, self.run_script):
-                    step()
-            except Stopped:
-                raise
-            except Exception as error:  # whatever it is, the job's author must read of it
-                self.note(f'ERROR: {error or type(error).__name__}', RED)
-                state = 'failed'
-            self.environment['CI_JOB_STATUS'] = state
-            with contextlib.suppress(Failed):  # what after_script comes to changes nothing
-                if self.options.get('after_script') and self.directory.is_dir():
-                    self.note('Running after_script')
-                    self.shell('\n'.join(self.options['after_script']), time.monotonic() + 300)
-            try:
-                self.upload_artifacts(state)
-            except (Failed, OSError, ValueError) as error:
-                self.note(f'ERROR: {error}', RED)
-                state = 'failed'
-            self.note('Job succeeded' if state == 'success' else 'ERROR: Job failed', 32 if state == 'success' else RED)
-            self.runner.insist(self.send, everything=True)
-        return state
+        """Do all that the job asks for; return `success` or `failed`."""
+        after_script, artifacts = self.options.get('after_script'), self.options.get('artifacts') or {'when': 'never'}
+        with self.log, self.lock:
+            self.note(f'Running on {self.runner.name} with shell_runner')
+            for name in {'image', 'services', 'cache'}.intersection(self.options):
+                self.note(f'WARNING: {name} {json.dumps(self.options[name])} IGNORED, '
+                          'the script runs in a plain shell of this machine', YELLOW)
+            passed = self.passes(self.check_out) and self.passes(self.fetch_artifacts) and self.passes(
+                self.shell, self.build['commands'])
+            if after_script and self.directory.is_dir():  # it runs always, and decides nothing
+                self.deadline = time.monotonic() + 300
+                self.passes(self.shell, '\n'.join(after_script))
+            if artifacts.get('when', 'on_success') in ('always', 'on_success' if passed else 'on_failure'):
+                passed = self.passes(self.upload_artifacts, **artifacts) and passed
+            self.note('Job succeeded' if passed else 'ERROR: Job failed', GREEN if passed else RED)
+            self.send(patience=600)
+        return 'success' if passed else 'failed'
 
-    # -- the trace
+    def passes(self, step, *arguments, **options):
+        """Take a step; if it fails, tell the job's author why."""
+        try:
+            step(*arguments, **options)
+        except Stopped:
+            raise
+        except Exception as error:
+            self.note(f'ERROR: {error or type(error).__name__}', RED)
+            return False
+        return True
 
     def note(self, text, colour=CYAN):
         """Write a line of the runner's own into the trace."""
-        self.log.write(f'\033[{colour};1m{text}\033[0m\n'.encode('utf-8', 'backslashreplace'))
+        self.log.write(f'\033[{colour};1m{text}\033[0m\n'.encode('utf-8', 'replace'))
 
-    def send(self, everything=False):
-        """Send what the trace has grown by, or a sign of life if it has not for long."""
+    def send(self, patience=0):
+        """Send what the trace has grown by, or a sign of life after a long silence."""
         while True:
-            chunk = self.unsent(everything)
-            if not chunk and time.monotonic() - self.heard < self.runner.heartbeat:
+            chunk = os.pread(self.log.fileno(), MIB, self.sent)
+            if not chunk and time.monotonic() < self.heard + self.runner.heartbeat:
                 return
-            # The offset makes it safe to repeat a request whose answer was lost: the coordinator appends only what
-            # starts where its copy ends, and else says 416 and, in `Range: 0-N`, that its copy has N bytes.
-            status, headers, body = self.runner.call('PATCH', f'/builds/{self.build["id"]}/trace.txt', chunk, {
-                'BUILD-TOKEN': self.token.decode(), 'Content-Type': 'text/plain',
-                'Content-Range': f'{self.sent}-{self.sent + len(chunk)}'})
+            # A chunk says where in the trace it starts, so a request whose answer was lost can be repeated: when
+            # the coordinator's copy does not end there, it appends nothing and answers 416 with `Range: 0-LENGTH`.
+            status, headers, _ = self.runner.call('PATCH', f'{self.url}/trace.txt', chunk, {
+                'BUILD-TOKEN': self.build['token'], 'Content-Type': 'text/plain',
+                'Content-Range': f'{self.sent}-{self.sent + len(chunk)}'}, patience=patience)
             self.heard = time.monotonic()
-            if status == 416:
-                stored = int(headers['Range'].partition('-')[2])
-                if stored == self.sent or stored > os.fstat(self.log.fileno()).st_size:
-                    raise Stopped('the coordinator has another trace than this')
-                self.sent = stored
-                continue
             # Nobody pushes anything to a runner: this header is how it hears that its job was canceled, or failed
-            # by the coordinator. A refusal means that the job is gone altogether.
-            if status != 202 or headers.get('Build-Status') in ('canceled', 'failed'):
-                raise Stopped(f'its status is {headers.get("Build-Status")}' if status == 202 else f'{explain(body)}')
-            self.sent += len(chunk)
-
-    def unsent(self, everything):
-        """Return the trace's next piece with the job's token blotted out; half a token at its end has to wait."""
-        lead = min(self.sent, len(self.token))
-        data = os.pread(self.log.fileno(), lead + MIB, self.sent - lead)
-        if not everything or len(data) == lead + MIB:
-            half = next((n for n in range(len(self.token) - 1, 0, -1) if data.endswith(self.token[:n])), 0)
-            data = data[:len(data) - half]
-        return data.replace(self.token, b'*' * len(self.token))[lead:]
-
-    # -- the steps
-
-    def make_environment(self):
-        """Return the variables of the job's processes: those the runner knows, then those the coordinator sends."""
-        build = self.build
-        given = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith('LC_')}
-        given.update(
-            CI='true', GITLAB_CI='true', CI_SERVER='yes', CI_PROJECT_ID=str(build['project_id']),
-            CI_PROJECT_DIR=str(self.directory), CI_BUILDS_DIR=str(self.runner.builds_dir), CI_BUILD_ID=str(build['id']),
-            CI_BUILD_TOKEN=build['token'], CI_BUILD_REF=build['sha'], CI_BUILD_REF_NAME=build['ref'],
-            CI_BUILD_BEFORE_SHA=build['before_sha'], CI_BUILD_REPO=build['repo_url'])
-        for variable in build.get('variables') or []:
-            given[variable['key']] = variable['value']
-            if variable.get('file'):
-                path = self.scratch / Path(variable['key']).name
-                path.write_text(variable['value'], encoding='utf-8')
-                given[variable['key']] = str(path)
-        self.variables = given
-        return {name: self.expand(value) for name, value in given.items()} | {
-            'GIT_TERMINAL_PROMPT': '0', 'GIT_CEILING_DIRECTORIES': str(self.runner.builds_dir)}
-
-    def expand(self, text):
-        """Replace `$NAME` and `${NAME}` by that variable's value; what is none stays."""
-        return re.sub(r'\$(?:(\w+)|\{(\w+)\})', lambda match: self.variables.get(match[1] or match[2], match[0]), text)
-
-    def introduce(self):
-        """Say where the job runs, and loudly what is not done for it."""
-        self.note(f'Running on {self.runner.name} with shell_runner, as {getpass.getuser()}')
-        for what in ('image', 'services', 'cache'):
-            if self.options.get(what):
-                value = json.dumps(self.options[what]).strip('"')
-                self.note(f'WARNING: {what} ignored ({value}): the script runs in a plain shell on this machine', YELLOW)
+            # by the coordinator. A 403 or 404 says that the job is gone or somebody else's.
+            if status not in (202, 416) or headers.get('Build-Status') in ('canceled', 'failed'):
+                raise Stopped()
+            before, self.sent = self.sent, int(headers['Range'].partition('-')[2])
+            if self.sent > os.fstat(self.log.fileno()).st_size or status == 416 and self.sent == before:
+                raise Stopped()  # the coordinator has another trace than this
 
     def check_out(self):
-        """Bring the working copy to the job's commit, with what an earlier job has fetched if that is allowed."""
+        """Bring the working copy to the job's commit; what earlier jobs fetched stays if the project allows it."""
         build, git = self.build, ['git', '-C', str(self.directory)]
-        self.note(f'Checking out {build["sha"][:8]} ({build["ref"]})')
-        steps = (['git', 'init', '--quiet', str(self.directory)],
-                 [*git, 'config', 'remote.origin.url', build['repo_url']],
-                 [*git, 'fetch', '--quiet', '--prune', '--force', 'origin',
-                  '+refs/heads/*:refs/remotes/origin/*', '+refs/tags/*:refs/tags/*'],
-                 [*git, 'checkout', '--force', '--detach', build['sha']],
-                 [*git, 'clean', '--quiet', '-ffdx'])
-        for fresh in (not build.get('allow_git_fetch'), True):
+        self.note(f'Checking out {build["sha"][:8]} of {build["ref"]}')
+        for fresh in (not build['allow_git_fetch'], True):  # an old copy may be broken: then once more without it
             if fresh:
                 shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(Failed):
-                for step in steps:
-                    self.execute(step, '/', self.deadline)
+                self.execute(['git', 'init', '--quiet', str(self.directory)])
+                self.execute([*git, 'config', 'remote.origin.url', build['repo_url']])
+                self.execute([*git, 'fetch', '--quiet', '--prune', '--force', 'origin',
+                              '+refs/heads/*:refs/remotes/origin/*', '+refs/tags/*:refs/tags/*'])
+                self.execute([*git, 'checkout', '--force', '--detach', build['sha']])
+                self.execute([*git, 'clean', '--quiet', '-ffdx'])
                 return
         raise Failed('the commit cannot be checked out')
 
     def fetch_artifacts(self):
-        """Unpack the artifacts of earlier jobs into the working copy."""
-        # The list names all jobs of earlier stages: choosing from it is the runner's part, and so is knowing that
-        # no `dependencies` means all of them, an empty list none. Each entry carries the token that opens it.
+        """Unpack what jobs of earlier stages left."""
+        # The coordinator names all those jobs, `dependencies` which of them to take: without it all, if empty none.
         wanted = self.options.get('dependencies')
-        for other in self.build.get('depends_on_builds') or []:
-            if not (other.get('artifacts_file') or {}).get('filename') or wanted is not None and other['name'] not in wanted:
-                continue
-            self.note(f'Downloading artifacts of {other["name"]} (job {other["id"]})')
-            with tempfile.TemporaryFile(dir=self.scratch) as archive:
-                status, _, body = self.runner.insist(self.download, other, archive)
-                if status != 200:
-                    raise Failed(f'the artifacts of {other["name"]} cannot be had: {status} {explain(body)}')
-                unpack(archive, self.directory)
+        for other in self.build['depends_on_builds']:
+            if 'artifacts_file' in other and (wanted is None or other['name'] in wanted):
+                self.note(f'Downloading the artifacts of {other["name"]} (job {other["id"]})')
+                with open(self.scratch / 'download', 'wb+') as archive:
+                    self.runner.call('GET', f'/builds/{other["id"]}/artifacts', None, {'BUILD-TOKEN': other['token']},
+                                     into=archive, expect=200, patience=60)
+                    unpack(archive, self.directory)
 
-    def download(self, other, archive):
-        """Fetch another job's artifacts into an open file."""
-        archive.seek(0)
-        archive.truncate()
-        return self.runner.call('GET', f'/builds/{other["id"]}/artifacts', headers={'BUILD-TOKEN': other['token']},
-                                into=archive, timeout=600)
-
-    def run_script(self):
-        """Run what the job is about: before_script and script, which arrive as one text."""
-        self.shell(self.build['commands'], self.deadline)
-
-    def shell(self, script, deadline):
+    def shell(self, script):
         """Run lines of shell in the working copy."""
-        shell = shutil.which('bash') or 'sh'
-        file = self.scratch / 'script.sh'
-        file.write_text((BASH if shell != 'sh' else 'set -e; ') + script + '\n', encoding='utf-8')
-        self.execute([shell, str(file)], self.directory, deadline)
+        file, echo = self.scratch / 'script', self.scratch / 'echo'
+        file.write_text(script + '\n', encoding='utf-8')
+        echo.write_text(BASH_ENV)
+        command = ['bash', '-eo', 'pipefail'] if shutil.which('bash') else ['sh', '-e']
+        self.execute([*command, str(file)], self.directory, {'BASH_ENV': str(echo)})
 
-    def execute(self, command, directory, deadline):
-        """Run a command to its end while its output is sent; raise Failed if it fails or takes too long."""
-        process = subprocess.Popen(command, cwd=directory, env=self.environment, stdin=subprocess.DEVNULL,
-                                   stdout=self.log, stderr=self.log, start_new_session=True)
+    def execute(self, command, directory=None, more=()):
+        """Run a command, sending what it prints; raise Failed if it fails or takes too long."""
+        environment = {**self.environment, **dict(more)}
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdin=subprocess.DEVNULL,
+                                   stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             while process.poll() is None:
-                if self.runner.stopping.is_set():
-                    raise Failed('the runner was stopped')
-                if time.monotonic() > deadline:
-                    raise Failed('the time for this is up')
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(self.runner.interval)
-                with contextlib.suppress(Unavailable):  # the next round sends it
+                with contextlib.suppress(Unavailable):  # the file keeps what could not be sent
                     self.send()
-        finally:
-            end(process)
+                if time.monotonic() > self.deadline or self.runner.stopping.is_set():
+                    raise Failed('the runner was stopped' if self.runner.stopping.is_set() else 'this takes too long')
+        finally:  # all that the command started ends with it: politely, or after five seconds for certain
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
         if process.returncode:
             raise Failed(f'exit status {process.returncode}')
 
-    def upload_artifacts(self, state):
-        """Send the files that the job is to keep, as one zip archive."""
-        artifacts = self.options.get('artifacts') or {}
-        when = artifacts.get('when') or 'on_success'
-        if not artifacts or not self.directory.is_dir() or when not in ('always', f'on_{state}'.replace('failed', 'failure')):
-            return
-        untracked = []
-        if artifacts.get('untracked'):
-            listed = subprocess.run(['git', 'ls-files', '--others', '-z'], cwd=self.directory, env=self.environment,
-                                    capture_output=True, check=True).stdout
-            untracked = [self.directory / os.fsdecode(name) for name in listed.split(b'\0') if name]
-        files = artifact_files(self.directory, [self.expand(path) for path in artifacts.get('paths') or []],
-                               [self.expand(path) for path in artifacts.get('exclude') or []], untracked)
+    def upload_artifacts(self, paths=(), exclude=(), untracked=False, name='artifacts', expire_in='', **others):
+        """Send the files that the job wants kept as one zip archive, in the form field `file`."""
+        paths = [self.expand(path) for path in paths]
+        if untracked:
+            listed = subprocess.check_output(['git', '-C', self.directory, 'ls-files', '-oz'], env=self.environment)
+            paths += map(glob.escape, os.fsdecode(listed).split('\0')[:-1])
+        files = artifact_files(self.directory, paths, map(self.expand, exclude))
         if not files:
-            return self.note('WARNING: no file matches the artifacts, so there are none', YELLOW)
-        archive = self.scratch / 'artifacts.zip'
-        pack(files, self.directory, archive)
+            return self.note('WARNING: there are no files for the artifacts', YELLOW)
+        archive, boundary = self.scratch / 'artifacts', os.urandom(16).hex()
+        with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
+            for path in files:
+                bundle.write(path, path.relative_to(self.directory))
         self.note(f'Uploading artifacts: {len(files)} files, {archive.stat().st_size} bytes')
-        self.post(archive, self.expand(artifacts.get('name') or 'artifacts'), artifacts.get('expire_in'))
-
-    def post(self, archive, name, expire_in):
-        """Upload an archive in one form field called `file`; it must come before the job's final state."""
-        boundary, name = secrets.token_hex(16), re.sub(r'["\\\r\n/]', '_', name)
-        head = (f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}.zip"\r\n'
-                'Content-Type: application/octet-stream\r\n\r\n').encode()
+        head = (f'--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Disposition: form-data; '
+                f'name="file"; filename="{re.sub(r"[^ -!#-.0-~]", "_", self.expand(name))}.zip"\r\n\r\n').encode()
         tail = f'\r\n--{boundary}--\r\n'.encode()
 
         def form():
-            yield head
             with open(archive, 'rb') as file:
-                yield from iter(lambda: file.read(MIB), b'')
-            yield tail
+                yield from itertools.chain([head], iter(lambda: file.read(MIB), b''), [tail])
 
-        query = '?' + urllib.parse.urlencode({'expire_in': expire_in}) if expire_in else ''
-        status, _, body = self.runner.insist(
-            self.runner.call, 'POST', f'/builds/{self.build["id"]}/artifacts{query}', form, {
+        # This must come before the final state: from then on the job's token changes nothing.
+        self.runner.call(
+            'POST', f'{self.url}/artifacts?{urllib.parse.urlencode({"expire_in": expire_in})}', form, {
                 'BUILD-TOKEN': self.build['token'], 'Content-Type': f'multipart/form-data; boundary={boundary}',
-                'Content-Length': str(len(head) + archive.stat().st_size + len(tail))}, timeout=600)
-        if status != 201:
-            raise Failed(f'the artifacts are refused: {status} {explain(body)}')
+                'Content-Length': str(len(head) + archive.stat().st_size + len(tail))}, expect=201, patience=60)
 
 
-def explain(body):
-    """Return what an answer's body says, for people."""
-    with contextlib.suppress(ValueError):
-        answer = json.loads(body)
-        return answer.get('message') or answer.get('error') if isinstance(answer, dict) else answer
-    return body.decode('utf-8', 'replace')[:200]
+def artifact_files(root, paths, exclude=()):
+    """Return the files within `root` that patterns name; those of `paths` reach into directories."""
+    def find(patterns):
+        relative = [os.path.relpath(os.path.join(root, pattern), root) for pattern in patterns]
+        return {path for pattern in relative if not pattern.startswith('..')
+                for path in root.glob(re.sub(r'(^\.|\*\*)$', '**/*', pattern))}
 
-
-def end(process):
-    """End a process and all that it has started: politely first, after five seconds for certain."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-
-
-def artifact_files(root, paths, exclude=(), untracked=()):
-    """Return the files and links below `root` that patterns name: `paths` reach into directories, `exclude` does not."""
-    def matches(pattern):
-        pattern = os.path.relpath(os.path.join(root, pattern), root)
-        if pattern == '.' or pattern.startswith('..'):
-            return [root] if pattern == '.' else []
-        return root.glob(pattern + '/*' if pattern.endswith('**') else pattern)
-
-    found = set(untracked)
-    for path in (path for pattern in paths for path in matches(pattern)):
-        found.update(path.rglob('*') if path.is_dir() and not path.is_symlink() else [path])
-    found.difference_update(path for pattern in exclude for path in matches(pattern))
-    return sorted(path for path in found if (path.is_file() or path.is_symlink())
-                  and root in path.parent.resolve().joinpath(path.name).parents
-                  and path.relative_to(root).parts[0] != '.git')  # its config holds the job's token
-
-
-def pack(files, root, archive):
-    """Write files into a zip archive under their names below `root`; a link stays a link."""
-    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
-        for path in files:
-            name = str(path.relative_to(root))
-            if path.is_symlink():
-                entry = zipfile.ZipInfo(name)
-                entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-                bundle.writestr(entry, os.readlink(path))
-            else:
-                bundle.write(path, name)
+    found = find(paths)
+    found |= {path for directory in found if directory.is_dir() for path in directory.rglob('*')}
+    return sorted(path for path in found - find(exclude) if path.is_file() and root in path.resolve().parents
+                  and path.relative_to(root).parts[0] != '.git')  # which holds the job's token
 
 
 def unpack(archive, root):
-    """Unpack a zip archive whose entries, links included, must not lead out of `root`."""
+    """Unpack a zip archive, no entry of which may lead out of `root`."""
     with zipfile.ZipFile(archive) as bundle:
         for entry in bundle.infolist():
             path, mode = root / entry.filename, entry.external_attr >> 16
-            link = bundle.read(entry).decode() if stat.S_ISLNK(mode) else None
-            target = path.parent.resolve() / (path.name if link is None else link)
-            if root not in Path(os.path.normpath(target)).parents or root not in path.resolve().parents:
+            if root not in (path.parent / '_').resolve().parents:
                 raise Failed(f'{entry.filename!r} in the artifacts leads out of the working copy')
-            if link is None:
-                bundle.extract(entry, root)
-                if mode and not entry.is_dir():
-                    path.chmod(mode & 0o777)
-            else:
+            if path.is_symlink():
+                path.unlink()
+            if stat.S_ISLNK(mode):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.unlink(missing_ok=True)
-                path.symlink_to(link)
+                path.symlink_to(bundle.read(entry).decode())
+            else:
+                bundle.extract(entry, root)
+                if path.is_file() and mode:
+                    path.chmod(mode & 0o777)
 
 
 def main():
-    """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(description='A CI runner that runs scripts in a plain shell on this machine.')
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description='A CI runner that runs scripts in a plain shell of this machine.')
     parser.add_argument('url', help='the coordinator, for example http://127.0.0.1:8080')
-    token = parser.add_mutually_exclusive_group(required=True)
-    token.add_argument('--registration-token', help='register with this, and unregister at the end')
-    token.add_argument('--token', help="the runner's own token, if it is registered already")
-    parser.add_argument('--tag-list', default='', metavar='A,B', help='take jobs with these tags')
-    parser.add_argument('--once', action='store_true', help='ask once for a job, run it and exit')
-    parser.add_argument('--builds-dir', default='builds', help='where the working copies are (default: ./%(default)s)')
-    parser.add_argument('--name', help="shown beside the jobs it runs (default: this machine's name)")
-    parser.add_argument('--interval', type=float, default=3, help='seconds between two requests (default: %(default)s)')
+    tokens = parser.add_mutually_exclusive_group(required=True)
+    tokens.add_argument('--registration-token', help='register with this token, and unregister at the end')
+    tokens.add_argument('--token', help='the token of a runner that is registered already')
+    parser.add_argument('--tag-list', default='', metavar='A,B', help='the tags of the jobs it takes')
+    parser.add_argument('--once', action='store_true', help='ask once, run the job if there is one, and exit')
+    parser.add_argument('--builds-dir', default='builds', help='directory of the working copies (default: %(default)s)')
+    parser.add_argument('--name', help="shown beside its jobs (default: this machine's)")
+    parser.add_argument('--interval', type=float, default=3, help='seconds between requests (default: %(default)s)')
     options = parser.parse_args()
-    runner = Runner(options.url, token=options.token, registration_token=options.registration_token,
-                    tag_list=[tag.strip() for tag in options.tag_list.split(',') if tag.strip()], name=options.name,
-                    builds_dir=options.builds_dir, interval=options.interval,
-                    say=lambda text: print(text, flush=True))
+    runner = Runner(options.url, token=options.token, registration_token=options.registration_token, name=options.name,
+                    tag_list=re.findall(r'[^,\s]+', options.tag_list), interval=options.interval,
+                    builds_dir=options.builds_dir, say=lambda text: print(text, flush=True))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: runner.stopping.set())
     try:
-        if not runner.token:
+        if runner.registration_token:
             runner.register()
-            runner.say(f'registered as {runner.name}; waiting for jobs, Ctrl-C ends it')
+            runner.say(f'{runner.name} is registered and waits for jobs; Ctrl-C ends it')
         if not options.once:
             runner.run_forever()
         elif not runner.run_once():
-            runner.say('there is no job to run')
+            runner.say('there is no job for it')
         if runner.registration_token:
             runner.unregister()
-    except (Refused, Unavailable) as error:
+    except (Failed, Unavailable) as error:
         sys.exit(f'shell_runner: {error}')
 
 

@@ -277,14 +277,16 @@ def test_page_numbers_that_are_none_are_refused(client, token, five, name, value
     assert response.json['error'].startswith(f'{name} ')
 
 
-def test_links_keep_the_other_parameters_and_drop_the_token(client, token, five):
-    query = f'private_token={token}&scope[]=pending&scope[]=running&per_page=2&x=%26%3D'
+@pytest.mark.parametrize('name', ['private_token', 'job_token'])
+def test_links_keep_the_other_parameters_and_drop_the_token(client, token, five, runner, name):
+    secret = token if name == 'private_token' else runner.claim().token
+    query = f'{name}={secret}&scope[]=pending&scope[]=running&per_page=2&x=%26%3D'
     response = client.call('GET', f'{five}?{query}', status=200)
-    assert token not in str(response.headers)
+    assert secret not in str(response.headers)
     for url in links(response).values():
         query = parse_qs(urlsplit(url).query)
         assert (query['scope[]'], query['x'], query['per_page']) == (['pending', 'running'], ['&='], ['2'])
-        assert 'private_token' not in query
+        assert name not in query
 
 
 def test_following_the_links_visits_every_job_once(client, token, five):
