@@ -1122,7 +1122,8 @@ class PartFile:
 
     def discard(self) -> None:
         """Close the file and remove it, unless it has been moved to its place."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is still buffered may not fit on the disk
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
     def move(self, target: Path) -> None:
@@ -1908,7 +1909,7 @@ class Coordinator:
             failed = c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
                                "AND status IN ('failed', 'canceled') ORDER BY id", dict(id=pipeline['id']))
             for job in failed.fetchall():
-                self._clone(c, job, user)
+                self._clone(c, job, user, status="'created'")
             self._process(c, pipeline['id'])
         self._announce()
         return self.find_pipeline(pipeline)
@@ -2293,8 +2294,9 @@ class Coordinator:
         self._announce()
         return self.find_job(retried)
 
-    def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]') -> int | None:
-        """Put a pending copy in the place of a retryable job; return its id, or None if it is not retryable."""
+    def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
+               status: str = ENQUEUED) -> int | None:
+        """Put a copy in the place of a retryable job; return its id, or None if it is not retryable."""
         if not c.execute('UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 '
                          'AND status IN (SELECT value FROM json_each(:retryable))',
                          dict(id=job['id'], retryable=json.dumps(RETRYABLE))).rowcount:
@@ -2303,7 +2305,7 @@ class Coordinator:
             'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
             '                 tag_set_id, shared, needs, resource_group, interruptible, timeout, user_id, '
             '                 created_at, queued_at, variables, spec) '
-            f'SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {ENQUEUED}, when_, '
+            f'SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {status}, when_, '
             "       json_extract(spec, '$.allow_failure'), tag_set_id, project.shared_runners_enabled, needs, "
             '       resource_group, interruptible, timeout, coalesce(:user_id, user_id), :now, :now, :variables, spec '
             '  FROM job JOIN project ON project.id = job.project_id WHERE job.id = :id',
@@ -2632,7 +2634,7 @@ class YamlFile:
         if self._nodes > MAX_FILE_NODES:
             self._refuse(self._mark(node), f'the file has more than {MAX_FILE_NODES} values once aliases are expanded')
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
+            return self._scalar(self._checked(node))
         if id(node) in self._open:
             self._refuse(self._mark(node), 'an alias stands inside what it names')
         reference = node.tag == '!reference' and isinstance(node, yaml.SequenceNode)
@@ -2644,9 +2646,13 @@ class YamlFile:
         self._open.discard(id(node))
         return value
 
-    def _scalar(self, node: Any) -> Any:
+    def _checked(self, node: Any) -> Any:
+        """Return a scalar node whose text can be written as UTF-8."""
         if re.search('[\ud800-\udfff]', node.value):
             self._refuse(self._mark(node), 'half a surrogate pair is no character')
+        return node
+
+    def _scalar(self, node: Any) -> Any:
         if node.tag.rpartition(':')[2] in ('str', 'timestamp', 'value'):
             return node.value
         if node.tag not in {f'tag:yaml.org,2002:{name}' for name in ('int', 'float', 'bool', 'null')}:
@@ -2675,7 +2681,8 @@ class YamlFile:
             if key.tag != 'tag:yaml.org,2002:merge':
                 if not isinstance(key, yaml.ScalarNode):
                     self._refuse(self._mark(key), 'a key must be a text')
-                result[key.value], result.marks[key.value] = self._value(item), self._mark(key)
+                name = self._checked(key).value
+                result[name], result.marks[name] = self._value(item), self._mark(key)
         return result
 
 
@@ -4180,6 +4187,8 @@ def commit_entity(row: Row, call: Call) -> dict[str, Any] | None:
     if row['commit_info'] is None:
         return None
     info = json.loads(row['commit_info'])
+    for name in ('authored_date', 'committed_date'):  # GitLab writes milliseconds
+        info[name] = re.sub(r'(?<=T..:..:..)(?=[+-Z])', '.000', info[name])
     return {'id': row['sha'], 'short_id': row['sha'][:8], 'title': info['message'].partition('\n')[0],
             'created_at': info['committed_date'], 'trailers': {}, **info,
             'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}'}
@@ -4282,7 +4291,7 @@ def job_entity(row: Row, call: Call) -> dict[str, Any]:
         'runner_manager': row['system_id'] and {'system_id': row['system_id']},
         'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']),
         'artifacts_expire_at': iso_time(max((moment for moment in expiries if moment), default=None)),
-        'archived': False, 'tag_list': json.loads(row['tags']),
+        'archived': False, 'tag_list': json.loads(row['tags']), 'download_url': None,
     }
     if row['status'] == 'failed':
         job['failure_reason'] = row['failure_reason'] or 'unknown_failure'

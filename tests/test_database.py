@@ -177,9 +177,10 @@ def test_what_one_block_committed_every_reader_sees(ci):
 
 
 def test_a_reader_cannot_write_not_even_after_a_backup(ci, tmp_path):
-    ci.backup(tmp_path / 'copy.sqlite')
-    with ci.db.read() as c, pytest.raises(sqlite3.OperationalError, match='readonly'):
-        c.execute('DELETE FROM setting')
+    for number in range(2):
+        with ci.db.read() as c, pytest.raises(sqlite3.OperationalError, match='readonly'):
+            c.execute('DELETE FROM setting')
+        ci.backup(tmp_path / f'{number}.sqlite')
     assert ci.registration_token
 
 
@@ -403,12 +404,16 @@ def test_a_forked_child_and_its_parent_go_on_writing_without_harm(tmp_path):
     script = ('import json, minici, os, sys\n'
               'ci = minici.Coordinator(sys.argv[1])\n'
               'ci.create_project("before")\n'
+              'with ci.db.read() as reader, ci.db.write() as writer:\n'
+              '    pass\n'
               'child = os.fork()\n'
               'for number in range(20):\n'
               '    ci.create_project(f"{child > 0}-{number}")\n'
               'if not child:\n'
+              '    with ci.db.read() as mine, ci.db.write() as own:\n'
+              '        shared = mine is reader or own is writer\n'
               '    ci.close()\n'
-              '    os._exit(0)\n'
+              '    os._exit(shared)\n'
               'status = os.waitpid(child, 0)[1]\n'
               'ci.create_project("after")\n'
               'with ci.db.read() as c:\n'

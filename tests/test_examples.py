@@ -224,6 +224,12 @@ def test_what_a_script_prints_arrives_byte_for_byte(run, runner, script):
         assert b'\xbc\n' in trace
 
 
+def test_without_bash_a_plain_sh_runs_the_script(run, monkeypatch):
+    monkeypatch.setattr(shell_runner.shutil, 'which', lambda name: None)
+    status, trace, _ = run(['echo "bash: <$BASH_VERSION>"', 'false', 'echo never'])['job']
+    assert (status, b'bash: <>\n' in trace, b'never' in trace) == ('failed', True, False)
+
+
 def test_a_script_of_several_lines_is_one_script(run):
     status, trace, _ = run(['for n in 1 2\ndo\n  echo "number $n"\ndone', 'cat <<END\nhere: $((2 + 3))\nEND'])['job']
     assert status == 'success'

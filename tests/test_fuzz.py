@@ -418,7 +418,6 @@ class JobMachine(RuleBasedStateMachine):
             header: token or self.token, 'Content-Range': f'{start}-{start + len(data)}'})
         return answer.status_int, answer.headers.get('Range'), answer.headers.get(status)
 
-    @rule()
     def restart(self):
         if self.ci is not None:
             self.ci.close()
@@ -495,10 +494,11 @@ class JobMachine(RuleBasedStateMachine):
         else:
             assert (answer.status_int, answer.headers['Job-Status']) == (403, self.status)
 
-    @precondition(lambda self: self.patience <= 0)
+    @precondition(lambda self: self.patience <= 0 and self.status != 'canceled')
     @rule()
     def cancel(self):
-        self.call('POST', f'/api/v4/projects/demo/jobs/{self.id}/cancel', token=self.person, status=201)
+        for _ in range(2):
+            self.call('POST', f'/api/v4/projects/demo/jobs/{self.id}/cancel', token=self.person, status=201)
         if self.status in ('pending', 'running'):
             self.status = 'canceled'
 
@@ -519,8 +519,11 @@ class JobMachine(RuleBasedStateMachine):
         self.call('POST', path, token=self.person, status=403)
         self.expect(answer.json['id'])
 
-    @rule(minutes=st.sampled_from([1, 3, 11]))
-    def let_time_pass(self, minutes):
+    @precondition(lambda self: self.status in ('pending', 'running'))
+    @rule(minutes=st.sampled_from([1, 9, 11]), restart=st.booleans())
+    def let_time_pass(self, minutes, restart):
+        if restart:
+            self.restart()
         self.clock.advance(minutes=minutes)
         self.ci.sweep()
         silent = self.clock.now - self.last
@@ -547,3 +550,17 @@ class JobMachine(RuleBasedStateMachine):
 
 def test_job_behaves_as_its_model_through_losses_repeats_and_restarts():
     run_state_machine_as_test(JobMachine, settings=fuzz(30, stateful_step_count=30))
+
+
+@pytest.mark.parametrize('minutes, heard', [((1, 1), False), ((9, 9), True), ((1, 1, 1), False), ((1, 9, 1), True)])
+def test_restart_gives_a_silent_runner_its_whole_time_again(minutes, heard):
+    machine = JobMachine()
+    machine.start(0)
+    try:
+        machine.send_trace(b'hello', 'next', 0, 'v4') if heard else machine.claim()
+        for passed in minutes:
+            machine.let_time_pass(passed, True)
+            machine.agree()
+        assert machine.status == 'running'
+    finally:
+        machine.teardown()

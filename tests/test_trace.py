@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 import stat
+import subprocess
 import threading
 import urllib.parse
 import urllib.request
@@ -171,6 +172,22 @@ def test_a_finished_job_takes_neither_chunks_nor_a_whole_trace(ci, client, job, 
                 status={'v1': 404, 'v4': 403}[version])
     assert ci.read_trace(1) == b'before\n'
     assert ci.find_job(1)['status'] == end
+
+
+@pytest.mark.parametrize('change', ['canceled', 'claimed again'])
+def test_a_job_lost_since_its_token_was_checked_takes_no_chunk_and_no_trace(ci, clock, job, runner, change):
+    row = ci.authenticate_job(1, job.token)
+    if change == 'canceled':
+        ci.append_trace(row, 0, b'')
+        ci.cancel_job(ci.find_job(1))
+    else:
+        clock.advance(120)
+        assert runner.claim().job['id'] == 1
+    with pytest.raises(minici.Forbidden):
+        ci.append_trace(row, 0, b'too late\n')
+    with pytest.raises(minici.Forbidden):
+        ci.update_job(row, 'running', trace=b'too late\n')
+    assert ci.read_trace(1) == b''
 
 
 # -- the limit, and traces that are not there
@@ -401,6 +418,55 @@ def send_all(ci, job, text, seed):
             start = ci.append_trace(job, start, text[start:start + chance.randrange(1, 400)])
         except minici.RangeMismatch as mismatch:
             start = mismatch.size
+
+
+def interrupt(monkeypatch, action):
+    """Have `action` called within the next write to a file, before its bytes go out."""
+    write, actions = os.write, [action]
+
+    def interrupted(handle, data):
+        if actions:
+            actions.pop()()
+        return write(handle, data)
+
+    monkeypatch.setattr(os, 'write', interrupted)
+
+
+@pytest.mark.parametrize('posix', [True, False])
+def test_a_chunk_from_another_thread_waits_for_the_one_that_is_being_written(ci, job, monkeypatch, posix):
+    if not posix:
+        monkeypatch.setattr(minici, 'fcntl', None)
+    row, outcome = ci.authenticate_job(1, job.token), []
+
+    def append():
+        try:
+            outcome.append(ci.append_trace(row, 0, b'from the thread\n'))
+        except minici.RangeMismatch as mismatch:
+            outcome.append(('too late', mismatch.size))
+
+    thread = threading.Thread(target=append)
+    interrupt(monkeypatch, lambda: (thread.start(), thread.join(0.2)))
+    assert ci.append_trace(row, 0, b'first\n') == 6
+    thread.join()
+    assert outcome == [('too late', 6)]
+    assert ci.read_trace(1) == b'first\n'
+
+
+def test_a_chunk_from_another_process_waits_for_the_one_that_is_being_written(ci, job, tmp_path, monkeypatch):
+    (tmp_path / 'text').write_bytes(b'first and more from the process\n')
+    process = python(WRITERS, ci.db.path, job.token, tmp_path / 'text', 1)
+    assert process.stdout.readline() == 'ready\n'
+
+    def let_it_try():
+        process.stdin.write('go\n')
+        process.stdin.flush()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+
+    interrupt(monkeypatch, let_it_try)
+    assert ci.append_trace(ci.authenticate_job(1, job.token), 0, b'first ') == 6
+    process.communicate()
+    assert ci.read_trace(1) == b'first and more from the process\n'
 
 
 WRITERS = """
