@@ -64,7 +64,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, Protocol
 
 import bottle
 import multipart
@@ -105,6 +105,7 @@ MAX_ZIP_ENTRIES = 100_000           # entries of an archive that is opened for a
 MAX_ZIP_DIRECTORY = 16 * MIB        # bytes of that archive's directory
 MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claims count as lost
 MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
+ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
 CONTACT_INTERVAL = 60               # seconds between two writes of a runner's `contacted_at`
 SWEEP_INTERVAL = 30                 # seconds between two sweeps made by `request_job`
 WATCHED_FOR = 60                    # seconds after its last reader that a trace counts as watched
@@ -132,6 +133,8 @@ class Settings:
     stuck_timeout: float = setting(600, 'duration', 'silence after which a running job fails')
     claim_timeout: float = setting(120, 'duration', 'silence after which an unanswered claim is requeued')
     job_timeout: float = setting(3600, 'duration', 'time a job may run when neither it nor its project says')
+    retention_age: str = setting('30 days', 'expiry', 'age at which finished pipelines are removed')
+    retention_size: int = setting(10 * GIB, 'size', 'bytes of traces and artifacts beyond which the oldest are removed')
     external_url: str = setting('', 'url', 'address that people and runners use, when a proxy hides it')
     public: bool = setting(False, 'flag', 'let anybody read the pages and badges')
 
@@ -153,6 +156,13 @@ class CIError(Exception):
     def __init__(self, detail: str | Mapping[str, Any] = '', headers: Mapping[str, str] | None = None) -> None:
         self.detail, self.headers = detail, dict(headers or {})
         super().__init__(self.message if isinstance(self.message, str) else json.dumps(self.message))
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, a text for each thing."""
+        if isinstance(self.message, str):
+            return [self.message]
+        return [text for texts in self.message.values() for text in texts]
 
     @property
     def message(self) -> str | Mapping[str, Any]:
@@ -361,6 +371,23 @@ class PipelineSpec:
     decisions: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_protected(facts: Mapping[str, Any] | Row) -> bool:
+    """Tell whether a pipeline is for a protected ref: the default branch, as GitLab has it unless told otherwise."""
+    return not facts['tag'] and facts['ref'] == facts['default_branch']
+
+
+def check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a variable that somebody gave as `key`, `value` and `variable_type`; raise BadRequest if it is none."""
+    key, value, kind = variable.get('key'), variable.get('value'), variable.get('variable_type') or 'env_var'
+    if not isinstance(key, str) or not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
+        raise BadRequest({'key': [f'{key!r} is not a name of letters, digits and "_"']})
+    if not isinstance(value, str):
+        raise BadRequest({'value': [f'the value of {key} must be a text']})
+    if kind not in ('env_var', 'file'):
+        raise BadRequest({'variable_type': [f'the variable_type of {key} must be env_var or file']})
+    return {'key': key, 'value': value, 'variable_type': kind}
+
+
 def pipeline_variables(facts: Mapping[str, Any] | Row) -> dict[str, Any]:
     """Return the predefined variables that all jobs of a pipeline share, None for those that it does not have.
 
@@ -380,7 +407,7 @@ def pipeline_variables(facts: Mapping[str, Any] | Row) -> dict[str, Any]:
         'CI_COMMIT_SHA': facts['sha'], 'CI_BUILD_REF': facts['sha'], 'CI_COMMIT_SHORT_SHA': facts['sha'][:8],
         'CI_COMMIT_BEFORE_SHA': facts['before_sha'], 'CI_BUILD_BEFORE_SHA': facts['before_sha'],
         'CI_COMMIT_REF_NAME': ref, 'CI_BUILD_REF_NAME': ref, 'CI_COMMIT_REF_SLUG': slug(ref),
-        'CI_BUILD_REF_SLUG': slug(ref), 'CI_COMMIT_REF_PROTECTED': 'false',
+        'CI_BUILD_REF_SLUG': slug(ref), 'CI_COMMIT_REF_PROTECTED': str(is_protected(facts)).lower(),
         **dict.fromkeys(('CI_COMMIT_TAG', 'CI_BUILD_TAG') if facts['tag'] else ('CI_COMMIT_BRANCH',), ref),
         'CI_COMMIT_MESSAGE': commit['message'], 'CI_COMMIT_TITLE': title, 'CI_COMMIT_DESCRIPTION': description.strip(),
         'CI_COMMIT_AUTHOR': f'{commit["author_name"]} <{commit["author_email"]}>' if 'author_name' in commit else None,
@@ -593,11 +620,45 @@ CREATE TABLE project (
     import_url      TEXT,                       -- handed to runners as it is; NULL: pipelines bring sha and content
     default_branch  TEXT NOT NULL,
     runners_token   TEXT NOT NULL UNIQUE,       -- registers runners for this project alone; readable, people copy it
+    webhook_token   TEXT NOT NULL,              -- a forge proves itself with it; readable, people copy it
     shared_runners_enabled INTEGER NOT NULL,    -- whether instance runners may take its jobs
     build_timeout   INTEGER NOT NULL,           -- seconds a job may run when it does not say
     allow_git_fetch INTEGER NOT NULL,           -- whether runners may fetch into an old working copy
     last_iid        INTEGER NOT NULL DEFAULT 0, -- the newest pipeline's number within the project
     created_at      REAL NOT NULL
+);
+
+CREATE TABLE variable (             -- of a project, or of the whole instance
+    id            INTEGER PRIMARY KEY,
+    project_id    INTEGER REFERENCES project ON DELETE CASCADE, -- NULL: all projects
+    key           TEXT NOT NULL,
+    value         TEXT NOT NULL,
+    variable_type TEXT NOT NULL CHECK (variable_type IN ('env_var', 'file')),
+    masked        INTEGER NOT NULL, -- runners put asterisks in its place in traces
+    protected     INTEGER NOT NULL, -- only for pipelines of the default branch
+    raw           INTEGER NOT NULL, -- `$` in it means nothing
+    description   TEXT
+);
+CREATE UNIQUE INDEX variable_key ON variable (coalesce(project_id, 0), key);
+
+CREATE TABLE trigger_token (        -- starts pipelines of one project
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    token       TEXT NOT NULL,      -- readable, people copy it
+    description TEXT NOT NULL,
+    user_id     INTEGER NOT NULL REFERENCES user,
+    created_at  REAL NOT NULL,
+    updated_at  REAL NOT NULL,
+    last_used   REAL
+);
+CREATE INDEX trigger_of_project ON trigger_token (project_id);
+
+CREATE TABLE event (                -- a job or pipeline changed its status: told to hooks, then removed
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind        TEXT NOT NULL CHECK (kind IN ('job', 'pipeline')),
+    object_id   INTEGER NOT NULL,   -- of the job or pipeline
+    status      TEXT NOT NULL,      -- what it changed to
+    before      TEXT NOT NULL       -- what it was
 );
 
 CREATE TABLE tag_set (              -- each distinct set of tags that a job ever asked for
@@ -727,6 +788,11 @@ CREATE TRIGGER runner_enabled AFTER INSERT ON runner_project
 BEGIN UPDATE queue SET version = version + 1; END;
 CREATE TRIGGER job_shared AFTER UPDATE OF shared ON job
 BEGIN UPDATE queue SET version = version + 1; END;
+
+CREATE TRIGGER job_status AFTER UPDATE OF status ON job WHEN NEW.status <> OLD.status
+BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('job', NEW.id, NEW.status, OLD.status); END;
+CREATE TRIGGER pipeline_status AFTER UPDATE OF status ON pipeline WHEN NEW.status <> OLD.status
+BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('pipeline', NEW.id, NEW.status, OLD.status); END;
 
 CREATE TABLE artifact (
     id          INTEGER PRIMARY KEY,
@@ -1338,12 +1404,14 @@ class Claim:
     """A job that has just been handed to a runner.
 
     `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
-    stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive).
+    stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
+    those of the instance and the project.
     """
 
     job: Row
     token: str
     dependencies: Sequence[Row]
+    variables: Sequence[Row] = ()
 
 
 class Coordinator:
@@ -1393,6 +1461,7 @@ class Coordinator:
     def close(self) -> None:
         """Close the database; a temporary one is removed with its traces and artifacts."""
         self.db.close()
+        self._announce()
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -1414,6 +1483,36 @@ class Coordinator:
         """Wake those who wait for a job."""
         with self._changed:
             self._changed.notify_all()
+
+    def on_change(self, callback: Callable[[str, Row, str], Any]) -> None:
+        """Call back, from a thread of its own, whenever a job or pipeline has changed its status.
+
+        `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had. What
+        it raises is logged and stops nothing.
+        """
+        newest = self._one('SELECT coalesce(max(id), 0) AS id FROM event')
+        threading.Thread(target=self._tell, args=(callback, newest['id'] if newest else 0), daemon=True).start()
+
+    def on_finish(self, callback: Callable[[Row], Any]) -> None:
+        """Call back as `on_change` does, with the row of each job and pipeline that has finished."""
+        self.on_change(lambda kind, row, before: callback(row) if row['status'] in FINISHED else None)
+
+    def _tell(self, callback: Callable[[str, Row, str], Any], position: int) -> None:
+        """Call back for each event after `position` until the coordinator is closed."""
+        with contextlib.suppress(Busy):  # the database is closed
+            while True:
+                for event in self._all('SELECT * FROM event WHERE id > :position ORDER BY id LIMIT 100',
+                                       position=position):
+                    position = event['id']
+                    find = self.find_job if event['kind'] == 'job' else self.find_pipeline
+                    try:
+                        callback(event['kind'], find(event['object_id']), event['before'])
+                    except NotFound:
+                        continue  # removed meanwhile
+                    except Exception:
+                        log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
+                with self._changed:
+                    self._changed.wait(0.5)
 
     # -- the installation, its users and tokens
 
@@ -1501,7 +1600,7 @@ class Coordinator:
                 raise BadRequest({'path': ['has already been taken']})
             project_id = insert(
                 c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
-                default_branch=check_ref(default_branch), runners_token=path,
+                default_branch=check_ref(default_branch), runners_token=path, webhook_token=new_token('mcw'),
                 shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
                 build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
             c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
@@ -1523,6 +1622,115 @@ class Coordinator:
         return self._all('SELECT * FROM project WHERE instr(lower(path), :search) '
                          'ORDER BY id DESC LIMIT :limit OFFSET :offset',
                          search=search.lower(), limit=limit, offset=offset), len(found)
+
+    def edit_project(self, project: Row, **changes: Any) -> Row:
+        """Change some of what `create_project` takes, the path excepted, and return the project."""
+        if changes.get('import_url'):
+            check_import_url(changes['import_url'])
+        if changes.get('default_branch'):
+            check_ref(changes['default_branch'])
+        with self.db.write() as c:
+            for name, value in changes.items():
+                c.execute(f'UPDATE project SET {name} = :value WHERE id = :id', dict(value=value, id=project['id']))
+            if 'shared_runners_enabled' in changes:
+                c.execute("UPDATE job SET shared = :shared WHERE project_id = :id AND status NOT IN "
+                          '(SELECT value FROM json_each(:finished))',
+                          dict(shared=changes['shared_runners_enabled'], id=project['id'],
+                               finished=json.dumps(FINISHED)))
+        return self.find_project(project)
+
+    def delete_project(self, project: Row) -> None:
+        """Remove a project with its pipelines, jobs, traces and artifacts."""
+        jobs = self._all('SELECT id FROM job WHERE project_id = :id', id=project['id'])
+        self._delete_artifacts('job_id IN (SELECT id FROM job WHERE project_id = :id)', id=project['id'])
+        with self.db.write() as c:
+            c.execute('DELETE FROM project WHERE id = :id', dict(id=project['id']))
+        for job in jobs:
+            self.traces.remove(job['id'])
+
+    def list_variables(self, project: Row | None) -> list[Row]:
+        """Return the variables of a project, or those of the instance."""
+        return self._all('SELECT * FROM variable WHERE project_id IS :id ORDER BY key', id=project and project['id'])
+
+    def find_variable(self, project: Row | None, key: str) -> Row:
+        """Return a variable of a project, or of the instance; raise NotFound if there is none."""
+        row = self._one('SELECT * FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key',
+                        id=project['id'] if project else 0, key=key)
+        if row is None:
+            raise NotFound('Variable')
+        return row
+
+    def set_variable(self, project: Row | None, key: str, value: str, *, variable_type: str = 'env_var',
+                     masked: bool = False, protected: bool = False, raw: bool = False,
+                     description: str | None = None, replace: bool = True) -> Row:
+        """Set a variable for the jobs of a project, or of all, and return it.
+
+        A masked value has 8 characters or more, on one line, without blanks. Raises BadRequest when it
+        cannot be masked, or exists already and `replace` is false.
+        """
+        check_variable({'key': key, 'value': value, 'variable_type': variable_type})
+        if masked and not re.fullmatch(r'[^\s\x00-\x20]{8,}', value):
+            raise BadRequest({'value': ['cannot be masked: it must have 8 characters or more, and no blanks']})
+        with self.db.write() as c:
+            where = dict(id=project['id'] if project else 0, key=key)
+            known = c.execute('DELETE FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key', where).rowcount
+            if known and not replace:
+                raise BadRequest({'key': [f'({key}) has already been taken']})
+            insert(c, 'variable', project_id=project and project['id'], key=key, value=value, masked=masked, raw=raw,
+                   variable_type=variable_type, protected=protected, description=description)
+        return self.find_variable(project, key)
+
+    def delete_variable(self, project: Row | None, key: str) -> None:
+        """Remove a variable; raise NotFound if there is none."""
+        row = self.find_variable(project, key)
+        with self.db.write() as c:
+            c.execute('DELETE FROM variable WHERE id = :id', dict(id=row['id']))
+
+    def _job_variables(self, facts: Mapping[str, Any] | Row) -> list[Row]:
+        """Return the variables that the instance and a project give to a pipeline's jobs, the project's last."""
+        return self._all('SELECT * FROM variable WHERE (project_id IS NULL OR project_id = :id) '
+                         'AND (:protected OR NOT protected) ORDER BY project_id IS NOT NULL, key',
+                         id=facts['project_id'], protected=is_protected(facts))
+
+    def list_triggers(self, project: Row) -> list[Row]:
+        """Return the trigger tokens of a project, with their owners."""
+        return self._all('SELECT trigger_token.*, username, user.created_at AS user_created_at FROM trigger_token '
+                         'JOIN user ON user.id = user_id WHERE project_id = :id ORDER BY trigger_token.id',
+                         id=project['id'])
+
+    def find_trigger(self, project: Row, trigger_id: int) -> Row:
+        """Return a trigger token of a project; raise NotFound if there is none."""
+        for row in self.list_triggers(project):
+            if row['id'] == trigger_id:
+                return row
+        raise NotFound('Trigger')
+
+    def create_trigger(self, project: Row, user: Row, description: str) -> Row:
+        """Make a token that starts pipelines of a project on a user's behalf, and return its row."""
+        now = self.clock()
+        with self.db.write() as c:
+            trigger_id = insert(c, 'trigger_token', project_id=project['id'], token=new_token('mct'),
+                                user_id=user['id'], description=description, created_at=now, updated_at=now)
+        return self.find_trigger(project, trigger_id)
+
+    def edit_trigger(self, trigger: Row, description: str | None) -> None:
+        """Change a trigger's description, or remove the trigger when it is None."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM trigger_token WHERE id = :id' if description is None else
+                      'UPDATE trigger_token SET description = :description, updated_at = :now WHERE id = :id',
+                      dict(id=trigger['id'], description=description, now=self.clock()))
+
+    def trigger_pipeline(self, project: Row, token: str, ref: str, **options: Any) -> Row:
+        """Make a pipeline by a trigger token; raise NotFound when the token is not of this project."""
+        trigger = next((row for row in self.list_triggers(project) if same_secret(token, row['token'])), None)
+        if trigger is None:
+            raise NotFound()
+        user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
+        pipeline = self.create_pipeline(project, ref, source='trigger', user=user, **options)
+        with self.db.write() as c:
+            c.execute('UPDATE trigger_token SET last_used = :now WHERE id = :id',
+                      dict(now=self.clock(), id=trigger['id']))
+        return pipeline
 
     # -- runners
 
@@ -1704,21 +1912,47 @@ class Coordinator:
             ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
             project_id=project['id'], project_path=project['path'], project_name=project['name'],
             default_branch=project['default_branch'])
-        given = [self._check_variable(variable) for variable in variables]
+        given = [check_variable(variable) for variable in variables]
         if sha is not None and content is not None:
             facts['sha'] = check_sha(sha)
             return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
         with self._repository(project) as repository:
-            found, facts['tag'] = repository.resolve(ref)
-            facts['sha'] = check_sha(sha) if sha else found
-            facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
-            if content is None:
-                content = repository.file(facts['sha'], PIPELINE_FILE)
-            if content is None:
-                raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
-                                           f'at {facts["sha"][:8]}; add it or send content']})
-            spec = self._spec(content, facts, given, repository)
+            found = self._read_repository(repository, facts, content is None)
+            spec = self._spec(found if content is None else content, facts, given, repository)
         return self._insert_pipeline(project, user, facts, given, spec)
+
+    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> list[str]:
+        """Return what is wrong with a pipeline file, nothing when all is well.
+
+        `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
+        by default the default branch). With a project, included files are looked up in its repository.
+        """
+        facts: dict[str, Any] = dict(ref=ref or (project['default_branch'] if project else 'main'), tag=False, sha=None,
+                                     source='push', before_sha='0' * 40)
+        try:
+            if self.compile is None:
+                raise BadRequest('This coordinator reads no pipeline files')
+            if content is not None and not (project and project['import_url']):
+                type(self).compile(content, facts={**facts, 'sha': ''})  # type: ignore[misc]
+            elif project is not None:
+                with self._repository(project) as repository:
+                    found = self._read_repository(repository, facts, content is None)
+                    type(self).compile(content or found, facts=facts, repository=repository)  # type: ignore[misc]
+        except BadRequest as error:
+            return error.problems
+        return []
+
+    @staticmethod
+    def _read_repository(repository: Any, facts: dict[str, Any], wanted: bool) -> bytes | None:
+        """Complete the facts of a pipeline from its repository, and return its pipeline file if `wanted`."""
+        found, facts['tag'] = repository.resolve(facts['ref'])
+        facts['sha'] = check_sha(facts['sha']) if facts['sha'] else found
+        facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
+        content = repository.file(facts['sha'], PIPELINE_FILE) if wanted else None
+        if wanted and content is None:
+            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
+                                       f'at {facts["sha"][:8]}; add it or send content']})
+        return content
 
     def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
               repository: Any) -> PipelineSpec:
@@ -1728,23 +1962,13 @@ class Coordinator:
             if self.compile is None:
                 raise BadRequest('This coordinator takes only a PipelineSpec')
             variables = {name: str(value) for name, value in pipeline_variables(facts).items() if value is not None}
+            variables.update((row['key'], row['value']) for row in self._job_variables(facts))
             spec = type(self).compile(content, repository=repository, facts=facts, variables={  # type: ignore[misc]
                 **variables, **{variable['key']: variable['value'] for variable in given}})
         if not spec.jobs:
             raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
                                        f'{"tag" if facts["tag"] else "branch"} {facts["ref"]}']})
         return spec
-
-    @staticmethod
-    def _check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
-        key, value, kind = variable.get('key'), variable.get('value'), variable.get('variable_type') or 'env_var'
-        if not isinstance(key, str) or not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
-            raise BadRequest({'variables': [f'{key!r} is not a name of letters, digits and "_"']})
-        if not isinstance(value, str):
-            raise BadRequest({'variables': [f'the value of {key} must be a text']})
-        if kind not in ('env_var', 'file'):
-            raise BadRequest({'variables': [f'the variable_type of {key} must be env_var or file']})
-        return {'key': key, 'value': value, 'variable_type': kind}
 
     def _repository(self, project: Row) -> contextlib.AbstractContextManager[Any]:
         if not project['import_url'] or self.open_repository is None:
@@ -1878,19 +2102,69 @@ class Coordinator:
             raise NotFound('Pipeline')
         return row
 
-    def list_pipelines(self, project: Row, *, limit: int = 20, offset: int = 0,
-                       **filters: str | None) -> tuple[list[Row], int]:
+    PIPELINE_FILTERS: ClassVar[dict[str, str]] = {
+        **{name: f'pipeline.{name} = :{name}' for name in ('ref', 'sha', 'status', 'source', 'name')},
+        **{f'{name}_after': f'pipeline.{name}_at > :{name}_after' for name in ('created', 'updated')},
+        **{f'{name}_before': f'pipeline.{name}_at < :{name}_before' for name in ('created', 'updated')},
+        'username': 'user.username = :username',
+        'scope': "CASE :scope WHEN 'running' THEN pipeline.status = 'running' WHEN 'pending' THEN "
+                 "pipeline.status IN ('pending', 'created', 'waiting_for_resource') "
+                 "WHEN 'finished' THEN pipeline.finished_at IS NOT NULL "
+                 "ELSE pipeline.tag = (:scope = 'tags') AND pipeline.id IN ("
+                 'SELECT max(id) FROM pipeline WHERE project_id = :project_id GROUP BY ref, tag) END'}
+
+    def list_pipelines(self, project: Row, *, limit: int = 20, offset: int = 0, order_by: str = 'id',
+                       sort: str = 'desc', **filters: Any) -> tuple[list[Row], int]:
         """Return a page of a project's pipelines, newest first, and how many there are.
 
-        `filters` are columns and the values they must have: `ref`, `sha`, `status`, `source`.
+        `filters` are keys of PIPELINE_FILTERS; `order_by` is `id`, `status`, `ref`, `updated_at` or
+        `user_id`, `sort` is `asc` or `desc`.
         """
-        where = ' AND '.join(['project_id = :project_id'] + [
-            f'pipeline.{name} = :{name}' for name in ('ref', 'sha', 'status', 'source') if filters.get(name)])
+        where = ' AND '.join(['pipeline.project_id = :project_id'] + [
+            text for name, text in self.PIPELINE_FILTERS.items() if filters.get(name) is not None])
+        order = order_by if order_by in ('status', 'ref', 'updated_at', 'user_id') else 'id'
+        way = 'ASC' if sort == 'asc' else 'DESC'
         values = {**filters, 'project_id': project['id'], 'limit': limit, 'offset': offset}
         with self.db.read() as c:
-            total, = c.execute(f'SELECT count(*) FROM pipeline WHERE {where}', values).fetchone()
-            return c.execute(f'{PIPELINE_ROWS} WHERE {where} ORDER BY pipeline.id DESC LIMIT :limit OFFSET :offset',
-                             values).fetchall(), total
+            total, = c.execute('SELECT count(*) FROM pipeline LEFT JOIN user ON user.id = pipeline.user_id '
+                               f'WHERE {where}', values).fetchone()
+            return c.execute(f'{PIPELINE_ROWS} WHERE {where} ORDER BY pipeline.{order} {way}, pipeline.id {way} '
+                             'LIMIT :limit OFFSET :offset', values).fetchall(), total
+
+    def delete_pipelines(self, pipelines: Sequence[Row]) -> None:
+        """Remove pipelines with their jobs, traces and artifacts."""
+        ids = json.dumps([pipeline['id'] for pipeline in pipelines])
+        jobs = self._all('SELECT id FROM job WHERE pipeline_id IN (SELECT value FROM json_each(:ids))', ids=ids)
+        self._delete_artifacts('job_id IN (SELECT id FROM job WHERE pipeline_id IN '
+                               '(SELECT value FROM json_each(:ids)))', ids=ids)
+        with self.db.write() as c:
+            c.execute('DELETE FROM pipeline WHERE id IN (SELECT value FROM json_each(:ids))', dict(ids=ids))
+        for job in jobs:
+            self.traces.remove(job['id'])
+
+    def prune(self, *, dry_run: bool = False) -> list[Row]:
+        """Remove finished pipelines that are too old, or too much together; return them, oldest first.
+
+        The settings `retention_age` and `retention_size` say when. The last success of each ref of a
+        project stays. `dry_run` only returns what would go.
+        """
+        age, now, size = parse_duration(self.settings.retention_age), self.clock(), 0
+        rows = self._all(
+            'SELECT pipeline.*, (SELECT json_group_array(id) FROM job WHERE pipeline_id = pipeline.id) AS jobs, '
+            '       (SELECT coalesce(sum(artifact.size), 0) FROM artifact JOIN job ON job.id = job_id '
+            '         WHERE job.pipeline_id = pipeline.id) AS artifacts, '
+            "       status = 'success' AND id = (SELECT max(id) FROM pipeline AS other WHERE other.status = 'success' "
+            '           AND other.project_id = pipeline.project_id AND other.ref = pipeline.ref) AS last_success '
+            '  FROM pipeline ORDER BY id DESC')
+        gone = []
+        for row in rows:
+            size += row['artifacts'] + sum(self.traces.size(job_id) or 0 for job_id in json.loads(row['jobs']))
+            old = age is not None and row['finished_at'] is not None and now - row['finished_at'] >= age
+            if row['finished_at'] and not row['last_success'] and (old or size > self.settings.retention_size):
+                gone.append(row)
+        if gone and not dry_run:
+            self.delete_pipelines(gone)
+        return gone[::-1]
 
     def cancel_pipeline(self, pipeline: Row) -> Row:
         """Cancel every job of a pipeline that has not finished; return the pipeline."""
@@ -1946,7 +2220,7 @@ class Coordinator:
             dependencies = self._dependencies(c, job)
         self.traces.create(job['id'])
         self._announce()
-        return Claim(job, token, dependencies)
+        return Claim(job, token, dependencies, self._job_variables(job))
 
     def _start_due(self, now: float) -> None:
         """Queue the delayed jobs whose time has come."""
@@ -2325,7 +2599,7 @@ class Coordinator:
 
         `variables` reach this run alone. Raises BadRequest when there is nothing to play.
         """
-        given = json.dumps([self._check_variable(variable) for variable in variables])
+        given = json.dumps([check_variable(variable) for variable in variables])
         with self.db.write() as c:
             played: int | None = job['id']
             if c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now, variables = :variables, '
@@ -2379,29 +2653,37 @@ class Coordinator:
 
     def pending_reason(self, job: Row) -> str | None:
         """Return in words why a job is not running, or None when it is or has finished."""
+        waits = {'manual': 'it waits for somebody to play it',
+                 'waiting_for_resource': f'another job holds the resource group {job["resource_group"]}',
+                 'scheduled': f'it is delayed until {iso_time(job["scheduled_at"])}'}
         if job['status'] == 'created':
-            needs = json.loads(job['needs'] or '[]')
-            return f'it waits for {", ".join(needs)}' if needs else f'it waits for the stages before {job["stage"]}'
-        if job['status'] == 'scheduled':
-            return f'it is delayed until {iso_time(job["scheduled_at"])}'
-        if job['status'] == 'waiting_for_resource':
-            return f'another job holds the resource group {job["resource_group"]}'
-        if job['status'] == 'manual':
-            return 'it waits for somebody to play it'
+            before = self._all(
+                'SELECT name FROM job WHERE pipeline_id = :pipeline_id AND retried = 0 AND id <> :id '
+                'AND status NOT IN (SELECT value FROM json_each(:finished)) AND CASE WHEN :needs IS NULL THEN '
+                'stage_idx < :stage_idx ELSE name IN (SELECT value FROM json_each(:needs)) END ORDER BY stage_idx, id',
+                pipeline_id=job['pipeline_id'], id=job['id'], needs=job['needs'], stage_idx=job['stage_idx'],
+                finished=json.dumps(FINISHED))
+            return f'it waits for {", ".join(row["name"] for row in before[:5])}' + (', ...' if before[5:] else '')
         if job['status'] != 'pending':
-            return None
+            return waits.get(job['status'])
         runners = self.list_runners(self.find_project(job['project_id']))
         served = {row['runner_id'] for row in self._all(
             'SELECT runner_id FROM runner_tag_set WHERE tag_set_id = :id', id=job['tag_set_id'])}
         serving = [runner for runner in runners if runner['id'] in served]
+        active = [runner for runner in serving if runner['active']]
         if not runners:
             return 'no runner is registered for its project'
         if not serving:
-            tags = ', '.join(json.loads(job['tags']))
-            return f'no runner has all of its tags: {tags}' if tags else 'no runner takes jobs without tags'
-        if not any(runner['active'] for runner in serving):
+            tags = json.loads(job['tags'])
+            missing = min(([tag for tag in tags if tag not in json.loads(runner['tags'])] for runner in runners),
+                          key=len)
+            return f'no runner has all of its tags; the nearest lacks {", ".join(missing)}' if missing \
+                else 'no runner takes jobs without tags'
+        if not active:
             return 'every runner that could take it is paused'
-        return 'every runner that could take it is busy or away'
+        if all(self.clock() - (runner['contacted_at'] or 0) >= ONLINE_FOR for runner in active):
+            return 'every runner that could take it is offline'
+        return 'every runner that could take it is busy'
 
     # -- upkeep
 
@@ -2428,6 +2710,9 @@ class Coordinator:
         if now - self._collected_at >= 3600:
             self._collected_at = now
             self._collect_garbage()
+            self.prune()
+            with self.db.write() as c:  # those who listen have heard them long ago
+                c.execute('DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - 10000')
 
     def _requeue(self, job: Row) -> bool:
         """Put a job whose claim was never answered back into the queue, its old token void; say whether it left."""
@@ -3869,6 +4154,15 @@ class Call:
             raise InvalidParameter(f'{name} is invalid')
         return int(value)
 
+    def moment(self, name: str) -> float | None:
+        """Return a moment in ISO 8601, as seconds since 1970."""
+        text = self.text(name)
+        try:
+            moment = datetime.fromisoformat(text.replace('Z', '+00:00')) if text else None
+        except ValueError:
+            raise InvalidParameter(f'{name} is invalid') from None
+        return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp() if moment else None
+
     def flag(self, name: str, default: bool | None = None) -> bool | None:
         """Return a boolean in any spelling that Rails takes."""
         value = self.params.get(name)
@@ -4172,7 +4466,17 @@ class ApiPlugin:
 
 # 13. Entities #################################################################################
 
-def user_entity(row: Row | Mapping[str, Any], call: Call) -> dict[str, Any] | None:
+class Viewer(Protocol):
+    """For whom an entity is made: links in it start with the address that they use."""
+
+    ci: Coordinator
+
+    @property
+    def base_url(self) -> str:
+        """The coordinator's address, without a trailing slash."""
+
+
+def user_entity(row: Row | Mapping[str, Any], call: Viewer) -> dict[str, Any] | None:
     """Return the user that a row names, with the fields of the seed's job page, or None."""
     if row['user_id'] is None:
         return None
@@ -4182,7 +4486,7 @@ def user_entity(row: Row | Mapping[str, Any], call: Call) -> dict[str, Any] | No
             'linkedin': '', 'twitter': '', 'website_url': ''}
 
 
-def commit_entity(row: Row, call: Call) -> dict[str, Any] | None:
+def commit_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
     """Return a pipeline's commit as read from its repository, or None when it could not be read."""
     if row['commit_info'] is None:
         return None
@@ -4194,7 +4498,7 @@ def commit_entity(row: Row, call: Call) -> dict[str, Any] | None:
             'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}'}
 
 
-def pipeline_entity(row: Row, call: Call, *, detail: bool = False, user: Row | None = None) -> dict[str, Any]:
+def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False, user: Row | None = None) -> dict[str, Any]:
     """Return a pipeline as lists show it, or in `detail` as its own page does."""
     pipeline = {'id': row['id'], 'iid': row['iid'], 'project_id': row['project_id'], 'sha': row['sha'],
                 'ref': row['ref'], 'status': row['status'], 'source': row['source'], 'name': row['name'],
@@ -4214,9 +4518,6 @@ def pipeline_entity(row: Row, call: Call, *, detail: bool = False, user: Row | N
                                 'details_path': f'/{row["project_path"]}/-/pipelines/{row["id"]}'}}
 
 
-ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
-
-
 def runner_status(active: int, contacted_at: float | None, now: float) -> dict[str, Any]:
     """Return a runner's `active`, `paused`, `online` and `status`, as GitLab derives them."""
     online = None if contacted_at is None else now - contacted_at < ONLINE_FOR
@@ -4234,7 +4535,7 @@ def job_runner_entity(row: Row, now: float) -> dict[str, Any] | None:
             **runner_status(row['runner_active'], row['runner_contacted_at'], now)}
 
 
-def runner_entity(row: Row, call: Call, *, detail: bool = False) -> dict[str, Any]:
+def runner_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
     """Return a runner as lists show it, or in `detail` with its settings and projects; never its token."""
     info = json.loads(row['info'])
     runner = {'id': row['id'], 'description': row['description'], 'ip_address': row['ip_address'],
@@ -4251,7 +4552,7 @@ def runner_entity(row: Row, call: Call, *, detail: bool = False) -> dict[str, An
             'projects': [project_entity(call.ci.find_project(key), call) for key in json.loads(row['projects'])]}
 
 
-def manager_entity(row: Row, call: Call) -> dict[str, Any]:
+def manager_entity(row: Row, call: Viewer) -> dict[str, Any]:
     """Return one of the machines that share a runner's token."""
     info = json.loads(row['info'])
     return {'system_id': row['system_id'], 'ip_address': row['ip_address'], 'created_at': iso_time(row['created_at']),
@@ -4260,7 +4561,7 @@ def manager_entity(row: Row, call: Call) -> dict[str, Any]:
             **{name: info.get(name) for name in ('version', 'revision', 'platform', 'architecture')}}
 
 
-def job_entity(row: Row, call: Call) -> dict[str, Any]:
+def job_entity(row: Row, call: Viewer) -> dict[str, Any]:
     """Return a job as the Jobs API shows it: the seed page's fields and the newer ones."""
     now = call.ci.clock()
     ended = row['finished_at'] or (now if row['status'] == 'running' else None)
@@ -4289,7 +4590,7 @@ def job_entity(row: Row, call: Call) -> dict[str, Any]:
         'artifacts_file': archive and {'filename': archive['filename'], 'size': archive['size']},
         'artifacts': artifacts, 'runner': job_runner_entity(row, now),
         'runner_manager': row['system_id'] and {'system_id': row['system_id']},
-        'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']),
+        'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']), 'pending_reason': None,
         'artifacts_expire_at': iso_time(max((moment for moment in expiries if moment), default=None)),
         'archived': False, 'tag_list': json.loads(row['tags']), 'download_url': None,
     }
@@ -4298,7 +4599,7 @@ def job_entity(row: Row, call: Call) -> dict[str, Any]:
     return job
 
 
-def project_entity(row: Row, call: Call, *, detail: bool = False) -> dict[str, Any]:
+def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
     """Return a project; in `detail` with the token that registers its own runners."""
     namespace, _, path = row['path'].rpartition('/')
     url = f'{call.base_url}/{row["path"]}'
@@ -4316,7 +4617,8 @@ def project_entity(row: Row, call: Call, *, detail: bool = False) -> dict[str, A
         'build_git_strategy': 'fetch' if row['allow_git_fetch'] else 'clone', 'ci_config_path': PIPELINE_FILE,
     }
     if detail:
-        project['runners_token'] = row['runners_token']
+        project.update(runners_token=row['runners_token'], webhook_token=row['webhook_token'],
+                       webhook_url=f'{call.base_url}/hooks/{row["id"]}')
     return project
 
 
@@ -4368,11 +4670,11 @@ def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]
                    **({'raw': True} if name in spec['raw_variables'] else {})}
                   for name, value in spec['variables'].items()]
     reported = [given for row in wanted_dependencies(claim) for given in json.loads(row['dotenv'])]
-    for given in reported + json.loads(job['pipeline_variables']) + json.loads(job['variables']):
-        variable = {'key': given['key'], 'value': given['value'], 'public': False, 'masked': False}
-        if given.get('variable_type') == 'file':
-            variable['file'] = True
-        variables.append(variable)
+    stored = [dict(row) for row in claim.variables]
+    for given in reported + stored + json.loads(job['pipeline_variables']) + json.loads(job['variables']):
+        flags = {'file': given.get('variable_type') == 'file', 'raw': bool(given.get('raw'))}
+        variables.append({'key': given['key'], 'value': given['value'], 'public': False,
+                          'masked': bool(given.get('masked')), **{name: True for name, on in flags.items() if on}})
     return variables
 
 
@@ -4885,8 +5187,9 @@ def download_latest_file(call: Call, id: str, ref: str, path: str) -> bottle.HTT
 
 @route('GET', JOB, auth=job_or_private_token)
 def show_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
-    """Show one job."""
-    return job_entity(job_of(call), call)
+    """Show one job; here it says why it is not running."""
+    job = job_of(call)
+    return {**job_entity(job, call), 'pending_reason': call.ci.pending_reason(job)}
 
 
 @route('GET', f'{JOB}/trace', auth=job_or_private_token)
@@ -4983,10 +5286,45 @@ def create_pipeline(call: Call, id: str) -> bottle.HTTPResponse:
 def list_pipelines(call: Call, id: str) -> bottle.HTTPResponse:
     """List a project's pipelines, newest first."""
     page, per_page = page_of(call)
-    filters = {name: call.text(name) for name in ('ref', 'sha', 'source')}
-    rows, total = call.ci.list_pipelines(project_of(call), limit=per_page, offset=(page - 1) * per_page,
-                                         status=call.choice('status', JOB_STATUSES), **filters)
+    filters: dict[str, Any] = {name: call.text(name) or None for name in ('ref', 'sha', 'source', 'name', 'username')}
+    filters.update((name, call.moment(name)) for name in
+                   ('created_after', 'created_before', 'updated_after', 'updated_before'))
+    rows, total = call.ci.list_pipelines(
+        project_of(call), limit=per_page, offset=(page - 1) * per_page, status=call.choice('status', JOB_STATUSES),
+        scope=call.choice('scope', ('running', 'pending', 'finished', 'branches', 'tags')),
+        order_by=call.choice('order_by', ('id', 'status', 'ref', 'updated_at', 'user_id'), 'id') or 'id',
+        sort=call.choice('sort', ('asc', 'desc'), 'desc') or 'desc', **filters)
     return paged_response(call, [pipeline_entity(row, call) for row in rows], total)
+
+
+@route('GET', f'{PIPELINES[0]}/latest', auth=private_token)
+def show_latest_pipeline(call: Call, id: str) -> dict[str, Any]:
+    """Show the newest pipeline of a ref, by default the default branch."""
+    project = project_of(call)
+    rows, _ = call.ci.list_pipelines(project, limit=1, ref=call.text('ref') or project['default_branch'])
+    if not rows:
+        raise NotFound('Pipeline')
+    return pipeline_entity(rows[0], call, detail=True)
+
+
+@route('GET', f'{PIPELINES[0]}/<pipeline_id>/variables', auth=private_token)
+def list_pipeline_variables(call: Call, id: str, pipeline_id: int) -> list[dict[str, Any]]:
+    """Show the variables that a pipeline was made with."""
+    return [{**variable, 'raw': False} for variable in json.loads(pipeline_of(call)['variables'])]
+
+
+@route('GET', f'{PIPELINES[0]}/<pipeline_id>/bridges', auth=private_token)
+def list_bridges(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+    """List a pipeline's jobs that start other pipelines: none."""
+    pipeline_of(call)
+    return paged_response(call, [], 0)
+
+
+@route('DELETE', f'{PIPELINES[0]}/<pipeline_id>', auth=private_token)
+def delete_pipeline(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+    """Remove a pipeline with its jobs, traces and artifacts."""
+    call.ci.delete_pipelines([pipeline_of(call)])
+    return empty_response(204)
 
 
 @route('GET', *(f'{path}/<pipeline_id>' for path in PIPELINES), auth=private_token)
@@ -5033,6 +5371,242 @@ def list_projects(call: Call) -> bottle.HTTPResponse:
 def show_project(call: Call, id: str) -> dict[str, Any]:
     """Show a project; to a token of scope `api` with the token that registers its runners."""
     return project_entity(project_of(call), call, detail=call.actor['scope'] == 'api')
+
+
+@route('PUT', PROJECT, auth=private_token)
+def edit_project(call: Call, id: str) -> dict[str, Any]:
+    """Change a project's settings."""
+    changes = {'name': call.text('name'), 'import_url': call.text('import_url'),
+               'default_branch': call.text('default_branch'), 'build_timeout': call.integer('build_timeout'),
+               'shared_runners_enabled': call.flag('shared_runners_enabled')}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return project_entity(call.ci.edit_project(project_of(call), **given), call, detail=True)
+
+
+@route('DELETE', PROJECT, auth=private_token)
+def delete_project(call: Call, id: str) -> bottle.HTTPResponse:
+    """Remove a project with all that it holds."""
+    call.ci.delete_project(project_of(call))
+    return json_response({'message': '202 Accepted'}, 202)
+
+
+# -- variables
+
+INSTANCE_VARIABLES, VARIABLES = '/api/v4/admin/ci/variables', f'{PROJECT}/variables'
+
+
+def variable_entity(row: Row) -> dict[str, Any]:
+    """Return a variable of a project or of the instance."""
+    return {'key': row['key'], 'value': row['value'], 'variable_type': row['variable_type'], 'hidden': False,
+            'masked': bool(row['masked']), 'protected': bool(row['protected']), 'raw': bool(row['raw']),
+            'environment_scope': '*', 'description': row['description']}
+
+
+def scope_of(call: Call) -> Row | None:
+    """Return the project whose variables the path names, None for the instance."""
+    return project_of(call) if 'id' in call.path_params else None
+
+
+def set_variable(call: Call, key: str, value: str | None, *, replace: bool) -> Row:
+    """Set a variable as the call has it; what it does not say stays as it was."""
+    before = variable_entity(call.ci.find_variable(scope_of(call), key)) if replace else {}
+    flags = {name: call.flag(name, before.get(name, False)) or False for name in ('masked', 'protected', 'raw')}
+    kind = call.choice('variable_type', ('env_var', 'file'), before.get('variable_type', 'env_var')) or ''
+    return call.ci.set_variable(scope_of(call), key, before['value'] if value is None else value, replace=replace,
+                                variable_type=kind, description=call.text('description', before.get('description')),
+                                **flags)
+
+
+@route('GET', INSTANCE_VARIABLES, VARIABLES, auth=private_token)
+def list_variables(call: Call, id: str = '') -> bottle.HTTPResponse:
+    """List the variables of the instance or of a project."""
+    page, per_page = page_of(call)
+    items = [variable_entity(row) for row in call.ci.list_variables(scope_of(call))]
+    return paged_response(call, items[(page - 1) * per_page:page * per_page], len(items))
+
+
+@route('POST', INSTANCE_VARIABLES, VARIABLES, auth=private_token)
+def create_variable(call: Call, id: str = '') -> bottle.HTTPResponse:
+    """Make a variable."""
+    call.require('key')
+    if call.text('value') is None:
+        raise InvalidParameter('value is missing')
+    row = set_variable(call, call.text('key') or '', call.text('value'), replace=False)
+    return json_response(variable_entity(row), 201)
+
+
+@route('GET', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
+def show_variable(call: Call, key: str, id: str = '') -> dict[str, Any]:
+    """Show a variable."""
+    return variable_entity(call.ci.find_variable(scope_of(call), key))
+
+
+@route('PUT', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
+def edit_variable(call: Call, key: str, id: str = '') -> dict[str, Any]:
+    """Change a variable."""
+    return variable_entity(set_variable(call, key, call.text('value'), replace=True))
+
+
+@route('DELETE', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
+def delete_variable(call: Call, key: str, id: str = '') -> bottle.HTTPResponse:
+    """Remove a variable."""
+    call.ci.delete_variable(scope_of(call), key)
+    return empty_response(204)
+
+
+# -- triggers and webhooks
+
+TRIGGERS = f'{PROJECT}/triggers'
+
+
+def trigger_entity(row: Row, call: Call) -> dict[str, Any]:
+    """Return a trigger; its token is complete only for its owner."""
+    mine = row['user_id'] == call.actor['id']
+    return {'id': row['id'], 'token': row['token'] if mine else row['token'][:4], 'description': row['description'],
+            'created_at': iso_time(row['created_at']), 'updated_at': iso_time(row['updated_at']),
+            'last_used': iso_time(row['last_used']), 'expires_at': None, 'owner': user_entity(row, call)}
+
+
+def trigger_of(call: Call) -> Row:
+    """Return the trigger of the project that the path names."""
+    return call.ci.find_trigger(project_of(call), call.path_params['trigger_id'])
+
+
+@route('GET', TRIGGERS, auth=private_token)
+def list_triggers(call: Call, id: str) -> bottle.HTTPResponse:
+    """List a project's triggers."""
+    rows = call.ci.list_triggers(project_of(call))
+    return paged_response(call, [trigger_entity(row, call) for row in rows], len(rows))
+
+
+@route('POST', TRIGGERS, auth=private_token)
+def create_trigger(call: Call, id: str) -> bottle.HTTPResponse:
+    """Make a token that starts pipelines of a project."""
+    call.require('description')
+    trigger = call.ci.create_trigger(project_of(call), call.actor, call.text('description') or '')
+    return json_response(trigger_entity(trigger, call), 201)
+
+
+@route('GET', f'{TRIGGERS}/<trigger_id>', auth=private_token)
+def show_trigger(call: Call, id: str, trigger_id: int) -> dict[str, Any]:
+    """Show a trigger."""
+    return trigger_entity(trigger_of(call), call)
+
+
+@route('PUT', f'{TRIGGERS}/<trigger_id>', auth=private_token)
+def edit_trigger(call: Call, id: str, trigger_id: int) -> dict[str, Any]:
+    """Change a trigger's description."""
+    call.ci.edit_trigger(trigger_of(call), call.text('description') or '')
+    return trigger_entity(trigger_of(call), call)
+
+
+@route('DELETE', f'{TRIGGERS}/<trigger_id>', auth=private_token)
+def delete_trigger(call: Call, id: str, trigger_id: int) -> bottle.HTTPResponse:
+    """Remove a trigger."""
+    call.ci.edit_trigger(trigger_of(call), None)
+    return empty_response(204)
+
+
+def triggered_pipeline(call: Call, ref: str) -> Row:
+    """Make a pipeline by the trigger token that came along."""
+    variables = call.mapping('variables')
+    if not all(isinstance(value, str) for value in variables.values()):
+        raise BadRequest('variables needs to be a map of key-valued strings')
+    given = [{'key': key, 'value': value} for key, value in variables.items()]
+    payload = {name: value for name, value in call.params.items() if name not in ('token', 'id')}
+    given.append({'key': 'TRIGGER_PAYLOAD', 'value': json.dumps(payload), 'variable_type': 'file'})
+    return call.ci.trigger_pipeline(
+        project_of(call), call.text('token') or '', ref, variables=given, sha=call.text('sha') or None,
+        content=call.params.get('content') or None)
+
+
+@route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=public)
+def trigger_pipeline(call: Call, id: str, ref: str = '') -> bottle.HTTPResponse:
+    """Make a pipeline by a trigger token."""
+    if call.header('X-Gitlab-Event') == 'Pipeline Hook':
+        raise Forbidden('a pipeline does not start itself again')
+    call.require('token', 'ref')
+    return json_response(pipeline_entity(triggered_pipeline(call, call.text('ref') or ''), call, detail=True), 201)
+
+
+@legacy_route('POST', '/projects/<id>/refs/<ref:path>/trigger', auth=public)
+def trigger_builds(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
+    """Make a pipeline by a trigger token, as in 2016."""
+    call.require('token')
+    pipeline = triggered_pipeline(call, ref)
+    return json_response({'id': pipeline['id'], 'variables': call.mapping('variables') or None}, 201)
+
+
+@route('POST', '/hooks/<project:path>', auth=public, raw=True)
+def take_webhook(call: Call, project: str) -> bottle.HTTPResponse:
+    """Make a pipeline of a push that GitLab, Gitea, Forgejo or GitHub tells of."""
+    body, row = call.body(), call.ci.find_project(project)
+    secret = row['webhook_token']
+    digest = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    signature = (call.header('X-Hub-Signature-256') or '').removeprefix('sha256=') \
+        or call.header('X-Gitea-Signature') or call.header('X-Forgejo-Signature')
+    if not same_secret(call.header('X-Gitlab-Token'), secret) and not same_secret(signature, digest):
+        raise Forbidden('the secret or signature is wrong: the hook\'s secret must be the project\'s webhook_token')
+    event = (call.header('X-Gitlab-Event') or call.header('X-Gitea-Event') or call.header('X-Forgejo-Event')
+             or call.header('X-GitHub-Event') or '').lower()
+    if event not in ('push', 'push hook', 'tag push hook'):
+        return json_response({'message': f'nothing to do for {event or "no event"}'})
+    try:
+        push = json.loads(body)
+        kind, ref = re.fullmatch('refs/(heads|tags)/(.+)', push['ref']).groups()  # type: ignore[union-attr]
+        before, after = push['before'], push['after']
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadRequest('the body is not a push event with ref, before and after') from None
+    if not isinstance(before, str) or not isinstance(after, str):
+        raise BadRequest('before and after must be commit ids')
+    if not set(after) - {'0'}:
+        return json_response({'message': f'{ref} was removed'})
+    sha = push.get('checkout_sha') or after if kind == 'tags' else after
+    pipeline = call.ci.create_pipeline(row, ref, sha=None if kind == 'tags' else sha, source='push', before_sha=before)
+    return json_response(pipeline_entity(pipeline, call, detail=True), 201)
+
+
+# -- lint and badge
+
+def lint_response(errors: list[str]) -> dict[str, Any]:
+    """Return what is wrong with a pipeline file, as GitLab's linter does."""
+    return {'valid': not errors, 'status': 'invalid' if errors else 'valid', 'errors': errors, 'warnings': [],
+            'merged_yaml': None, 'includes': []}
+
+
+@route('POST', '/api/v4/ci/lint', f'{PROJECT}/ci/lint', auth=private_token)
+def lint(call: Call, id: str = '') -> dict[str, Any]:
+    """Check the pipeline file that came along."""
+    call.require('content')
+    return lint_response(call.ci.lint(scope_of(call), call.params['content'], ref=call.text('ref')))
+
+
+@route('GET', f'{PROJECT}/ci/lint', auth=private_token)
+def lint_repository(call: Call, id: str) -> dict[str, Any]:
+    """Check the pipeline file in a project's repository."""
+    return lint_response(call.ci.lint(project_of(call), ref=call.text('content_ref') or call.text('ref')))
+
+
+BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{status}">
+<rect width="{width}" height="20" rx="3" fill="#555"/><rect x="58" width="{right}" height="20" rx="3" fill="{colour}"/>
+<g fill="#fff" font-family="Verdana,sans-serif" font-size="11"><text x="7" y="14">pipeline</text>
+<text x="64" y="14">{status}</text></g></svg>
+"""
+BADGE_COLOURS = {'success': '#2da160', 'failed': '#d9534f', 'running': '#3c8dbc', 'pending': '#e0902b'}
+
+
+@route('GET', f'{PROJECT}/badges/<ref:path>/pipeline.svg', auth=public)
+def show_badge(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
+    """Draw the status of a ref's newest pipeline; open to all with --public, to a private token otherwise."""
+    if not call.ci.settings.public:
+        private_token(call)
+    rows, _ = call.ci.list_pipelines(project_of(call), limit=1, ref=ref)
+    status = rows[0]['status'] if rows else 'unknown'
+    text = {'success': 'passed'}.get(status, status)
+    svg = BADGE.format(status=text, width=70 + 7 * len(text), right=12 + 7 * len(text),
+                       colour=BADGE_COLOURS.get(status, '#9f9f9f'))
+    return bottle.HTTPResponse(svg.encode(), 200, {'Content-Type': 'image/svg+xml', 'Cache-Control': 'no-cache',
+                                                   'Content-Security-Policy': "default-src 'none'"})
 
 
 @route('GET', '/api/v4/user', auth=private_token)
@@ -5348,6 +5922,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--data', help='directory for traces and artifacts (default: beside the database)')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s)')
     parser.add_argument('--port', type=int, default=8080, help='port to listen on (default: %(default)s)')
+    parser.add_argument('--hook', metavar='COMMAND', help='run this with JSON on its standard input whenever a job '
+                                                          'or pipeline changes its status')
     for item in dataclasses.fields(Settings):
         option, kind = '--' + item.name.replace('_', '-'), item.metadata['kind']
         if kind == 'flag':
@@ -5364,11 +5940,20 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument('--ref', help='branch or tag (default: the one that is checked out)')
     submit.add_argument('--variable', action='append', default=[], metavar='K=V')
     submit.add_argument('--follow', action='store_true', help='print the traces; exit with the result')
+    submit.add_argument('--uncommitted', action='store_true', help='include what is not committed, or not even added')
+    why = commands.add_parser('why', help='say why a job is not running')
+    why.add_argument('job', type=int)
+    prune = commands.add_parser('prune', help='remove finished pipelines that are too old or too much')
+    prune.add_argument('--dry-run', action='store_true', help='only list them')
     backup = commands.add_parser('backup', help='write a consistent copy of the database')
     backup.add_argument('out')
     lint = commands.add_parser('lint', help='check a pipeline file')
     lint.add_argument('file')
+    lint.add_argument('--plan', action='store_true', help='print which jobs would run, in order, and why')
     lint.add_argument('--ref', default='main')
+    lint.add_argument('--tag', action='store_true', help='--ref is a tag')
+    lint.add_argument('--source', default='push', help='merge_request_event, schedule, web, ... (default: %(default)s)')
+    lint.add_argument('--variable', action='append', default=[], metavar='K=V')
     return parser
 
 
@@ -5390,12 +5975,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return lint_command(options)
         settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
         with Coordinator(options.db, options.data, **settings) as ci:
-            return {'token': token_command, 'submit': submit_command, 'backup': backup_command,
-                    None: serve_command}[options.command](ci, options)
+            return {'token': token_command, 'submit': submit_command, 'backup': backup_command, 'why': why_command,
+                    'prune': prune_command, None: serve_command}[options.command](ci, options)
     except CIError as error:
-        problems = error.message if isinstance(error.message, str) else [
-            text for texts in error.message.values() for text in texts]
-        print(problems if isinstance(problems, str) else '\n'.join(problems), file=sys.stderr)
+        print('\n'.join(error.problems), file=sys.stderr)
     except (OSError, sqlite3.Error) as error:
         print(f'minici: {error}', file=sys.stderr)
     return 1
@@ -5413,33 +5996,121 @@ def backup_command(ci: Coordinator, options: argparse.Namespace) -> int:
     return 0
 
 
+def why_command(ci: Coordinator, options: argparse.Namespace) -> int:
+    """Say why a job is not running."""
+    job = ci.find_job(options.job)
+    reason = ci.pending_reason(job)
+    print(f'{job["name"]} is {job["status"]}' + (f': {reason}' if reason else ''))
+    return 0
+
+
+def prune_command(ci: Coordinator, options: argparse.Namespace) -> int:
+    """Remove the pipelines that are too old or too much, or list them."""
+    for pipeline in ci.prune(dry_run=options.dry_run):
+        print(f'pipeline {pipeline["id"]} ({pipeline["ref"]}, {pipeline["status"]}, '
+              f'{iso_time(pipeline["finished_at"])})')
+    return 0
+
+
+def given_variables(options: argparse.Namespace) -> list[dict[str, str]]:
+    """Return the variables of the command line."""
+    return [dict(zip(('key', 'value'), text.split('=', 1), strict=False)) for text in options.variable]
+
+
+class Directory:
+    """The files below a directory, read as a `Repository` is."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def file(self, sha: str, path: str) -> bytes | None:
+        """Return a file's content, or None when there is none."""
+        file = self._root / path
+        return file.read_bytes() if file.is_file() and '..' not in Path(path).parts else None
+
+    def files(self, sha: str) -> list[str]:
+        """Return the paths of all files, git's own excepted."""
+        return [path.relative_to(self._root).as_posix() for path in self._root.rglob('*')
+                if path.is_file() and '.git' not in path.parts]
+
+    def changes(self, base: str, sha: str) -> None:
+        """Return None: what changed cannot be told."""
+
+
 def lint_command(options: argparse.Namespace) -> int:
     """Say what is wrong with a pipeline file, or which jobs it makes."""
-    spec = compile_pipeline(Path(options.file).read_bytes(), ref=options.ref, name=options.file)
+    facts = dict(ref=options.ref, tag=options.tag, source=options.source, sha='0' * 40, before_sha='0' * 40,
+                 project_id=1, project_path='local/project', project_name='project', default_branch='main',
+                 commit_info=None)
+    variables = {name: str(value) for name, value in pipeline_variables(facts).items() if value is not None}
+    if options.source == 'merge_request_event':
+        variables.pop('CI_COMMIT_BRANCH', None)
+        variables.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=options.ref,
+                         CI_MERGE_REQUEST_TARGET_BRANCH_NAME='main')
+    variables.update((given['key'], given.get('value', '')) for given in given_variables(options))
+    file = Path(options.file)
+    spec = compile_pipeline(file.read_bytes(), facts=facts, variables=variables, name=options.file,
+                            repository=Directory(file.parent))
     for stage in spec.stages:
-        names = [job.name for job in spec.jobs if job.stage == stage]
-        if names:
-            print(f'{stage}: {", ".join(names)}')
+        for job in (job for job in spec.jobs if job.stage == stage):
+            needs = ''
+            if job.needs is not None:
+                needs = f', needs {", ".join(need["name"] for need in job.needs) or "nothing"}'
+            reason = spec.decisions.get(job.name) or spec.decisions.get(re.sub(r'(: \[.*\]| \d+/\d+)$', '', job.name))
+            print(f'{stage}: {job.name}' + (f' ({job.when}{needs}; {reason})' if options.plan else ''))
+    for name, reason in spec.decisions.items():
+        if options.plan and reason.startswith('left out'):
+            print(f'-: {name} ({reason})')
     return 0
 
 
 def submit_command(ci: Coordinator, options: argparse.Namespace) -> int:
     """Make a pipeline of a repository on this machine, and its project if need be."""
     path = Path(options.path).resolve()
-    url = 'file://' + urllib.parse.quote(str(path))
+    url, sha = 'file://' + urllib.parse.quote(str(path)), None
     name = re.sub(r'[^A-Za-z0-9_.\-]+', '-', path.name.removesuffix('.git')).strip('-.') or 'project'
     with Repository(url, ci.artifacts.incoming) as repository:
         branch = repository.default_branch()
+        if options.uncommitted:
+            url, sha = snapshot(path, options.ref or branch, ci.data / 'snapshots' / f'{name}.git')
+            name += '-uncommitted'
     try:
         project = ci.find_project(name)
     except NotFound:
         project = ci.create_project(name, import_url=url, default_branch=branch)
     if project['import_url'] != url:
         raise BadRequest({'path': [f'the project {name} is of another repository: {project["import_url"]}']})
-    variables = [dict(zip(('key', 'value'), text.split('=', 1), strict=False)) for text in options.variable]
-    pipeline = ci.create_pipeline(project, options.ref or branch, variables=variables)
+    pipeline = ci.create_pipeline(project, options.ref or branch, sha=sha, variables=given_variables(options))
     print(f'pipeline {pipeline["id"]} of {name} at {pipeline["sha"][:8]}: {pipeline["status"]}')
     return follow(ci, pipeline, sys.stdout) if options.follow else 0
+
+
+def snapshot(path: Path, branch: str, target: Path) -> tuple[str, str]:
+    """Commit a working copy as it stands to a branch of a bare repository of ours; return its address and the sha.
+
+    The working copy, its index and its branches stay untouched. What .gitignore names stays out.
+    """
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    index = target / 'index.snapshot'
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    environment['GIT_INDEX_FILE'] = str(index)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(['git', '-C', str(path), '-c', 'user.name=minici', '-c', 'user.email=minici@localhost',
+                               *arguments], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise BadRequest({'base': [f'git {arguments[0]}: {done.stderr.strip()}']})
+        return done.stdout.strip()
+
+    subprocess.run(['git', 'init', '--quiet', '--bare', str(target)], env=environment, check=True)
+    try:
+        git('read-tree', 'HEAD')
+        git('add', '--all')
+        sha = git('commit-tree', git('write-tree'), '-p', 'HEAD', '-m', 'Uncommitted changes')
+        git('push', '--quiet', '--force', str(target), f'{sha}:refs/heads/{branch}')
+    finally:
+        index.unlink(missing_ok=True)
+    return 'file://' + urllib.parse.quote(str(target.resolve())), sha
 
 
 def follow(ci: Coordinator, pipeline: Row, out: Any) -> int:
@@ -5477,6 +6148,35 @@ def follow_trace(ci: Coordinator, job: Row, out: Any) -> None:
         time.sleep(0.2)
 
 
+class Hook:
+    """A command that is told of every change, tried again with growing pauses when it fails."""
+
+    PAUSES = (1, 5, 25)     # seconds before each further try
+
+    def __init__(self, ci: Coordinator, base_url: str, command: str) -> None:
+        self.ci, self.base_url, self._command = ci, base_url, command
+
+    def __call__(self, kind: str, row: Row, before: str) -> None:
+        """Run the command with the job or pipeline as JSON on its standard input."""
+        facts = {'kind': kind, 'status': row['status'], 'before': before}
+        if kind == 'job':
+            facts['job'] = job_entity(row, self)
+        else:
+            project = self.ci.find_project(row['project_id'])
+            earlier = [other['status'] for other in self.ci.list_pipelines(project, ref=row['ref'], scope='finished')[0]
+                       if other['id'] < row['id']]
+            facts.update(pipeline=pipeline_entity(row, self, detail=True), project=project['path'],
+                         previous_status=earlier[0] if earlier else None)
+        for pause in (*self.PAUSES, None):
+            done = subprocess.run(self._command, shell=True, input=json.dumps(facts).encode(), capture_output=True)
+            if done.returncode == 0 or pause is None:
+                break
+            time.sleep(pause)
+        if done.returncode:
+            log.error('the hook failed with %s for %s %s: %s', done.returncode, kind, row['id'],
+                      done.stderr.decode('utf-8', 'replace')[-500:])
+
+
 def serve_command(ci: Coordinator, options: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C, then finish what is in flight."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
@@ -5484,6 +6184,8 @@ def serve_command(ci: Coordinator, options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set() if not stopping.is_set() else os._exit(1))
     with Server(ci, options.host, options.port) as server:
+        if options.hook:
+            ci.on_change(Hook(ci, server.url, options.hook))
         if options.host not in ('127.0.0.1', '::1', 'localhost'):
             print(f'warning: {options.host} is reachable from other machines, over plain HTTP', file=sys.stderr)
         print(f'minici {__version__} serves {options.db} at {server.url}\n'

@@ -157,7 +157,7 @@ class Job:
             self.directory = runner.builds_dir / f'project-{build["project_id"]}-{number}'
             self.lock = open(f'{self.directory}.lock', 'w')
             try:
-                fcntl.flock(self.lock, fcntl.LOCK_SH)
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 self.lock.close()

@@ -212,6 +212,18 @@ def test_a_job_that_is_canceled_while_its_upload_comes_keeps_nothing_of_it(ci, j
     assert files_of(ci) == []
 
 
+def test_a_job_that_is_canceled_while_its_upload_is_put_in_place_keeps_nothing(ci, client, job, path, monkeypatch):
+    replace = os.replace
+
+    def cancel_meanwhile(source, target):
+        ci.cancel_job(ci.find_job(1))
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', cancel_meanwhile)
+    upload(client, job, path=path, status=403)
+    assert files_of(ci) == []
+
+
 def test_an_upload_reaches_the_disk_before_it_is_acknowledged(tmp_path, monkeypatch):
     with minici.Coordinator(tmp_path / 'ci.sqlite') as ci:
         ci.create_pipeline(ci.create_project('demo'), 'main', sha=SHA, content=PLAIN)

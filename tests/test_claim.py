@@ -397,19 +397,23 @@ def late(ci, clock):
         yield other, meanwhile
 
 
-def test_a_sweep_that_comes_too_late_leaves_the_next_claim_of_the_job_alone(ci, clock, job, runner, late):
+@pytest.mark.parametrize('said', [b'', b'acknowledged\n'])
+def test_a_sweep_that_comes_too_late_leaves_the_next_claim_of_the_job_alone(ci, clock, job, runner, late, said):
     other, meanwhile = late
+    claims = []
 
     def claim_again():
         ci.sweep()
-        again = runner.claim()
-        ci.append_trace(ci.authenticate_job(1, again.token), 0, b'acknowledged\n')
+        claims.append(runner.claim())
+        if said:
+            ci.append_trace(ci.authenticate_job(1, claims[0].token), 0, said)
 
     meanwhile.append(claim_again)
     clock.advance(120)
     other.sweep()
     assert ci.find_job(1)['status'] == 'running'
-    assert ci.read_trace(1) == b'acknowledged\n'
+    assert ci.read_trace(1) == said
+    assert ci.append_trace(ci.authenticate_job(1, claims[0].token), len(said), b'more\n') == len(said) + 5
 
 
 def test_a_runner_that_is_heard_at_the_last_moment_keeps_its_job(ci, clock, job, late):

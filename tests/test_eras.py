@@ -158,7 +158,7 @@ class Machine:
         assert answer.headers['Content-Type'] == 'application/json'
         self.token = json.loads(answer.content)['token']
 
-    def ask(self, agent=None):
+    def ask(self):
         """Ask for work and return the answer."""
         body = {'info': self.era.info, 'token': self.token, **self.era.machine}
         if self.last_update and self.era.base != '/api/v1':     # 1.9 and later
@@ -169,19 +169,20 @@ class Machine:
 
     def claim(self):
         """Ask for work that must be there; return the build."""
-        answer = self.ask()
-        assert (answer.status, answer.headers['Content-Type']) == (201, 'application/json')
-        return Build(self, json.loads(answer.content))
+        build = Build(self, self.ask())
+        assert build.announced is None or build.announced.status == 200
+        return build
 
 
 class Build:
-    """A job that a machine was given."""
+    """A job that a machine was given; `announced` is the answer to its first word, where its era says one."""
 
-    def __init__(self, machine, payload):
-        self.machine, self.era, self.payload = machine, machine.era, payload
-        self.id, self.log, self.sent, self.headers = payload['id'], b'', 0, {self.era.token_header: payload['token']}
-        if self.era.announces:
-            assert self.put('running', output={}).status == 200
+    def __init__(self, machine, answer):
+        assert (answer.status, answer.headers['Content-Type']) == (201, 'application/json')
+        self.machine, self.era, self.payload = machine, machine.era, json.loads(answer.content)
+        self.id, self.log, self.sent = self.payload['id'], b'', 0
+        self.headers = {self.era.token_header: self.payload['token']}
+        self.announced = self.put('running', output={}) if self.era.announces else None
 
     def write(self, data):
         """Add to the log and send what the coordinator does not have; return the last answer."""
@@ -393,6 +394,21 @@ def test_only_a_runner_that_can_is_asked_to_end_its_job_in_good_order(ci, projec
         assert (found(ci, build)['status'], ci.read_trace(build.id)) == ('canceled', build.log)
 
 
+@pytest.mark.parametrize('times, status', [(1, 'canceling'), (2, 'canceled')])
+def test_a_job_that_was_canceled_before_its_runner_said_a_word_is_given_up(ci, server, project, times, status):
+    queue(ci, project)
+    with contextlib.closing(Machine(ERAS['18.6.6'], server)) as machine:
+        machine.register(ci.registration_token)
+        answer = machine.ask()
+        for _ in range(times):
+            ci.cancel_job(ci.find_job(1))
+        build = Build(machine, answer)
+        assert build.announced.headers['Job-Status'] == status
+        if status == 'canceling':   # reported as failed; the other is dropped without a word
+            assert build.finish('failed').status == 200
+        assert found(ci, build)['status'] == 'canceled'
+
+
 # -- what went wrong on the way
 
 def test_a_trace_that_lost_its_end_is_filled_up(ci, project, machine):
@@ -529,7 +545,7 @@ def drain(machine, done, ran):
             if done():
                 return
             continue
-        build = Build(machine, json.loads(answer.content))
+        build = Build(machine, answer)
         name = build.payload.get('name') or build.payload['job_info']['name']
         build.write(f'{name} on {machine.era.agent}\n'.encode())
         fetched = [(item['name'], build.download(item).content) for item in build.dependencies()]

@@ -298,10 +298,10 @@ def test_a_script_ends_when_its_time_is_up(run):
     assert b'this takes too long' in trace
 
 
-def test_a_runner_that_is_stopped_fails_its_job(ci, runner, submit, in_background):
-    job, = ci.list_jobs(pipeline=submit(['echo started', 'sleep 1000']))
+def test_a_runner_that_is_stopped_fails_its_job(ci, runner, wire, submit, in_background):
+    job, = ci.list_jobs(pipeline=submit(['seq 200', 'sleep 1000']))
     thread = in_background()
-    until(lambda: ci.find_job(job)['started_at'] and b'started\n' in ci.read_trace(job))
+    until(lambda: any(size > 200 for _, _, size, _ in list(wire.seen)))
     runner.stopping.set()
     thread.join(20)
     assert ci.find_job(job)['status'] == 'failed'
@@ -365,7 +365,8 @@ def test_artifacts_are_the_files_the_job_names(ci, run, runner):
 
 @pytest.mark.parametrize('when, kept', [('on_success', False), ('on_failure', True), ('always', True)])
 def test_artifacts_of_a_failed_job_are_kept_when_it_says_so(ci, run, when, kept):
-    _, _, job = run(['touch log', 'false'], artifacts={'paths': ['log'], 'when': when})['job']
+    status, _, job = run(['touch log', 'false'], artifacts={'paths': ['log'], 'when': when})['job']
+    assert status == 'failed'
     with contextlib.nullcontext() if kept else pytest.raises(minici.NotFound):
         ci.open_artifacts(job)[1].close()
 
@@ -437,7 +438,7 @@ def test_a_job_gets_only_the_artifacts_it_depends_on(run):
 
 
 def test_the_next_job_fetches_into_the_same_working_copy_even_a_broken_one(run, runner, repository):
-    assert run(['touch left-over'])['job'][0] == 'success'
+    assert run(['touch left-over', 'echo changed > source.txt'])['job'][0] == 'success'
     objects = runner.builds_dir / 'project-1-1' / '.git' / 'canary'
     objects.touch()
     commit(repository, source__txt='second\n')

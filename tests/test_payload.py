@@ -3,6 +3,7 @@
 A runner that cannot decode the answer says nothing to anybody: the job would stay running for ever.
 """
 
+import contextlib
 import gzip
 import json
 import re
@@ -11,13 +12,16 @@ import subprocess
 import pytest
 from conftest import PLAIN, SHA, Runner
 
+import minici
+
 ZEROS = '0' * 40
 
 # The tables: a type is met exactly (1.0 is no int, True neither), a list holds items of one kind, a tuple says what
 # may stand here. A mapping is a struct: `!` marks what must be there, nothing else may be. None is null.
 OPTIONAL_TEXT = (str, None)
 IMAGE = {'name!': str, 'entrypoint': [str], 'command': [str], 'alias': str, 'ports': [dict],
-         'pull_policy': ([str], None), 'executor_opts': dict}
+         'pull_policy': ([str], None), 'variables': [{'key!': str, 'value!': str}],
+         'executor_opts': {'docker': {'platform': str, 'user': (str, int)}, 'kubernetes': {'user': (str, int)}}}
 DEPENDENCY = {'id!': int, 'token!': str, 'name!': str, 'artifacts_file': {'filename!': str, 'size!': int}}
 V4 = {
     'id!': int, 'token!': str, 'allow_git_fetch!': bool,
@@ -33,7 +37,7 @@ V4 = {
     'variables!': [{'key!': str, 'value!': str, 'public!': bool, 'masked!': bool, 'file': bool, 'raw': bool}],
     'steps!': [{'name!': str, 'script!': [str], 'timeout!': int, 'when!': str, 'allow_failure!': bool}],
     'hooks': [{'name!': str, 'script!': [str]}],
-    'image!': (IMAGE, None), 'services!': [{**IMAGE, 'variables': [dict]}],
+    'image!': (IMAGE, None), 'services!': [IMAGE],
     'artifacts!': ([{'name': str, 'untracked!': bool, 'paths!': [str], 'exclude': [str], 'when!': str,
                      'expire_in': str, 'artifact_type!': str, 'artifact_format!': str}], None),
     'cache!': [{'key!': str, 'untracked!': bool, 'paths!': [str], 'policy!': str, 'when': str,
@@ -55,16 +59,24 @@ V1 = {
     'credentials!': [{'type!': str, 'url!': str, 'username!': str, 'password!': str}],
 }
 
-EVERYTHING = '''
+EVERYTHING = r'''
 stages: [prepare, everything]
 version: {stage: prepare, script: [x], artifacts: {paths: [out/], reports: {dotenv: build.env}}}
 silent: {stage: prepare, script: [x]}
 everything:
   stage: everything
-  image: {name: "ruby:3.3", entrypoint: ["/bin/sh", "-c"]}
-  services: ["redis:7", {name: "postgres:16", alias: db, command: [postgres, -c, fsync=off], entrypoint: [""]}]
-  variables: {NUMBER: 7, HALF: 0.5, FLAG: true, EMPTY: "", NOTHING: null, GIT_DEPTH: 20}
+  image: {name: "ruby:3.3", entrypoint: ["/bin/sh", "-c"], pull_policy: if-not-present, docker: {platform: arm64}}
+  services:
+    - redis:7
+    - name: postgres:16
+      alias: db
+      command: [postgres, -c, fsync=off]
+      entrypoint: [""]
+      pull_policy: [always, if-not-present]
+      variables: {POSTGRES_PASSWORD: 1234}
+  variables: {NUMBER: 7, HALF: 0.5, FLAG: true, EMPTY: "", NOTHING: null, RAW: {value: $A, expand: false}}
   tags: [linux]
+  hooks: {pre_get_sources_script: [echo first]}
   before_script: [cd src, [pwd, ls]]
   script: |
     make
@@ -77,13 +89,23 @@ everything:
     untracked: true
     when: always
     expire_in: 1 week 3 days
-    reports: {junit: [a.xml, b.xml], dotenv: build.env, cobertura: c.xml}
-  cache: [{key: gems, paths: [vendor/], untracked: true, policy: pull, when: always}, {paths: [node_modules/]}]
+    reports:
+      junit: [a.xml, b.xml]
+      dotenv: build.env
+      coverage_report: {coverage_format: cobertura, path: c.xml}
+  cache:
+    - {key: gems, paths: [vendor/], untracked: true, policy: pull, when: always, fallback_keys: [gems-main]}
+    - {key: {files: [package-lock.json], prefix: js}, paths: [node_modules/]}
   dependencies: [version, silent]
   when: on_success
   allow_failure: {exit_codes: [3, 4]}
   timeout: 1.6 hours
-  only: [main, tags]
+  retry: {max: 1, when: runner_system_failure}
+  interruptible: true
+  coverage: /total \d+/
+  environment: {name: production, url: "https://example.com"}
+  resource_group: production
+  rules: [{if: $CI_COMMIT_BRANCH == "main", variables: {FROM_RULE: "1"}}]
 '''
 SMALLEST = {'test': {'script': ['make test']}}
 OPTIONAL = {'description': 'rack 2', 'tag_list': ['linux', 'gpu'], 'maximum_timeout': 7200}
@@ -179,6 +201,18 @@ def test_times_are_whole_numbers_wherever_they_came_from(tmp_path, ci, client, c
     assert [(job.get('runner_info') or job)['timeout'] for job in found] == [5796, 5430, 1234]
 
 
+@pytest.mark.parametrize('job', [
+    {'image': {'name': 'a', 'docker': 'arm64'}}, {'image': {'name': 'a', 'docker': {'platform': 64}}},
+    {'image': {'name': 'a', 'kubernetes': {'user': [1]}}},
+    {'services': [{'name': 5.5, 'alias': 7}]}, {'services': [{'name': 'a', 'variables': {'A': {'value': 1}}}]},
+    {'script': ['x', 1, 2.5, True]}, {'cache': {'key': 1.5, 'paths': ['a']}}, {'variables': {'A': {'value': 5}}},
+    {'artifacts': {'paths': ['a'], 'expire_in': 3600, 'name': 5}}])
+def test_a_file_with_the_wrong_type_is_refused_or_put_right_before_a_runner_sees_it(ci, client, project, runner, job):
+    with contextlib.suppress(minici.BadRequest):
+        ci.create_pipeline(project, 'main', sha=SHA, content={'test': {'script': ['x'], **job}})
+        assert list(misfits(claim(client, runner).json, V4)) == []
+
+
 # -- today's payload, value by value
 
 def test_the_smallest_job_asks_for_nothing_more_than_its_script(ci, client, project, runner, clock):
@@ -204,9 +238,12 @@ def test_scripts_and_images_arrive_as_they_were_written(client, everything):
     assert after_script == {'name': 'after_script', 'script': ['rm -r tmp'], 'timeout': 5760, 'when': 'always',
                             'allow_failure': True}
     assert job['runner_info']['timeout'] == 5760
-    assert job['image'] == {'name': 'ruby:3.3', 'entrypoint': ['/bin/sh', '-c']}
+    assert job['hooks'] == [{'name': 'pre_get_sources_script', 'script': ['echo first']}]
+    assert job['image'] == {'name': 'ruby:3.3', 'entrypoint': ['/bin/sh', '-c'], 'pull_policy': ['if-not-present'],
+                            'executor_opts': {'docker': {'platform': 'arm64'}}}
     assert job['services'] == [{'name': 'redis:7'}, {
-        'name': 'postgres:16', 'alias': 'db', 'command': ['postgres', '-c', 'fsync=off'], 'entrypoint': ['']}]
+        'name': 'postgres:16', 'alias': 'db', 'command': ['postgres', '-c', 'fsync=off'], 'entrypoint': [''],
+        'pull_policy': ['always', 'if-not-present'], 'variables': [{'key': 'POSTGRES_PASSWORD', 'value': '1234'}]}]
 
 
 def test_artifacts_and_caches_arrive_as_lists_one_entry_for_each_upload(client, everything):
@@ -218,11 +255,11 @@ def test_artifacts_and_caches_arrive_as_lists_one_entry_for_each_upload(client, 
     assert {kind: (item['artifact_format'], item['when'], item['paths']) for kind, item in entries.items()
             if kind != 'archive'} == {
         'junit': ('gzip', 'always', ['a.xml', 'b.xml']), 'dotenv': ('gzip', 'always', ['build.env']),
-        'cobertura': ('gzip', 'always', ['c.xml'])}
+        'coverage_report': ('gzip', 'always', ['c.xml'])}
     gems, modules = job['cache']
-    assert {**gems, 'fallback_keys': []} == {
-        'key': 'gems', 'untracked': True, 'paths': ['vendor/'], 'policy': 'pull', 'when': 'always', 'fallback_keys': []}
-    assert (modules['key'], modules['policy'], modules['untracked']) == ('default', 'pull-push', False)
+    assert gems == {'key': 'gems', 'untracked': True, 'paths': ['vendor/'], 'policy': 'pull', 'when': 'always',
+                    'fallback_keys': ['gems-main']}
+    assert (modules['key'][:3], modules['policy'], modules['untracked']) == ('js-', 'pull-push', False)
 
 
 def test_a_dependency_without_an_archive_has_no_artifacts_file(client, everything):
@@ -287,6 +324,8 @@ def test_variables_have_texts_whatever_the_file_has(client, everything, version)
     assert (variables['VERSION']['value'], variables['VERSION']['public']) == ('1.2', False)
     assert (variables['CERTIFICATE']['value'], variables['CERTIFICATE']['file']) == ('PEM', True)
     assert [name for name, item in variables.items() if item.get('file')] == ['CERTIFICATE']
+    assert [name for name, item in variables.items() if item.get('raw')] == (['RAW'] if version == 'v4' else [])
+    assert variables['FROM_RULE']['value'] == '1'
 
 
 @pytest.mark.parametrize('version', ['v4', 'v1'])

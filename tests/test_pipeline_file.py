@@ -41,20 +41,19 @@ def refusal(content, **options):
 
 
 def complaint(keywords, before=''):
-    """Return the one complaint about a job with these keywords."""
+    """Return the first complaint about a job with these keywords."""
     body = textwrap.indent(textwrap.dedent(keywords), '  ')
-    only, = refusal(f'{before}test:\n  script: make\n{body}')
-    return only
+    return refusal(f'{before}test:\n  script: make\n{body}')[0]
 
 
 # -- stages
 
 def test_stages_are_build_test_and_deploy_unless_the_file_lists_its_own():
-    assert compiled('test: {script: make}').stages == ('.pre', 'build', 'test', 'deploy', '.post')
-    assert compiled('''
+    assert list(compiled('test: {script: make}').stages) == ['.pre', 'build', 'test', 'deploy', '.post']
+    assert list(compiled('''
         stages: [lint, ship]
         test: {stage: ship, script: make}
-        ''').stages == ('.pre', 'lint', 'ship', '.post')
+        ''').stages) == ['.pre', 'lint', 'ship', '.post']
 
 
 def test_pre_and_post_stay_first_and_last_wherever_they_are_listed():
@@ -63,7 +62,7 @@ def test_pre_and_post_stay_first_and_last_wherever_they_are_listed():
         compile: {stage: build, script: make}
         report: {stage: .post, script: report, dependencies: [compile]}
         ''')
-    assert spec.stages == ('.pre', 'build', '.post')
+    assert list(spec.stages) == ['.pre', 'build', '.post']
 
 
 def test_a_job_without_a_stage_is_in_test():
@@ -197,7 +196,7 @@ def test_variables_without_any_are_none():
 
 @pytest.mark.parametrize('text, place', [
     ('[A, B]', '3:3: test:variables'), ('A=1', '3:3: test:variables'),
-    ('{A: [1]}', '3:15: test:variables:A'), ('{A: {b: c}}', '3:15: test:variables:A'),
+    ('{A: [1]}', '3:15: test:variables:A'), ('{A: {b: c}}', '3:19: test:variables:A:b'),
     ('{A-B: c}', '3:15: test:variables:A-B'), ('{"A B": c}', '3:15: test:variables:A B'),
 ])
 def test_variables_that_no_shell_could_have_are_refused(text, place):
@@ -318,10 +317,10 @@ def test_when_is_kept(when):
     assert job().when == 'on_success'
 
 
-@pytest.mark.parametrize('when', ['delayed', 'never', 'Manual', '1', '[manual]'])
+@pytest.mark.parametrize('when', ['never', 'Manual', '1', '[manual]'])
 def test_another_when_is_refused_with_those_there_are(when):
-    assert complaint(f'when: {when}') \
-        == '.gitlab-ci.yml:3:3: test:when must be one of on_success, on_failure, always, manual'
+    assert complaint(f'when: {when}').startswith(
+        '.gitlab-ci.yml:3:3: test:when must be one of on_success, on_failure, always, manual')
 
 
 @pytest.mark.parametrize('keywords, allowed, codes', [
@@ -365,13 +364,6 @@ def test_a_timeout_that_is_no_duration_or_beyond_a_month_is_refused(text):
     assert complaint(f'timeout: {text}').startswith('.gitlab-ci.yml:3:3: test:timeout ')
 
 
-def test_a_malicious_duration_is_refused_at_once():
-    content = {'test': {'script': 'make', 'timeout': '1dand ' * 50 + '!'}}
-    done = subprocess.run([sys.executable, '-c', f'import minici; minici.compile_pipeline({content}, ref="main")'],
-                          cwd=Path(minici.__file__).parent, capture_output=True, text=True, timeout=30)
-    assert 'minici.BadRequest' in done.stderr
-
-
 # -- only and except
 
 @pytest.mark.parametrize('keywords, where', [
@@ -411,16 +403,16 @@ def runs(keywords, where):
 
 
 @pytest.mark.parametrize('keyword', ['only', 'except'])
-@pytest.mark.parametrize('text', ['["/*invalid/"]', '["/(/"]', '[[main]]', '[{a: b}]', '[1.10]', '[main@group/demo]'])
+@pytest.mark.parametrize('text', ['["/*invalid/"]', '["/(/"]', '[{a: b}]', '[1.10]', '[main@group/demo]'])
 def test_a_ref_that_can_never_match_is_refused(keyword, text):
     assert f': test:{keyword}' in complaint(f'{keyword}: {text}')
 
 
 @pytest.mark.parametrize('keyword', ['only', 'except'])
-@pytest.mark.parametrize('kind', ['changes', 'variables', 'kubernetes'])
-def test_conditions_other_than_refs_are_refused_by_name(keyword, kind):
-    only = complaint(f'{keyword}:\n  refs: [main]\n  {kind}: [a]\n')
-    assert only.startswith(f'.gitlab-ci.yml:5:5: test:{keyword}:{kind} is a keyword that minici does not know here')
+@pytest.mark.parametrize('kind', ['kubernetes', 'branches'])
+def test_conditions_that_there_are_not_are_refused_by_name(keyword, kind):
+    assert complaint(f'{keyword}:\n  refs: [main]\n  {kind}: active\n').startswith(
+        f'.gitlab-ci.yml:5:5: test:{keyword}:{kind} is ')
 
 
 # -- defaults
@@ -569,37 +561,54 @@ def test_a_long_text_that_is_multiplied_beyond_measure_is_refused(content):
                                   jobs=''.join(f'a{n}: {{script: x}}\n' for n in range(1000))))
 
 
+@pytest.mark.parametrize('content', [
+    'test: {script: make, timeout: "' + '1dand ' * 50 + '!"}',
+    '.a0: [x]\n' + ''.join(f'.a{n}: [{", ".join([f"!reference [.a{n - 1}]"] * 10)}]\n' for n in range(1, 10))
+    + 'test: {script: !reference [.a9]}',
+    '.a0: {script: x}\n' + ''.join(f'.a{n}: {{extends: [{", ".join([f".a{n - 1}"] * 20)}]}}\n' for n in range(1, 10))
+    + 'test: {extends: .a9, when: x}',
+    'variables: {' + ', '.join(f'A{n}: "{f"$A{n - 1} " * 50}"' for n in range(1, 6)) + ', A0: x}\n'
+    'test: {script: make, tags: ["$A5"], rules: [{if: $A5}]}',
+], ids=['duration', 'references', 'extends', 'variables'])
+def test_what_multiplies_itself_is_refused_before_it_takes_time_or_memory(content):
+    program = ('import contextlib, resource, sys, minici\n'
+               'with contextlib.suppress(ValueError):\n'
+               '    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n'
+               'minici.compile_pipeline(sys.stdin.read(), ref="main")')
+    done = subprocess.run([sys.executable, '-c', program], input=content, cwd=Path(minici.__file__).parent,
+                          capture_output=True, text=True, timeout=20)
+    assert 'minici.BadRequest' in done.stderr
+
+
 # -- keywords it does not know
 
 @pytest.mark.parametrize('content, place', [
     ('include: /other.yml\ntest: {script: make}\n', '1:1: include'),
-    ('test: {script: make}\nworkflow: {rules: []}\n', '2:1: workflow'),
     ('test: {script: make}\nretry: 2\n', '2:1: retry'),
-    ('default:\n  retry: 2\ntest: {script: make}\n', '2:3: default:retry'),
-    ('test:\n  script: make\n  needs: [compile]\n', '3:3: test:needs'),
-    ('test:\n  extends: .base\n  script: make\n', '2:3: test:extends'),
-    ('test:\n  script: make\n  rules:\n    - if: $CI\n', '3:3: test:rules'),
+    ('workflow:\n  rule: []\ntest: {script: make}\n', '2:3: workflow:rule'),
+    ('default:\n  stage: build\ntest: {script: make}\n', '2:3: default:stage'),
     ('test:\n  script: make\n  scirpt: make\n', '3:3: test:scirpt'),
-    ('test:\n  script: make\n  retry:\n', '3:3: test:retry'),
+    ('test:\n  script: make\n  needed:\n', '3:3: test:needed'),
+    ('test:\n  script: make\n  secrets: {A: b}\n', '3:3: test:secrets'),
     ('test:\n  script: make\n  artifacts:\n    paths: [a]\n    path: [a]\n', '5:5: test:artifacts:path'),
-    ('test:\n  script: make\n  cache:\n    - paths: [a]\n    - paths: [b]\n      fallback_keys: [c]\n',
-     '6:7: test:cache:1:fallback_keys'),
-    ('test:\n  script: make\n  image: {name: ruby, pull_policy: always}\n', '3:23: test:image:pull_policy'),
+    ('test:\n  script: make\n  cache:\n    - paths: [a]\n    - paths: [b]\n      kee: c\n', '6:7: test:cache:1:kee'),
+    ('test:\n  script: make\n  image: {name: ruby, nme: ruby}\n', '3:23: test:image:nme'),
     ('test:\n  script: make\n  image: {name: ruby, command: [irb]}\n', '3:23: test:image:command'),
-    ('test:\n  script: make\n  services: [{name: db, variables: {A: b}}]\n', '3:25: test:services:0:variables'),
+    ('test:\n  script: make\n  image: {name: ruby, alias: irb}\n', '3:23: test:image:alias'),
+    ('test:\n  script: make\n  services: [{name: db, ports: [80]}]\n', '3:25: test:services:0:ports'),
     ('test:\n  script: make\n  allow_failure: {exit_code: 1}\n', '3:19: test:allow_failure:exit_code'),
+    ('test:\n  script: make\n  rules:\n    - if: $CI\n      then: x\n', '5:7: test:rules:0:then'),
 ])
 def test_a_keyword_it_does_not_know_is_refused_by_name_line_and_column(content, place):
-    only, = refusal(content)
-    assert only.startswith(f'.gitlab-ci.yml:{place} ')
+    assert refusal(content)[0].startswith(f'.gitlab-ci.yml:{place} ')
 
 
 def test_what_it_does_know_instead_is_listed():
-    assert complaint('image: {name: ruby, nme: ruby}').endswith('it knows name, entrypoint')
+    assert 'it knows name, entrypoint' in complaint('image: {name: ruby, nme: ruby}')
 
 
 def test_what_stands_outside_jobs_must_be_a_job():
-    assert refusal('test: make') == ['.gitlab-ci.yml:1:1: test must be a mapping: a job with a script']
+    assert refusal('test: make')[0].startswith('.gitlab-ci.yml:1:1: test must be a mapping: a job with a script')
     assert refusal('.hidden: {script: make}') == ['.gitlab-ci.yml:1:1: must have at least one job that is not hidden']
 
 
@@ -619,12 +628,12 @@ def test_several_faults_are_told_at_once_each_with_its_line_and_column():
           stage: build
           script: make
           when: sometimes
-          retry: 2
+          retries: 2
         check:
           stage: test
           image: {entrypoint: [""]}
           script: [make: check]
-        ''')} == {('.gitlab-ci.yml:5:3:', 'compile:when'), ('.gitlab-ci.yml:6:3:', 'compile:retry'),
+        ''')} == {('.gitlab-ci.yml:5:3:', 'compile:when'), ('.gitlab-ci.yml:6:3:', 'compile:retries'),
                   ('.gitlab-ci.yml:8:3:', 'check:stage'), ('.gitlab-ci.yml:9:3:', 'check:image'),
                   ('.gitlab-ci.yml:10:12:', 'check:script:0')}
 
@@ -671,8 +680,8 @@ def test_text_that_is_not_yaml_is_refused_with_line_and_column(content, place):
                                    '0x' + 'f' * 5000, '9' * 5000, '"\\ud800"', '"\\udc00\\ud800"', '"a\0b"'])
 @pytest.mark.parametrize('keyword', ['timeout', 'image', 'variables: {A', 'allow_failure: {exit_codes'])
 def test_values_that_yaml_cannot_mean_are_refused(keyword, value):
-    only, = refusal(f'test:\n  script: make\n  {keyword}: {value}{"}" if "{" in keyword else ""}\n')
-    assert only.startswith('.gitlab-ci.yml:')
+    said = refusal(f'test:\n  script: make\n  {keyword}: {value}{"}" if "{" in keyword else ""}\n')
+    assert said[0].startswith('.gitlab-ci.yml:')
 
 
 @pytest.mark.parametrize('content', ['{"\\ud800": {"script": "make"}}', {'\ud800': {'script': 'make'}},
@@ -692,6 +701,9 @@ def test_a_file_without_a_job_is_refused(content):
 
 
 def test_nesting_beyond_reason_is_refused():
+    for opening in ('(', '!'):
+        content = {'test': {'script': 'make', 'rules': [{'if': opening * 5000 + '$CI'}]}}
+        assert 'test:rules:0:if ' in refusal(content)[0]
     assert refusal('test: {script: ' + '[' * 5000 + ']' * 5000 + '}') == ['.gitlab-ci.yml: is nested too deeply']
     endless = {'script': []}
     endless['script'].append(endless['script'])
@@ -704,8 +716,7 @@ def test_the_name_of_the_file_stands_in_each_complaint():
 
 
 def test_a_mapping_is_refused_by_keyword_alone():
-    assert refusal({'test': {'script': ['make'], 'when': 'sometimes'}}) \
-        == ['test:when must be one of on_success, on_failure, always, manual']
+    assert refusal({'test': {'script': ['make'], 'when': 'sometimes'}})[0].startswith('test:when must be one of ')
 
 
 # -- forms of content
@@ -731,10 +742,11 @@ def test_bytes_that_are_not_utf8_are_refused(content):
 WHOLE = '''\
 # a bit of everything
 stages: [build, test, deploy]
+workflow: {name: of $CI_COMMIT_BRANCH, rules: [{if: $CI_COMMIT_TAG, when: never}, {when: always}]}
 default:
   image: ruby:3.1
   tags: [docker]
-variables: {DEBUG: "1", COUNT: 3, EMPTY: }
+variables: {DEBUG: "1", COUNT: 3, EMPTY: , SHOWN: {value: a, description: b}}
 before_script: [bundle install]
 cache: &cache
   key: "$CI_COMMIT_REF_SLUG"
@@ -742,6 +754,7 @@ cache: &cache
 .base: &base
   services: [{name: "postgres:15", alias: db}]
   timeout: 1h 30m
+.lines: {script: [one, two]}
 compile:
   <<: *base
   stage: build
@@ -750,28 +763,36 @@ compile:
     - |
       echo "two
       lines"
-  artifacts: {paths: [out/], expire_in: 1 week, when: always}
+  artifacts: {paths: [out/], expire_in: 1 week, when: always, reports: {junit: a.xml}}
 rspec 1/2:
   <<: [*base, {image: other}]
   script: rspec
   cache: {<<: *cache, policy: pull}
   dependencies: [compile]
   allow_failure: {exit_codes: [3, 4]}
+  retry: {max: 2, when: [script_failure]}
+lint:
+  extends: [.lines, .base]
+  needs: [{job: compile, artifacts: false}]
+  script: [!reference [.lines, script], three]
+  rules: [{if: '$DEBUG == "1" && ($A =~ /b/i || $C != null)', when: delayed, start_in: 5 minutes}, {changes: [a/**]}]
+  parallel: {matrix: [{OS: [a, b], ARCH: c}]}
 deploy:
   stage: deploy
   script: [cap deploy, 'echo it''s done']
   when: manual
   only: [main, /^release-/i, tags]
-  except: {refs: [schedules]}
+  except: {refs: [schedules], variables: [$NO]}
 '''
 PIECES = [
     '', '\n', ' ', '  ', '\t', ':', ': ', '- ', '#', '&', '&base ', '<<: *cache', '{', '}', '[', ']', ',', '"', "'",
     '|', '>', '!', '? ', '---\n', '...\n', '.', '%', '@', '\\', '\x00', '\u2028', '😀', '\ud800', 'stages', 'script',
     'x' * 300]
 VALUES = [
-    '', '~', 'true', '0', '-1', '3.5', '.inf', '0x1f', '1e9', '2001-01-01', '""', '"\\ud800"', '"\\ud83d\\ude00"',
-    'build', '[]', '{}', '[build]', '[[a], b]', '{a: b}', '[{a: b}]', '{<<: *base}', '*base', '[*base]', '*cache',
-    '&base x', '/(/', '!!int ""', '!!binary aGk=', '!reference [.base]', '|\n   x']
+    '', '~', 'true', '0', '-1', '3', '3.5', '.inf', '0x1f', '1e9', '2001-01-01', '""', '"\\ud800"', '"\\ud83d\\ude00"',
+    'build', '[]', '{}', '[build]', '[[a], b]', '[1, {a: b}]', '{a: b}', '[{a: b}]', '{<<: *base}', '*base', '[*base]',
+    '*cache', '&base x', '/(/', '"$A =~ /(/"', '"(($A"', '[{if: $A}, 3]', '{matrix: 3}', '!!int ""', '!!binary aGk=',
+    '!reference [.base]', '|\n   x']
 
 
 def outcome(text):
@@ -783,12 +804,13 @@ def outcome(text):
 
 
 def test_the_whole_file_compiles_before_it_is_mangled():
-    assert [found.name for found in compiled(WHOLE).jobs] == ['compile', 'rspec 1/2', 'deploy']
+    assert [found.name for found in compiled(WHOLE).jobs] == [
+        'compile', 'rspec 1/2', 'lint: [a, c]', 'lint: [b, c]', 'deploy']
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE)), st.integers(0, 12), st.sampled_from(PIECES)), max_size=2),
-       st.lists(st.tuples(st.integers(0, 40), st.sampled_from(VALUES)), max_size=3))
+       st.lists(st.tuples(st.integers(0, 50), st.sampled_from(VALUES)), max_size=3))
 def test_a_mangled_file_compiles_or_is_refused_and_nothing_else(edits, replacements):
     lines = WHOLE.splitlines(keepends=True)
     for number, value in replacements:

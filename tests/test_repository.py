@@ -301,6 +301,33 @@ def test_a_file_of_any_text_arrives_unchanged(origin, url, scratch):
         assert repository.file(sha, 'no/such/file') is None
 
 
+def test_the_files_of_a_commit_are_listed(origin, url, scratch):
+    empty = origin.commit(None)
+    (origin.path / 'größe 😀').mkdir()
+    (origin.path / 'größe 😀' / 'a b\nc').touch()
+    sha = origin.commit()
+    with minici.Repository(url, scratch) as repository:
+        repository.resolve('main')
+        assert set(repository.files(sha)) == {'.gitlab-ci.yml', 'größe 😀/a b\nc'}
+        repository.commit(empty)
+        assert repository.files(empty) == []
+
+
+def test_what_changed_between_two_commits_is_listed_where_it_can_be_told(origin, url, scratch):
+    (origin.path / 'größe').write_text('moved')
+    first = origin.commit()
+    (origin.path / 'größe').rename(origin.path / 'a b')
+    second = origin.commit()
+    third = origin.commit(message='nothing')
+    origin.git('branch', 'before', first)
+    with minici.Repository(url, scratch) as repository:
+        repository.resolve('main')
+        assert set(repository.changes(first, third)) == {'größe', 'a b'}
+        assert set(repository.changes('before', third)) == {'größe', 'a b'}
+        assert repository.changes(second, third) == []
+        assert [repository.changes(base, third) for base in ('0' * 40, SHA, 'nowhere', '--output=x')] == [None] * 4
+
+
 # -- the commit
 
 def test_a_job_shows_the_commit_it_runs_on(ci, client, token, origin, made):
