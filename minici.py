@@ -466,15 +466,14 @@ def parse_duration(text: str) -> float | None:
         return (hours * 3600 + minutes * 60 + seconds if clock[3] else hours * 60 + minutes) or None
     if re.fullmatch(r'[0-9]{1,12}(\.[0-9]{1,6})?', words):
         return float(words) or None
-    part = r'([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]+)'
-    joint = r'(?:\s|,|and\b|with\b|plus\b)*'
-    if not re.fullmatch(f'(?:{part}{joint})+', words):
-        raise ValueError(f'{text!r} is not a duration such as "7 days", "1h 30m" or "never"')
-    total = 0.0
-    for number, unit in re.findall(part, words):
-        if unit not in SECONDS_PER:
-            raise ValueError(f'{text!r} is not a duration: {unit!r} is no unit of time')
-        total += float(number) * SECONDS_PER[unit]
+    part = re.compile(r'([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]+)(?:\s|,|(?<=\s)(?:and|with|plus)\b)*')
+    total, position = 0.0, 0
+    while position < len(words) or not words:
+        match = part.match(words, position)
+        if not match or match[2] not in SECONDS_PER:
+            raise ValueError(f'{text[:80]!r} is not a duration such as "7 days", "1h 30m" or "never"')
+        total += float(match[1]) * SECONDS_PER[match[2]]
+        position = match.end()
     return total or None
 
 
@@ -546,12 +545,14 @@ def slug(text: str) -> str:
     return re.sub(r'[^a-z0-9]', '-', text.lower())[:63].strip('-')
 
 
+NO_REF = re.compile('[\x00-\x20\x7f~^:?*\\[\\\\\ud800-\udfff]|\\.\\.|@\\{')    # what git bars from the names of refs
+
+
 def check_ref(ref: str) -> str:
     """Return `ref` if git could have a branch or tag of that name; raise BadRequest otherwise."""
     parts = ref.split('/')
-    if (not ref or len(ref) > 255 or re.search(r'[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{', ref) or ref in ('@', '.')
-            or ref.startswith('-') or ref.endswith('.') or not all(parts)
-            or any(part.startswith('.') or part.endswith('.lock') for part in parts)):
+    if (not ref or len(ref) > 255 or NO_REF.search(ref) or ref in ('@', '.') or ref.startswith('-') or ref.endswith('.')
+            or not all(parts) or any(part.startswith('.') or part.endswith('.lock') for part in parts)):
         raise BadRequest({'base': [f'Reference not found: {ref!r} is not a name a branch or tag can have']})
     return ref
 
@@ -1965,7 +1966,7 @@ class Coordinator:
             variables.update((row['key'], row['value']) for row in self._job_variables(facts))
             spec = type(self).compile(content, repository=repository, facts=facts, variables={  # type: ignore[misc]
                 **variables, **{variable['key']: variable['value'] for variable in given}})
-        if not spec.jobs:
+        if not any(job.stage not in ('.pre', '.post') for job in spec.jobs):
             raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
                                        f'{"tag" if facts["tag"] else "branch"} {facts["ref"]}']})
         return spec
@@ -2234,6 +2235,8 @@ class Coordinator:
 
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
         """Return the latest jobs that `job` waited for, with their archives."""
+        waited_for = 'job.stage_idx < :stage_idx' if job['needs'] is None else \
+            'job.name IN (SELECT value FROM json_each(:needs))'
         return c.execute(
             'SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name, '
             '       artifact.filename AS artifacts_filename, artifact.size AS artifacts_size '
@@ -2242,9 +2245,7 @@ class Coordinator:
             '  JOIN project ON project.id = job.project_id '
             "  LEFT JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
             '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
-            ' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 '
-            '   AND CASE WHEN :needs IS NULL THEN job.stage_idx < :stage_idx '
-            '            ELSE job.name IN (SELECT value FROM json_each(:needs)) END '
+            f' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for} '
             ' ORDER BY job.stage_idx, job.id',
             dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'],
                  now=self.clock())).fetchall()
@@ -2748,7 +2749,10 @@ class Coordinator:
 # its rules decide whether it is in. Nothing here touches files or git: `Facts` answers what is asked.
 
 DEFAULT_STAGES = ('build', 'test', 'deploy')
-MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases are expanded
+MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases and references are expanded
+MAX_FILE_TEXT = 16 * MIB            # characters in them, and in all scripts of a pipeline
+MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
+MAX_TIMEOUT = 30 * 86400            # seconds a job may ask for
 MAX_INCLUDES = 150                  # files that one pipeline may be made of
 MAX_DEPTH = 11                      # levels of `extends` and of `!reference`
 MAX_PARALLEL = 200                  # jobs that one `parallel` may make
@@ -2759,6 +2763,7 @@ SOURCE_WORDS = {'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigg
                 'pipelines': 'pipeline', 'external': 'external', 'chat': 'chat',
                 'merge_requests': 'merge_request_event', 'external_pull_requests': 'external_pull_request_event'}
 
+NO_TEXT = re.compile('[\0\ud800-\udfff]')
 Mark = tuple[str, int, int]         # a file's name, line and column, both from 1
 
 
@@ -2892,13 +2897,14 @@ class YamlFile:
     """YAML text on its way to Map and Seq; anchors, merge keys and aliases are resolved."""
 
     def __init__(self, text: str, name: str) -> None:
-        self._text, self._name, self._nodes = text, name, 0
+        self._text, self._name, self._nodes, self._characters = text, name, 0, 0
         self._open: set[int] = set()    # the collections around the node at hand
 
     def load(self) -> Any:
         """Return the document; raise BadRequest with its first fault."""
         try:
             self._loader = yaml.SafeLoader(self._text)
+            self._loader.compose_node = self._compose  # type: ignore[method-assign]
             node = self._loader.get_single_node()
             return None if node is None else self._value(node)
         except yaml.MarkedYAMLError as error:
@@ -2907,6 +2913,13 @@ class YamlFile:
                          f'{error.problem or "is not YAML"} ({error.context or "syntax"})')
         except (yaml.YAMLError, ValueError) as error:
             self._refuse((self._name, 1, 1), f'is not YAML: {" ".join(str(error).split())}')
+
+    def _compose(self, parent: Any, index: Any) -> Any:
+        """Compose a node; an anchor may be set anew, which PyYAML alone refuses."""
+        event = self._loader.peek_event()
+        if not isinstance(event, yaml.AliasEvent):
+            self._loader.anchors.pop(event.anchor, None)
+        return yaml.SafeLoader.compose_node(self._loader, parent, index)
 
     def _refuse(self, mark: Mark, complaint: str) -> None:
         raise BadRequest({'base': ['{}:{}:{}: '.format(*mark) + complaint]}) from None
@@ -2932,9 +2945,12 @@ class YamlFile:
         return value
 
     def _checked(self, node: Any) -> Any:
-        """Return a scalar node whose text can be written as UTF-8."""
-        if re.search('[\ud800-\udfff]', node.value):
-            self._refuse(self._mark(node), 'half a surrogate pair is no character')
+        """Return a scalar node whose text can be stored."""
+        self._characters += len(node.value)
+        if self._characters > MAX_FILE_TEXT:
+            self._refuse(self._mark(node), f'the file has over {MAX_FILE_TEXT} characters once aliases are expanded')
+        if NO_TEXT.search(node.value):
+            self._refuse(self._mark(node), 'half a surrogate pair and NUL are no characters of a text')
         return node
 
     def _scalar(self, node: Any) -> Any:
@@ -2942,7 +2958,13 @@ class YamlFile:
             return node.value
         if node.tag not in {f'tag:yaml.org,2002:{name}' for name in ('int', 'float', 'bool', 'null')}:
             self._refuse(self._mark(node), f'the tag {node.tag} is not supported')
-        return self._loader.construct_object(node)
+        try:
+            value = self._loader.construct_object(node)
+            if not isinstance(value, int) or value.bit_length() <= 64:
+                return value
+            raise ValueError
+        except (ValueError, KeyError, IndexError):
+            self._refuse(self._mark(node), f'{node.value[:40]!r} is no {node.tag.rpartition(":")[2]}')
 
     def _seq(self, node: Any, kind: type[Seq]) -> Seq:
         result = kind(mark=self._mark(node))
@@ -2981,13 +3003,16 @@ def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIP
         if isinstance(content, Mapping):
             loaded = mark_plain(content)
         else:
-            text = content.decode() if isinstance(content, bytes) else content
-            if yaml is not None:
-                loaded = YamlFile(text, name).load()
-            elif text.lstrip().startswith('{'):
-                loaded = mark_plain(json.loads(text))
-            else:
+            text = content.decode('utf-8-sig') if isinstance(content, bytes) else content
+            if yaml is None and not text.lstrip().startswith('{'):
                 raise BadRequest({'base': ['Reading YAML needs PyYAML: install minici[yaml], or send JSON']})
+            try:  # JSON's escapes of characters beyond 16 bits, and its tabs, are not YAML
+                loaded = mark_plain(json.loads(text)) if text.lstrip().startswith('{') else None
+            except ValueError:
+                if yaml is None:
+                    raise
+                loaded = None
+            loaded = YamlFile(text, name).load() if loaded is None else loaded
     except UnicodeDecodeError:
         raise BadRequest({'base': [f'{name}: is not UTF-8 text']}) from None
     except RecursionError:
@@ -3002,9 +3027,11 @@ def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIP
 def mark_plain(value: Any) -> Any:
     """Return plain mappings and lists as Map and Seq that know no lines."""
     if isinstance(value, Mapping):
-        return Map({str(key): mark_plain(item) for key, item in value.items()})
+        return Map({mark_plain(str(key)): mark_plain(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
         return Seq(mark_plain(item) for item in value)
+    if isinstance(value, str) and NO_TEXT.search(value):
+        raise BadRequest({'base': ['half a surrogate pair and NUL are no characters of a text']})
     return value
 
 
@@ -3017,7 +3044,7 @@ class Expression:
                         r'|(null\b)|(==|!=|=~|!~|&&|\|\||\(|\)|!))')
 
     def __init__(self, text: str, variables: Mapping[str, str]) -> None:
-        self._variables, self._tokens = variables, []
+        self._variables, self._tokens, self._depth = variables, [], 0
         position, text = 0, text.strip()
         while position < len(text):
             match = self.TOKENS.match(text, position)
@@ -3073,6 +3100,9 @@ class Expression:
         return found is (operator == '=~')
 
     def _operand(self) -> Any:
+        self._depth += 1
+        if self._depth > 200:
+            raise ValueError('it is too long')
         if self._take('!'):
             return not self._true(self._operand())
         if self._take('('):
@@ -3117,12 +3147,26 @@ def glob_pattern(glob: str) -> re.Pattern[str]:
         return re.compile(re.escape(glob))
 
 
-def expand(text: str, variables: Mapping[str, str], depth: int = 5) -> str:
+def expand(text: str, variables: Mapping[str, str]) -> str:
     """Return a text with ``$NAME`` and ``${NAME}`` replaced; what is not defined becomes nothing."""
-    if '$' not in text or depth == 0:
-        return text
     return re.sub(r'\$\$|\$(\w+)|\$\{(\w+)\}', lambda match: '$' if match[0] == '$$' else
-                  expand(variables.get(match[1] or match[2], ''), variables, depth - 1), text)
+                  variables.get(match[1] or match[2], ''), text) if '$' in text else text
+
+
+def expand_all(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return variables with the variables in their values replaced; raise ValueError when one outgrows its limit."""
+    done: dict[str, str] = {}
+
+    def value_of(name: str, below: tuple[str, ...]) -> str:
+        if name not in done:
+            value = variables[name]
+            known = {inner: value_of(inner, (*below, name)) for inner in re.findall(r'\$\{?(\w+)', value)
+                     if inner in variables and inner not in below and inner != name and len(below) < 20}
+            if sum(len(known.get(inner, '')) for inner in re.findall(r'\$\{?(\w+)', value)) > MAX_VARIABLE:
+                raise ValueError(f'the variable {name} comes to more than {MAX_VARIABLE} characters')
+            done[name] = expand(value, known)
+        return done[name]
+    return {name: value_of(name, ()) for name in variables}
 
 
 def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[str, str]) -> bool:
@@ -3184,11 +3228,11 @@ def read_variables(spot: Spot) -> dict[str, Any]:
     return found
 
 
-def read_image(spot: Spot) -> dict[str, Any]:
-    """Return an image or service in the shape that runners receive."""
+def read_image(spot: Spot, fields: Mapping[str, Callable[[Spot], Any]] | None = None) -> dict[str, Any]:
+    """Return an image in the shape that runners receive."""
     if isinstance(spot.value, str):
         return {'name': spot.value}
-    image = spot.fields(IMAGE_FIELDS)
+    image = spot.fields(fields or IMAGE_FIELDS)
     if not image.get('name'):
         spot.wrong('must have a name')
     options = {key: image.pop(key) for key in ('docker', 'kubernetes') if key in image}
@@ -3198,6 +3242,11 @@ def read_image(spot: Spot) -> dict[str, Any]:
         image['variables'] = [{'key': key, 'value': value if isinstance(value, str) else value['value']}
                               for key, value in image['variables'].items()]
     return image
+
+
+def read_service(spot: Spot) -> dict[str, Any]:
+    """Return a service in the shape that runners receive."""
+    return read_image(spot, SERVICE_FIELDS)
 
 
 def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
@@ -3235,6 +3284,11 @@ def read_reports(spot: Spot) -> list[dict[str, Any]]:
 def read_cache(spot: Spot) -> dict[str, Any]:
     """Return one cache in the shape that runners receive; a key of files is their names, for want of their commits."""
     return spot.fields(CACHE_FIELDS, key='default', untracked=False, paths=[], policy='pull-push', when='on_success')
+
+
+def read_caches(spot: Spot) -> list[dict[str, Any]]:
+    """Return a job's caches; an empty one switches the default off."""
+    return [read_cache(item) for item in spot.spots(10) if item.value]
 
 
 def read_cache_key(spot: Spot) -> str:
@@ -3321,11 +3375,38 @@ def read_coverage(spot: Spot) -> str:
     return text.strip('/')
 
 
+def read_timeout(spot: Spot) -> int | None:
+    """Return a job's timeout in seconds."""
+    try:
+        seconds = int(parse_duration(spot.text()) or 0)
+        if 0 < seconds <= MAX_TIMEOUT:
+            return seconds
+        spot.wrong(f'must be more than nothing and at most {MAX_TIMEOUT // 86400} days')
+    except ValueError as error:
+        spot.wrong(f'must be a duration: {error}')
+    return None
+
+
+def read_ref(spot: Spot) -> Spot:
+    """Return one word of `only` or `except`, once it is known to be one."""
+    pattern = re.fullmatch(r'/(.*)/([a-z]*)', spot.value, re.S) if isinstance(spot.value, str) else None
+    if not isinstance(spot.value, str):
+        spot.wrong('must be a text: a name, a /pattern/ or a kind of pipeline')
+    elif pattern:
+        try:
+            ruby_pattern(pattern[1], pattern[2])
+        except ValueError as error:
+            spot.wrong(str(error))
+    elif '@' in spot.value:
+        spot.wrong('is not supported: there are no forks here whose pipelines NAME@PROJECT could leave out')
+    return spot
+
+
 def read_refs(spot: Spot) -> dict[str, Any]:
     """Return what `only` or `except` names."""
     if not isinstance(spot.value, dict):
-        return {'refs': spot.spots(10)}
-    return spot.fields({'refs': lambda refs: refs.spots(10), 'variables': listed(lambda item: item),
+        return {'refs': listed(read_ref)(spot)}
+    return spot.fields({'refs': listed(read_ref), 'variables': listed(lambda item: item),
                         'changes': Spot.texts, 'kubernetes': refused('there are no clusters here')})
 
 
@@ -3351,14 +3432,14 @@ def read_inherit(spot: Spot) -> dict[str, Any]:
 
 
 read_rules = listed(read_rule)
-read_services = listed(read_image)
-read_caches = listed(read_cache)
-read_when = one_of('on_success', 'on_failure', 'always', 'manual', 'delayed', 'never')
+read_services = listed(read_service)
+WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
 VARIABLE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'value': Spot.text, 'description': Spot.text, 'options': Spot.texts, 'expand': Spot.flag}
 IMAGE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'name': Spot.text, 'entrypoint': Spot.texts, 'command': Spot.texts, 'alias': Spot.text, 'pull_policy': Spot.texts,
-    'docker': anything, 'kubernetes': anything, 'variables': read_variables}
+    'name': Spot.text, 'entrypoint': Spot.texts, 'pull_policy': Spot.texts, 'docker': anything, 'kubernetes': anything}
+SERVICE_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    **IMAGE_FIELDS, 'command': Spot.texts, 'alias': Spot.text, 'variables': read_variables}
 ARTIFACTS_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'name': Spot.text, 'paths': Spot.texts, 'exclude': Spot.texts, 'untracked': Spot.flag, 'expire_in': Spot.duration,
     'when': one_of('on_success', 'on_failure', 'always'), 'reports': read_reports, 'expose_as': Spot.text,
@@ -3368,17 +3449,17 @@ CACHE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'policy': one_of('pull-push', 'pull', 'push'), 'when': one_of('on_success', 'on_failure', 'always'),
     'fallback_keys': Spot.texts}
 RULE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'if': lambda spot: spot, 'changes': read_globs, 'exists': read_globs, 'when': read_when, 'needs': listed(read_need),
-    'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables, 'interruptible': Spot.flag,
+    'if': lambda spot: spot, 'changes': read_globs, 'exists': read_globs, 'when': one_of(*WHENS, 'never'),
+    'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables, 'interruptible': Spot.flag,
     'auto_cancel': anything}
 DEFAULT_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'image': read_image, 'services': read_services, 'before_script': Spot.texts, 'after_script': Spot.texts,
-    'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': Spot.seconds, 'retry': read_retry,
+    'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': read_timeout, 'retry': read_retry,
     'interruptible': Spot.flag, 'hooks': lambda spot: spot.fields({'pre_get_sources_script': Spot.texts}),
     'id_tokens': refused('minici issues no ID tokens')}
 JOB_FIELDS: dict[str, Callable[[Spot], Any]] = {
     **DEFAULT_FIELDS, 'stage': Spot.text, 'script': Spot.texts, 'variables': read_variables, 'dependencies': Spot.texts,
-    'needs': listed(read_need), 'when': read_when, 'start_in': Spot.seconds, 'allow_failure': read_allow_failure,
+    'needs': listed(read_need), 'when': one_of(*WHENS), 'start_in': Spot.seconds, 'allow_failure': read_allow_failure,
     'only': read_refs, 'except': read_refs, 'rules': read_rules, 'parallel': read_parallel, 'extends': anything,
     'inherit': read_inherit, 'resource_group': Spot.text, 'coverage': read_coverage, 'environment': read_environment,
     'release': anything, 'manual_confirmation': Spot.text, 'pages': anything, 'publish': Spot.text,
@@ -3401,6 +3482,8 @@ class Compiler:
         self.facts, self.name, self.problems = facts, name, []  # type: ignore[var-annotated]
         self.decisions: dict[str, str] = {}
         self._included: list[str] = []
+        self._extended_jobs: dict[str, Map] = {}
+        self._values = 0    # looked at while references are resolved
 
     def compile(self, content: str | bytes | Mapping[str, Any]) -> PipelineSpec:
         """Return the pipeline; raise BadRequest with all that is wrong."""
@@ -3414,7 +3497,10 @@ class Compiler:
         stages = ['.pre', *dict.fromkeys(stage for stage in listed_stages if stage not in ('.pre', '.post')), '.post']
         variables = found.get('variables', {})
         defaults = {**{key: found[key] for key in DEFAULT_FIELDS if key in found}, **found.get('default', {})}
-        known = {**plain(variables), **self.facts.variables}
+        for key in found.get('default', {}):
+            if key in found:
+                spot[key].wrong('stands under default too; say it once')
+        known = self._known(variables, spot)
         workflow = found.get('workflow', {})
         runs, rule = self._decide(workflow['rules'], known) if 'rules' in workflow else (True, {})
         variables = {**variables, **rule.get('variables', {})}
@@ -3493,6 +3579,8 @@ class Compiler:
         own: Map = root.value[name]
         if own.get('extends') is None:
             return own
+        if name in self._extended_jobs:
+            return self._extended_jobs[name]
         base, spot = Map(mark=own.mark), root[name]['extends']
         for parent in spot.texts():
             if not isinstance(root.value.get(parent), Map):
@@ -3501,12 +3589,16 @@ class Compiler:
                 spot.wrong(f'names {parent}, which goes round in circles or too deep')
             else:
                 base = self._extended(root, parent, (*below, name)).over(base)
-        merged = own.over(base)
+        merged = self._extended_jobs[name] = own.over(base)
         merged.pop('extends', None)
         return merged
 
     def _referenced(self, root: Map, value: Any, above: tuple[tuple[str, ...], ...]) -> Any:
         """Return a value with each `!reference` in it replaced by what it names."""
+        self._values += 1
+        if self._values > MAX_FILE_NODES:
+            Spot(root, root.mark, self.problems).wrong(f'has more than {MAX_FILE_NODES} values once expanded')
+            self._report()
         if isinstance(value, Reference):
             keys = tuple(str(key) for key in value)
             found: Any = root
@@ -3543,9 +3635,9 @@ class Compiler:
         inherit = own.get('inherit', {})
         job = {**taken(defaults, inherit.get('default', True)), **own, 'name': name, 'spot': spot,
                'variables': {**taken(variables, inherit.get('variables', True)), **own.get('variables', {})}}
-        if len(name) > 255:
-            spot.wrong('is too long for a job name: 255 characters at most')
-        if not job.get('script') and 'release' not in job:
+        if not 0 < len(name) <= 255:
+            spot.wrong('must have a name of 1 to 255 characters')
+        if not spot.value.get('script') and 'release' not in job:
             spot.wrong('must have a script')
         if job.setdefault('stage', 'test') not in stages:
             at = spot['stage'] if spot.value.get('stage') is not None else spot
@@ -3559,8 +3651,7 @@ class Compiler:
 
     def _included_by(self, job: dict[str, Any]) -> bool:
         """Tell whether a job's rules, or `only` and `except`, let it in; what they change is put into it."""
-        known = {**plain(job['variables']), **self.facts.variables}
-        name = job['name']
+        known, name = self._known(job['variables'], job['spot']), job['name']
         if 'rules' in job:
             included, rule = self._decide(job['rules'], known)
             if not included:
@@ -3577,6 +3668,14 @@ class Compiler:
         self.decisions[name] = 'no rules' if 'only' not in job and 'except' not in job else (
             'only and except fit' if included else 'left out by only or except')
         return included and job.get('when') != 'never'
+
+    def _known(self, variables: Mapping[str, Any], spot: Spot) -> dict[str, str]:
+        """Return all variables that a rule may ask for, with the variables in their values replaced."""
+        try:
+            return expand_all({**plain(variables), **self.facts.variables})
+        except ValueError as error:
+            spot.wrong(str(error))
+            return {}
 
     @staticmethod
     def _where(rule: Mapping[str, Any]) -> str:
@@ -3606,8 +3705,7 @@ class Compiler:
     def _holds(self, spot: Spot, variables: Mapping[str, str]) -> bool:
         """Tell whether an expression is true."""
         try:
-            known = {name: expand(value, variables) for name, value in variables.items()}
-            return Expression(spot.text(), known).value()
+            return Expression(spot.text(), variables).value()
         except ValueError as error:
             spot.wrong(f'is not an expression: {error}')
             return False
@@ -3622,17 +3720,15 @@ class Compiler:
 
     def _ref_matches(self, spot: Spot) -> bool:
         """Tell whether one word fits: a name, a ``/pattern/``, or a kind of pipeline."""
-        word, facts = spot.text(), self.facts
+        word, facts = str(spot.value), self.facts
         if word in ('branches', 'tags'):
             return facts.tag == (word == 'tags') and facts.source != 'merge_request_event'
         if word in SOURCE_WORDS:
             return facts.source == SOURCE_WORDS[word]
         pattern = re.fullmatch(r'/(.*)/([a-z]*)', word, re.S)
-        try:
-            return ruby_pattern(pattern[1], pattern[2]).search(facts.ref) is not None if pattern else word == facts.ref
-        except ValueError as error:
-            spot.wrong(str(error))
-            return False
+        with contextlib.suppress(ValueError):  # complained about when it was read
+            return bool(ruby_pattern(pattern[1], pattern[2]).search(facts.ref)) if pattern else word == facts.ref
+        return False
 
     # -- copies and what they need
 
@@ -3647,8 +3743,11 @@ class Compiler:
                     job['spot']['dependencies'].wrong(f'names {name}, and there is no such job')
                 elif jobs[name] and needs is None and stages.index(jobs[name]['stage']) >= stages.index(job['stage']):
                     job['spot']['dependencies'].wrong(f'names {name}, which is not in an earlier stage')
-            specs += [job_spec(job, name, variables, needs, copies) for name, variables in copies[job['name']]]
+            known = self._known(job['variables'], job['spot'])
+            specs += [job_spec(job, name, variables, known, needs, copies) for name, variables in copies[job['name']]]
         self._check_circles(specs, included)
+        if sum(len(line) for spec in specs for line in (*spec.script, *spec.after_script)) > MAX_FILE_TEXT:
+            included[0]['spot'].wrong(f'and the other jobs have scripts of more than {MAX_FILE_TEXT} characters')
         return specs
 
     def _needs(self, job: dict[str, Any], copies: Mapping[str, Any], jobs: Mapping[str, Any],
@@ -3718,8 +3817,8 @@ def parallel_copies(job: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
             for index, row in enumerate(parallel, 1)]
 
 
-def job_spec(job: Mapping[str, Any], name: str, extra: Mapping[str, str], needs: list[dict[str, Any]] | None,
-             copies: Mapping[str, Sequence[tuple[str, Any]]]) -> JobSpec:
+def job_spec(job: Mapping[str, Any], name: str, extra: Mapping[str, str], known: Mapping[str, str],
+             needs: list[dict[str, Any]] | None, copies: Mapping[str, Sequence[tuple[str, Any]]]) -> JobSpec:
     """Return one job as it will be created."""
     when = job.get('when', 'on_success')
     allowed = job.get('allow_failure', when == 'manual')
@@ -3728,7 +3827,7 @@ def job_spec(job: Mapping[str, Any], name: str, extra: Mapping[str, str], needs:
         name=name, stage=job['stage'], when=when, start_in=job.get('start_in'),
         script=job.get('before_script', []) + job.get('script', []), after_script=job.get('after_script', ()),
         allow_failure=allowed is True, allow_failure_exit_codes=allowed if isinstance(allowed, list) else (),
-        tag_list=[expand(tag, plain(job['variables'])) for tag in job.get('tags', ())],
+        tag_list=[expand(tag, {**known, **extra}) for tag in job.get('tags', ())],
         variables={**plain(job['variables']), **extra},
         raw_variables=[key for key, value in job['variables'].items()
                        if isinstance(value, dict) and value.get('expand') is False],
@@ -4060,6 +4159,8 @@ class Call:
     def _read_body(self) -> dict[str, Any]:
         kind, _, options = (self.environ.get('CONTENT_TYPE') or '').partition(';')
         kind = kind.strip().lower()
+        if self.environ.get('CONTENT_LENGTH') in (None, '', '0') and not self.environ.get('wsgi.input_terminated'):
+            return {}  # a client's habit, not a body
         if kind == 'multipart/form-data':
             return self._read_multipart(options)
         if kind not in ('application/json', 'application/x-www-form-urlencoded'):
@@ -4393,7 +4494,7 @@ def page_of(call: Call) -> tuple[int, int]:
 def page_link(call: Call, **changes: Any) -> str:
     """Return this call's address with some of its query parameters changed."""
     pairs = [(name, value) for name, value in urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
-             if name not in changes and name != 'private_token']
+             if name not in changes and name not in ('private_token', 'job_token')]
     query = urllib.parse.urlencode([*pairs, *((name, str(value)) for name, value in changes.items())])
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 

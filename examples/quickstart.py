@@ -275,7 +275,7 @@ def run(options, screen, work):
         if dirty:
             screen.fact('', screen.paint('changes that are not committed are not built', 33))
         stages = list(dict.fromkeys(job['stage'] for job in jobs))
-        screen.fact('pipeline', f'{len(jobs)} jobs in the stages {", ".join(stages)}')
+        screen.fact('pipeline', f'{len(jobs)} job(s) in the stages {", ".join(stages)}')
         screen.fact('coordinator', server.url)
         runner = shell_runner.Runner(
             server.url, registration_token=ci.registration_token, name='quickstart', tag_list=tags, run_untagged=True,

@@ -36,11 +36,10 @@ AGENT = f'gitlab-ci-multi-runner 1.11.5 (shell_runner; python; {sys.platform}/{M
 INFO = {'name': 'shell_runner', 'version': '1.11.5', 'platform': sys.platform, 'architecture': MACHINE.machine}
 # All that jobs inherit of the runner's own environment, which may hold its tokens.
 INHERITED = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TZ', 'TMPDIR', 'SSH_AUTH_SOCK')
-# Shows a script's lines as they are written, so no variable's value with them, when they are first reached.
-BASH_ENV = '''unset BASH_ENV; exec 9>&1; CI_LINE=0
-trap 'if ((LINENO > CI_LINE)); then
-  sed -n "$((CI_LINE + 1)),${LINENO}s/.*/\033[32;1m$ &\033[0m/p" "$0" >&9; CI_LINE=$LINENO
-fi' DEBUG'''
+# Shows a script's lines when they are first reached, as they are written: no variable's value is shown. It is one
+# line itself, because bash counts the lines of a trap, too.
+BASH_ENV = ('unset BASH_ENV; exec 9>&1; CI_LINE=0; trap \'if ((LINENO > CI_LINE)); then sed -n '
+            '"$((CI_LINE + 1)),${LINENO}s/.*/\033[32;1m$ &\033[0m/p" "$0" >&9; CI_LINE=$LINENO; fi\' DEBUG')
 RED, GREEN, YELLOW, CYAN = 31, 32, 33, 36
 
 
@@ -237,7 +236,7 @@ class Job:
         for fresh in (not build['allow_git_fetch'], True):  # an old copy may be broken: then once more without it
             if fresh:
                 shutil.rmtree(self.directory, ignore_errors=True)
-            with contextlib.suppress(Failed):
+            try:
                 self.execute(['git', 'init', '--quiet', str(self.directory)])
                 self.execute([*git, 'config', 'remote.origin.url', build['repo_url']])
                 self.execute([*git, 'fetch', '--quiet', '--prune', '--force', 'origin',
@@ -245,7 +244,9 @@ class Job:
                 self.execute([*git, 'checkout', '--force', '--detach', build['sha']])
                 self.execute([*git, 'clean', '--quiet', '-ffdx'])
                 return
-        raise Failed('the commit cannot be checked out')
+            except Failed as error:
+                reason = error
+        raise Failed(f'the commit cannot be checked out: {reason}')
 
     def fetch_artifacts(self):
         """Unpack what jobs of earlier stages left."""
@@ -302,7 +303,7 @@ class Job:
         with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED, strict_timestamps=False) as bundle:
             for path in files:
                 bundle.write(path, path.relative_to(self.directory))
-        self.note(f'Uploading artifacts: {len(files)} files, {archive.stat().st_size} bytes')
+        self.note(f'Uploading artifacts: {len(files)} file(s), {archive.stat().st_size} bytes')
         head = (f'--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Disposition: form-data; '
                 f'name="file"; filename="{re.sub(r"[^ -!#-.0-~]", "_", self.expand(name))}.zip"\r\n\r\n').encode()
         tail = f'\r\n--{boundary}--\r\n'.encode()

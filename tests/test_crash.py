@@ -57,8 +57,8 @@ class Served:
 def call(connection, method, path, body=b'', headers=()):
     """Send a request; return the status, the headers and the body of its answer."""
     connection.request(method, path, body, dict(headers))
-    answer = connection.getresponse()
-    return answer.status, answer.headers, answer.read()
+    with connection.getresponse() as answer:
+        return answer.status, answer.headers, answer.read()
 
 
 class Worker(threading.Thread):
