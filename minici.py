@@ -36,13 +36,16 @@ import base64
 import contextlib
 import copy
 import dataclasses
+import errno
 import functools
 import gzip
 import hashlib
 import hmac
+import io
 import itertools
 import json
 import logging
+import lzma
 import mimetypes
 import os
 import re
@@ -51,6 +54,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -72,6 +76,7 @@ import waitress
 import waitress.buffers
 import waitress.channel
 import waitress.parser
+import waitress.utilities
 
 try:
     import fcntl
@@ -432,11 +437,11 @@ def same_secret(given: str | None, expected: str | None) -> bool:
     return hmac.compare_digest(given.encode('utf-8', 'surrogatepass'), expected.encode())
 
 
-def iso_time(seconds: float | None) -> str | None:
-    """Return a moment (seconds since 1970) the way GitLab writes it: UTC, milliseconds, ``Z``."""
+def iso_time(seconds: float | None, digits: str = 'milliseconds') -> str | None:
+    """Return a moment (seconds since 1970) the way GitLab writes it: UTC, to the `digits`, ``Z``."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec='milliseconds')[:-6] + 'Z'
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec=digits)[:-6] + 'Z'
 
 
 DURATION_UNITS = {
@@ -448,6 +453,7 @@ DURATION_UNITS = {
     30 * 86400: ('mo', 'mos', 'month', 'months'),
     31557600: ('y', 'yr', 'yrs', 'year', 'years'),
 }
+MAX_DURATION = 1000 * 31557600      # seconds
 SECONDS_PER = {name: seconds for seconds, names in DURATION_UNITS.items() for name in names}
 
 
@@ -463,9 +469,9 @@ def parse_duration(text: str) -> float | None:
     clock = re.fullmatch(r'([0-9]{1,9}):([0-5]?[0-9])(?::([0-5]?[0-9]))?', words)
     if clock:
         hours, minutes, seconds = int(clock[1]), int(clock[2]), int(clock[3] or 0)
-        return (hours * 3600 + minutes * 60 + seconds if clock[3] else hours * 60 + minutes) or None
+        words = str(hours * 3600 + minutes * 60 + seconds if clock[3] else hours * 60 + minutes)
     if re.fullmatch(r'[0-9]{1,12}(\.[0-9]{1,6})?', words):
-        return float(words) or None
+        words += 's'
     part = re.compile(r'([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]+)(?:\s|,|(?<=\s)(?:and|with|plus)\b)*')
     total, position = 0.0, 0
     while position < len(words) or not words:
@@ -474,6 +480,8 @@ def parse_duration(text: str) -> float | None:
             raise ValueError(f'{text[:80]!r} is not a duration such as "7 days", "1h 30m" or "never"')
         total += float(match[1]) * SECONDS_PER[match[2]]
         position = match.end()
+    if total > MAX_DURATION:
+        raise ValueError(f'{text[:80]!r} is longer than a thousand years; say "never"')
     return total or None
 
 
@@ -1107,6 +1115,10 @@ class TraceStore:
         with contextlib.suppress(FileNotFoundError):
             self._heard(self.path(job_id))
 
+    def parts(self) -> Iterator[Path]:
+        """Yield the files that were to replace a trace and are still there."""
+        return self._root.glob('*/*.part')
+
     def looked_at(self, job_id: int) -> None:
         """Note that somebody is reading a job's trace."""
         with contextlib.suppress(FileNotFoundError):
@@ -1141,9 +1153,14 @@ class TraceStore:
     def open(self, job_id: int) -> IO[bytes]:
         """Return a job's trace opened for reading; raise NotFound when there is none."""
         try:
-            return open(self.path(job_id), 'rb')
+            return open(self.path(job_id), 'rb', opener=self._open_quietly)
         except FileNotFoundError:
             raise NotFound('Trace') from None
+
+    @staticmethod
+    def _open_quietly(path: str, flags: int) -> int:
+        """Open a file without the system noting it in the access time, which is ours (see `looked_at`)."""
+        return os.open(path, flags | getattr(os, 'O_NOATIME', 0))
 
     def remove_unheard(self, job_id: int, release: Callable[[], Any]) -> None:
         """Remove a trace whose runner was never heard, if `release` says so once nobody else can write."""
@@ -1257,7 +1274,10 @@ class ArtifactStore:
                     return copy, size  # type: ignore[return-value]
             except KeyError:
                 raise NotFound('File') from None
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error,
+                    lzma.LZMAError, struct.error, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                    raise
                 raise BadRequest(f'The archive cannot be read: {error}') from error
 
     def remove(self, stored_names: Iterable[str]) -> None:
@@ -1289,8 +1309,8 @@ def read_dotenv(part: PartFile) -> list[dict[str, str]]:
 def check_zip_directory(archive: IO[bytes]) -> None:
     """Raise BadRequest for an archive whose directory would cost much time or memory to read.
 
-    Looks at the end record alone: an archive of a million empty files is small and takes `zipfile`
-    ten seconds and 270 MB.
+    Looks at the end records and counts what stands before them: an archive of a million empty files is
+    small and takes `zipfile` ten seconds and 270 MB, and what the records say need not be so.
     """
     size = archive.seek(0, os.SEEK_END)
     archive.seek(max(0, size - 65557))  # the record's 22 bytes and its longest comment
@@ -1298,15 +1318,15 @@ def check_zip_directory(archive: IO[bytes]) -> None:
     at = tail.rfind(b'PK\5\6')
     if at < 0 or len(tail) < at + 22:
         raise BadRequest('The archive cannot be read: it is not a zip file')
-    entries = int.from_bytes(tail[at + 10:at + 12], 'little')
-    directory = int.from_bytes(tail[at + 12:at + 16], 'little')
-    zip64 = tail.rfind(b'PK\6\6', 0, at)
-    if zip64 >= 0 and (entries == 0xffff or directory == 0xffffffff):
-        entries = int.from_bytes(tail[zip64 + 32:zip64 + 40], 'little')
-        directory = int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little')
+    directory, zip64 = int.from_bytes(tail[at + 12:at + 16], 'little'), tail.rfind(b'PK\6\6', 0, at)
+    if zip64 >= 0:
+        directory = max(directory % 0xffffffff, int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little'))
+    entries = 0
+    if directory <= MAX_ZIP_DIRECTORY:
+        archive.seek(max(0, size - len(tail) + at - directory - 76))
+        entries = archive.read(directory + 76).count(b'PK\1\2')
     if entries > MAX_ZIP_ENTRIES or directory > MAX_ZIP_DIRECTORY:
-        raise BadRequest(f'The archive has {entries} entries; single files are served from '
-                         f'archives of at most {MAX_ZIP_ENTRIES}')
+        raise BadRequest(f'The archive has too many entries: single files are served from at most {MAX_ZIP_ENTRIES}')
     archive.seek(0)
 
 
@@ -2548,8 +2568,10 @@ class Coordinator:
         return self.find_job(job)
 
     def _cancel(self, c: sqlite3.Connection, job: Row) -> None:
-        graceful = job['status'] == 'running' and \
-            'cancel_gracefully' in json.loads(job['runner_info'] or '{}').get('features', [])
+        machine = c.execute('SELECT info FROM runner_manager WHERE runner_id = :runner_id AND system_id = :system_id',
+                            dict(runner_id=job['runner_id'], system_id=job['system_id'])).fetchone()
+        info = json.loads(machine['info'] if machine else job['runner_info'] or '{}')
+        graceful = job['status'] == 'running' and 'cancel_gracefully' in info.get('features', [])
         c.execute('UPDATE job SET status = :new, finished_at = CASE WHEN :graceful THEN NULL ELSE :now END '
                   'WHERE id = :id AND status IN (SELECT value FROM json_each(:cancelable))',
                   dict(id=job['id'], new='canceling' if graceful else 'canceled', graceful=graceful,
@@ -2732,10 +2754,10 @@ class Coordinator:
     def _collect_garbage(self) -> None:
         """Remove files that a crash left behind: no row names them and nobody has touched them for an hour."""
         hour_ago = time.time() - 3600  # the files' own times are the system's, whatever `clock` says
-        for part in self.artifacts.incoming.glob('*.part'):
+        for part in (*self.artifacts.incoming.iterdir(), *self.traces.parts()):
             with contextlib.suppress(FileNotFoundError):
                 if part.stat().st_mtime < hour_ago:
-                    part.unlink()
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
         old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
         orphans = self._all('SELECT value FROM json_each(:names) WHERE value NOT IN (SELECT stored_as FROM artifact)',
                             names=json.dumps(old))
@@ -2779,9 +2801,9 @@ class Facts:
     tag: bool = False
     source: str = 'api'
     variables: Mapping[str, str] = field(default_factory=dict)
-    read_file: Callable[[str], bytes | None] = lambda path: None
-    list_files: Callable[[], Sequence[str]] = lambda: ()
-    changed: Callable[[str | None], Sequence[str] | None] = lambda base: None
+    read_file: Callable[[str], bytes | None] = field(default_factory=lambda: lambda path: None)
+    list_files: Callable[[], Sequence[str]] = field(default_factory=lambda: lambda: ())
+    changed: Callable[[str | None], Sequence[str] | None] = field(default_factory=lambda: lambda base: None)
 
 
 class Marked:
@@ -3005,7 +3027,7 @@ def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIP
         else:
             text = content.decode('utf-8-sig') if isinstance(content, bytes) else content
             if yaml is None and not text.lstrip().startswith('{'):
-                raise BadRequest({'base': ['Reading YAML needs PyYAML: install minici[yaml], or send JSON']})
+                raise BadRequest({'base': ['Reading YAML needs PyYAML: python -m pip install PyYAML, or send JSON']})
             try:  # JSON's escapes of characters beyond 16 bits, and its tabs, are not YAML
                 loaded = mark_plain(json.loads(text)) if text.lstrip().startswith('{') else None
             except ValueError:
@@ -3431,13 +3453,13 @@ def read_inherit(spot: Spot) -> dict[str, Any]:
     return spot.fields({'default': choice, 'variables': choice})
 
 
-read_rules = listed(read_rule)
-read_services = listed(read_service)
 WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
 VARIABLE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'value': Spot.text, 'description': Spot.text, 'options': Spot.texts, 'expand': Spot.flag}
 IMAGE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'name': Spot.text, 'entrypoint': Spot.texts, 'pull_policy': Spot.texts, 'docker': anything, 'kubernetes': anything}
+    'name': Spot.text, 'entrypoint': Spot.texts, 'pull_policy': Spot.texts,
+    'docker': lambda spot: spot.fields({'platform': Spot.text, 'user': Spot.text}),
+    'kubernetes': lambda spot: spot.fields({'user': Spot.text})}
 SERVICE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     **IMAGE_FIELDS, 'command': Spot.texts, 'alias': Spot.text, 'variables': read_variables}
 ARTIFACTS_FIELDS: dict[str, Callable[[Spot], Any]] = {
@@ -3450,17 +3472,18 @@ CACHE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'fallback_keys': Spot.texts}
 RULE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'if': lambda spot: spot, 'changes': read_globs, 'exists': read_globs, 'when': one_of(*WHENS, 'never'),
-    'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables, 'interruptible': Spot.flag,
+    'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables,
+    'interruptible': Spot.flag,
     'auto_cancel': anything}
 DEFAULT_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'image': read_image, 'services': read_services, 'before_script': Spot.texts, 'after_script': Spot.texts,
+    'image': read_image, 'services': listed(read_service), 'before_script': Spot.texts, 'after_script': Spot.texts,
     'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': read_timeout, 'retry': read_retry,
     'interruptible': Spot.flag, 'hooks': lambda spot: spot.fields({'pre_get_sources_script': Spot.texts}),
     'id_tokens': refused('minici issues no ID tokens')}
 JOB_FIELDS: dict[str, Callable[[Spot], Any]] = {
     **DEFAULT_FIELDS, 'stage': Spot.text, 'script': Spot.texts, 'variables': read_variables, 'dependencies': Spot.texts,
     'needs': listed(read_need), 'when': one_of(*WHENS), 'start_in': Spot.seconds, 'allow_failure': read_allow_failure,
-    'only': read_refs, 'except': read_refs, 'rules': read_rules, 'parallel': read_parallel, 'extends': anything,
+    'only': read_refs, 'except': read_refs, 'rules': listed(read_rule), 'parallel': read_parallel, 'extends': anything,
     'inherit': read_inherit, 'resource_group': Spot.text, 'coverage': read_coverage, 'environment': read_environment,
     'release': anything, 'manual_confirmation': Spot.text, 'pages': anything, 'publish': Spot.text,
     'secrets': refused('minici reads no vaults'), 'run': refused('use script'),
@@ -3469,7 +3492,7 @@ GLOBAL_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'stages': Spot.texts, 'types': Spot.texts, 'variables': read_variables, 'include': anything,
     'default': lambda spot: spot.fields(DEFAULT_FIELDS),
     'workflow': lambda spot: spot.fields({
-        'rules': read_rules, 'name': Spot.text,
+        'rules': listed(read_rule), 'name': Spot.text,
         'auto_cancel': lambda item: item.fields({
             'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none')})}),
     **{key: DEFAULT_FIELDS[key] for key in ('image', 'services', 'before_script', 'after_script', 'cache')}}
@@ -3550,7 +3573,7 @@ class Compiler:
                 return []
         else:
             elsewhere = refused('minici includes local files alone; keep a copy in the repository')
-            found = spot.fields({'local': Spot.text, 'rules': read_rules, **dict.fromkeys(
+            found = spot.fields({'local': Spot.text, 'rules': listed(read_rule), **dict.fromkeys(
                 ('project', 'template', 'remote', 'component', 'file', 'ref', 'artifact', 'inputs', 'job', 'integrity',
                  'cache'), elsewhere)})
             local = found.get('local', '')
@@ -4216,8 +4239,8 @@ class Call:
         if not self.route.upload or segment.name != 'file' or segment.filename is None or self.upload:
             return None
         self.upload = self.ci.artifacts.receive()
-        base = segment.filename.replace('\\', '/').rpartition('/')[2]
-        self.upload.filename = re.sub(r'[\x00-\x1f\x7f]', '', base)[:255]
+        base = re.sub(r'[\x00-\x1f\x7f]', '', segment.filename.replace('\\', '/').rpartition('/')[2])[:255]
+        self.upload.filename = base if base.strip(' .') else 'artifacts'
         return self.upload
 
     def has(self, name: str) -> bool:
@@ -4336,6 +4359,8 @@ def job_token(call: Call) -> Row:
     early = call.query.get('token') or header
     if isinstance(early, str):
         job = _job_of(call, job_id, early)
+    if call.method == 'PUT':
+        call.require('token')  # GitLab wants it as a parameter here
     token = call.text('token') or header
     if not token:
         _job_of(call, job_id, '')
@@ -4691,7 +4716,8 @@ def job_entity(row: Row, call: Viewer) -> dict[str, Any]:
         'artifacts_file': archive and {'filename': archive['filename'], 'size': archive['size']},
         'artifacts': artifacts, 'runner': job_runner_entity(row, now),
         'runner_manager': row['system_id'] and {'system_id': row['system_id']},
-        'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']), 'pending_reason': None,
+        'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']),
+        'pending_reason': call.ci.pending_reason(row),
         'artifacts_expire_at': iso_time(max((moment for moment in expiries if moment), default=None)),
         'archived': False, 'tag_list': json.loads(row['tags']), 'download_url': None,
     }
@@ -4746,11 +4772,12 @@ def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any
         'CI_SERVER_VERSION_MINOR': GITLAB_VERSION.split('.')[1], 'CI_API_V4_URL': f'{call.base_url}/api/v4',
         **pipeline_variables(job), 'CI_NODE_TOTAL': 1, 'CI_PROJECT_URL': project_url,
         'CI_REPOSITORY_URL': repository_url(claim, call), 'CI_PIPELINE_ID': job['pipeline_id'],
-        'CI_PIPELINE_IID': job['pipeline_iid'], 'CI_PIPELINE_CREATED_AT': iso_time(job['pipeline_created_at']),
+        'CI_PIPELINE_IID': job['pipeline_iid'],
+        'CI_PIPELINE_CREATED_AT': iso_time(job['pipeline_created_at'], 'seconds'),
         'CI_PIPELINE_URL': f'{project_url}/-/pipelines/{job["pipeline_id"]}',
         'CI_JOB_ID': job['id'], 'CI_BUILD_ID': job['id'], 'CI_JOB_NAME': job['name'], 'CI_BUILD_NAME': job['name'],
         'CI_JOB_NAME_SLUG': slug(job['name']), 'CI_JOB_STAGE': job['stage'], 'CI_BUILD_STAGE': job['stage'],
-        'CI_JOB_URL': f'{project_url}/-/jobs/{job["id"]}', 'CI_JOB_STARTED_AT': iso_time(job['started_at']),
+        'CI_JOB_URL': f'{project_url}/-/jobs/{job["id"]}', 'CI_JOB_STARTED_AT': iso_time(job['started_at'], 'seconds'),
         'CI_JOB_MANUAL': manual, 'CI_BUILD_MANUAL': manual,
         'CI_JOB_IMAGE': (json.loads(job['spec'])['image'] or {}).get('name'),
         'CI_RUNNER_ID': runner['id'], 'CI_RUNNER_DESCRIPTION': runner['description'],
@@ -4824,7 +4851,8 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
                      'time_in_queue_seconds': max(0, int(job['started_at'] - job['queued_at'])),
                      'project_jobs_running_on_instance_runners_count': '+Inf'},
         'git_info': {'repo_url': repository_url(claim, call), 'ref': job['ref'], 'sha': job['sha'],
-                     'before_sha': job['before_sha'], 'ref_type': kind, 'repo_object_format': 'sha1',
+                     'before_sha': job['before_sha'], 'ref_type': kind,
+                     'repo_object_format': 'sha1' if len(job['sha']) == 40 else 'sha256',
                      'refspecs': [f'+refs/{ref}/{job["ref"]}:{local}'], 'protected': False,
                      'depth': int(depth) if re.fullmatch('[0-9]{1,9}', depth) else 0},
         'runner_info': {'timeout': timeout, 'runner_session_url': None},
@@ -5022,7 +5050,6 @@ def request_job(call: Call) -> bottle.HTTPResponse:
 @route('PUT', '/api/v4/jobs/<id>', auth=job_token, dialect=V4, limit=MAX_TRACE_BODY)
 def update_job(call: Call, id: int) -> bottle.HTTPResponse:
     """Report a job's state; GitLab wants the token as a parameter here."""
-    call.require('token')
     call.choice('state', ('pending', 'running', 'success', 'failed'))
     return update_response(call, call.actor)
 
@@ -5051,7 +5078,8 @@ def current_job(call: Call) -> dict[str, Any]:
     """Return the job that a running job's token belongs to."""
     job = call.ci.find_job_by_token(call.header('JOB-TOKEN') or call.text('job_token') or '')
     if job is None:
-        raise Unauthorized()
+        private_token(call)  # a person is told 404, anybody else 401
+        raise NotFound()
     return job_entity(call.ci.find_job(job), call)
 
 
@@ -5105,7 +5133,7 @@ def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
     if spec['services']:
         options['services'] = [service['name'] for service in spec['services']]
     for item in [item for item in spec['artifacts'] if item['artifact_type'] == 'archive']:
-        options['artifacts'] = {key: item[key] for key in ('name', 'untracked', 'paths', 'when', 'expire_in')
+        options['artifacts'] = {key: item[key] for key in ('name', 'untracked', 'paths', 'exclude', 'when', 'expire_in')
                                 if key in item}
     for item in spec['cache'][:1]:
         options['cache'] = {key: item[key] for key in ('key', 'untracked', 'paths')}
@@ -5288,9 +5316,8 @@ def download_latest_file(call: Call, id: str, ref: str, path: str) -> bottle.HTT
 
 @route('GET', JOB, auth=job_or_private_token)
 def show_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
-    """Show one job; here it says why it is not running."""
-    job = job_of(call)
-    return {**job_entity(job, call), 'pending_reason': call.ci.pending_reason(job)}
+    """Show one job."""
+    return job_entity(job_of(call), call)
 
 
 @route('GET', f'{JOB}/trace', auth=job_or_private_token)
@@ -5906,10 +5933,40 @@ class SpoolBuffer(waitress.buffers.OverflowableBuffer):
         self.overflowed = True
 
 
+class NoBuffer(io.BytesIO):
+    """Takes the rest of a body that is refused, and forgets it."""
+
+    def append(self, data: bytes) -> None:
+        """Forget `data`."""
+
+    def getfile(self) -> NoBuffer:
+        """Return the nothing that was kept."""
+        return self
+
+    def __len__(self) -> int:
+        return 0
+
+
 class RequestParser(waitress.parser.HTTPRequestParser):
     """Holds ordinary requests against a limit of their own while they arrive."""
 
     adj: Any
+    error: Any
+
+    def received(self, data: bytes) -> int:
+        """Take a piece of the request; of a body that is too large only the length is kept, for the refusal.
+
+        A connection that is closed while its client still sends is reset, and the client never sees the
+        413: a runner then sends the whole archive again, twice.
+        """
+        consumed, body = super().received(data), self.body_rcv
+        if isinstance(self.error, waitress.utilities.RequestEntityTooLarge):
+            self.error, self.completed = body.error, body.completed or bool(body.error)
+            if not isinstance(body.buf, NoBuffer):
+                body.buf.close()
+                body.buf = NoBuffer()
+            self.headers['CONTENT_LENGTH'] = str(max(self.content_length, self.body_bytes_received))
+        return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
         """Choose the limit and the place of the body once the headers are known."""
@@ -5925,6 +5982,12 @@ class Channel(waitress.channel.HTTPChannel):
     """One client's connection."""
 
     parser_class = RequestParser
+
+    def handle_close(self) -> None:
+        """Remove what a client left half sent."""
+        if self.request is not None:
+            self.request.close()
+        super().handle_close()
 
 
 class Server:

@@ -1,7 +1,9 @@
 """Sudden death: the server and its clients are killed at any moment, and what was acknowledged is still there."""
 
+import contextlib
 import hashlib
 import http.client
+import json
 import os
 import random
 import re
@@ -142,6 +144,20 @@ class Uploader:
             self.acknowledged = hashlib.sha256(content).hexdigest()
 
 
+class Claimer:
+    """A runner that claims one job after the other."""
+
+    def __init__(self, token):
+        self.body, self.claimed = f'{{"token": "{token}"}}', []
+
+    def claim(self, connection):
+        """Claim a job and note its number."""
+        status, _, body = call(connection, 'POST', '/api/v4/jobs/request', self.body,
+                               {'Content-Type': 'application/json'})
+        assert status == 201, status
+        self.claimed.append(json.loads(body)['id'])
+
+
 @pytest.fixture
 def prepared(tmp_path):
     """A database of 500 jobs, six of them claimed: its path, a private token, a runner's token and the claims."""
@@ -154,30 +170,26 @@ def prepared(tmp_path):
 
 def test_a_server_killed_eighteen_times_loses_nothing_it_acknowledged_and_shows_no_half(prepared):
     db, token, runner_token, claims = prepared
-    chance, claimed = random.Random(1), []
+    chance, claimer = random.Random(1), Claimer(runner_token)
     tracers = [Tracer(claim.job['id'], claim.token, random.Random(claim.token)) for claim in claims[:4]]
     uploaders = [Uploader(claim.job['id'], claim.token, random.Random(claim.token)) for claim in claims[4:]]
 
-    def claim_one(connection):
-        status, _, body = call(connection, 'POST', '/api/v4/jobs/request', f'{{"token": "{runner_token}"}}',
-                               {'Content-Type': 'application/json'})
-        assert status == 201, status
-        claimed.append(int(re.match(rb'\{"id":([0-9]+),', body)[1]))
-
-    for _ in range(18):
-        with Served(db) as server:
-            connection = server.connect()
+    def look(server):
+        with contextlib.closing(server.connect()) as connection:
             for tracer in tracers:
                 tracer.check(connection, token)
             for uploader in uploaders:
                 uploader.check(connection)
-            connection.close()
-            steps = [*(tracer.patch for tracer in tracers), *(uploader.upload for uploader in uploaders), claim_one]
+
+    steps = [*(tracer.patch for tracer in tracers), *(uploader.upload for uploader in uploaders), claimer.claim]
+    for _ in range(18):
+        with Served(db) as server:
+            look(server)
             workers = [Worker(server, step) for step in steps]
             for worker in workers:
                 worker.start()
             victim, enough = chance.choice(workers), chance.randrange(1, 12)
-            while victim.is_alive() and victim.steps < enough and len(claimed) < 480:
+            while victim.is_alive() and victim.steps < enough and len(claimer.claimed) < 480:
                 victim.join(0.001)
             server.end(signal.SIGKILL)
         for worker in workers:
@@ -186,19 +198,15 @@ def test_a_server_killed_eighteen_times_loses_nothing_it_acknowledged_and_shows_
         with sqlite3.connect(db) as c:
             assert c.execute('PRAGMA integrity_check').fetchall() == [('ok',)]
         c.close()
-    with Served(db) as server:
-        connection = server.connect()
+    with Served(db) as server, contextlib.closing(server.connect()) as connection:
+        look(server)
         for tracer in tracers:
-            tracer.check(connection, token)
             while tracer.start < len(tracer.text):
                 tracer.patch(connection, 2 ** 20)
-        for uploader in uploaders:
-            uploader.check(connection)
-        connection.close()
     with minici.Coordinator(db) as ci:
         assert [ci.read_trace(tracer.job_id) for tracer in tracers] == [tracer.text for tracer in tracers]
-        assert len(claimed) == len(set(claimed)) > 18
-        assert {ci.find_job(job)['status'] for job in claimed} == {'running'}
+        assert len(claimer.claimed) == len(set(claimer.claimed)) > 18
+        assert {ci.find_job(job)['status'] for job in claimer.claimed} == {'running'}
 
 
 # -- clients

@@ -141,6 +141,18 @@ def test_a_newer_schema_is_refused_and_not_one_byte_of_it_changes(tmp_path):
     assert (tmp_path / 'ci.sqlite').read_bytes() == image
 
 
+@pytest.mark.parametrize('mark', ['PRAGMA application_id = 1', 'PRAGMA user_version = 1000000'])
+def test_a_refused_database_is_let_go_of_at_once(tmp_path, mark):
+    minici.Coordinator(tmp_path / 'ci.sqlite').close()
+    with sqlite3.connect(tmp_path / 'ci.sqlite') as c:
+        c.execute(mark)
+    c.close()
+    before = len(os.listdir('/dev/fd'))
+    with pytest.raises(minici.CIError) as refusal:
+        minici.Coordinator(tmp_path / 'ci.sqlite')
+    assert len(os.listdir('/dev/fd')) == before, refusal
+
+
 def test_a_file_that_is_no_database_is_refused_with_a_message(tmp_path, capsys):
     (tmp_path / 'notes.txt').write_text('not a database\n' * 100)
     image = (tmp_path / 'notes.txt').read_bytes()

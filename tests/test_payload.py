@@ -53,7 +53,7 @@ V1 = {
     'variables!': [{'key!': str, 'value!': str, 'public!': bool, 'file': bool}],
     'options!': {
         'image': str, 'services': [str], 'after_script': [str], 'dependencies': [str],
-        'artifacts': {'name': str, 'untracked': bool, 'paths': [str], 'when': str, 'expire_in': str},
+        'artifacts': {'name': str, 'untracked': bool, 'paths': [str], 'exclude': [str], 'when': str, 'expire_in': str},
         'cache': {'key': str, 'untracked': bool, 'paths': [str]}},
     'depends_on_builds!': [{**SUMMARY, 'artifacts_file': {'filename!': str, 'size!': int}}],
     'credentials!': [{'type!': str, 'url!': str, 'username!': str, 'password!': str}],
@@ -446,7 +446,8 @@ def test_the_build_of_every_keyword_has_the_shapes_of_2016(client, everything):
     assert build['options'] == {
         'image': 'ruby:3.3', 'services': ['redis:7', 'postgres:16'], 'after_script': ['rm -r tmp'],
         'dependencies': ['version', 'silent'],
-        'artifacts': {'name': '$CI_JOB_NAME', 'untracked': True, 'paths': ['out/', '*.log'], 'when': 'always',
+        'artifacts': {'name': '$CI_JOB_NAME', 'untracked': True, 'paths': ['out/', '*.log'],
+                      'exclude': ['out/tmp/'], 'when': 'always',
                       'expire_in': '1 week 3 days'},
         'cache': {'key': 'gems', 'untracked': True, 'paths': ['vendor/']}}
     version, silent = build['depends_on_builds']

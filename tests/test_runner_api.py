@@ -168,18 +168,6 @@ def test_an_unregistered_runner_is_unknown_from_then_on_and_the_job_it_ran_stays
     assert ci.find_job(job.job)['status'] == 'success'
 
 
-@pytest.mark.parametrize('whose', ['own', 'person'])
-def test_a_runner_that_changed_since_is_not_removed(client, clock, runner, token, whose):
-    clock.advance(days=30)
-    client.call('PUT', f'/api/v4/runners/{runner.id}', token=token, json={'description': 'moved'}, status=200)
-    before = {'If-Unmodified-Since': 'Wed, 15 Nov 2023 00:00:00 GMT'}  # a day after its registration
-    options = {'own': {'path': '/api/v4/runners', 'json': {'token': runner.token}},
-               'person': {'path': f'/api/v4/runners/{runner.id}', 'token': token}}[whose]
-    assert client.call('DELETE', headers=before, status=412, **options).json['message'] == '412 Precondition Failed'
-    after = {'If-Unmodified-Since': 'Sat, 30 Dec 2023 00:00:00 GMT'}
-    client.call('DELETE', headers=after, status=204, **options)
-
-
 def test_verification_answers_the_object_and_notes_the_contact(client, clock, runner, token):
     answer = client.call('POST', '/api/v4/runners/verify', json={'token': runner.token}, status=200)
     assert answer.headers['Content-Type'] == 'application/json'

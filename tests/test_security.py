@@ -21,12 +21,18 @@ import minici
 PUBLIC = {
     ('GET', '/api/v4/runners/router/discovery'),    # says "not implemented" to everybody
     ('GET', '/api/v4/job'),                         # asks for a running job's token itself
+    ('GET', '/api/v4/projects/<id>/badges/<ref:path>/pipeline.svg'),    # asks for a private token without --public
+    ('POST', '/api/v4/projects/<id>/trigger/pipeline'),                 # these ask for a trigger's token
+    ('POST', '/api/v4/projects/<id>/ref/<ref:path>/trigger/pipeline'),
+    *(('POST', f'{prefix}/projects/<id>/refs/<ref:path>/trigger') for prefix in ('/ci/api/v1', '/api/v1', '/ci')),
+    ('POST', '/hooks/<project:path>'),              # asks for the project's webhook_token, or a signature by it
 }
 DISCOVERY = ('GET', '/api/v4/runners/router/discovery')
 PASSWORD, VARIABLE = 'hunter2-of-the-url', 'value-of-a-variable'
 #: Parameters with which every route does its work once its guard has let the call in.
 GOOD = {'state': 'success', 'ref': 'main', 'sha': SHA, 'content': json.dumps(PLAIN), 'name': 'fresh', 'job': 'test',
-        'path': 'fresh', 'runner_type': 'instance_type'}
+        'path': 'fresh', 'runner_type': 'instance_type', 'runner_id': 2, 'key': 'FRESH', 'value': 'fresh',
+        'description': 'fresh'}
 
 
 def entitled(route):
@@ -34,6 +40,10 @@ def entitled(route):
     method, path = route.method, route.path
     if (method, path) == ('GET', '/api/v4/job'):
         return {'job', 'other_job'}
+    if path.startswith('/hooks/'):
+        return {'webhook'}
+    if path.endswith(('/trigger', '/trigger/pipeline')):
+        return {'trigger'}
     if path.endswith('/runners/register') or (method, path) == ('POST', '/api/v4/runners'):
         return {'registration', 'project', 'other_project'}
     if (method, path) == ('DELETE', '/api/v4/runners') or path.endswith((
@@ -66,16 +76,21 @@ class World:
     def address(self, route, name='job'):
         """Return a route's path about the job of that name."""
         job = self.row(name)
-        values = {'id': job['project_id' if route.path.startswith('/api/v4/projects') else 'id'], 'job_id': job['id'],
+        values = {'id': job['project_id' if '/projects/' in route.path else 'id'], 'job_id': job['id'],
                   'pipeline_id': job['pipeline_id'], 'ref': 'main', 'path': 'out/a'}
         return re.sub(r'<(\w+)(?::\w+)?>', lambda match: str(values.get(match[1], 1)), route.path)
 
     def send(self, route, how, token, name='job', **changes):
         """Call a route with a token in all places of one kind, and with everything else as it should be."""
         path, body, headers = self.address(route, name), {**GOOD, **changes}, {'Content-Range': '5-8'}
+        if route.path.startswith('/hooks/'):
+            headers |= {'X-Gitlab-Event': 'Push Hook', 'X-Gitlab-Token': token, 'X-Gitea-Signature': token,
+                        'X-Forgejo-Signature': token, 'X-Hub-Signature-256': f'sha256={token}'}
+            return self.client.call('POST', path, json={'ref': 'refs/heads/main', 'before': SHA, 'after': SHA},
+                                    headers=headers)
         tokens = {'token': token, 'private_token': token, 'job_token': token}
         if how == 'usual':      # as its owner sends it
-            by_header = token.startswith('mcp') or route.path.startswith('/api/v4/projects')
+            by_header = token.startswith('mcp') or '/projects/' in route.path and '/trigger' not in route.path
             path += '' if by_header else f'?token={quote(token)}'
             headers['PRIVATE-TOKEN' if token.startswith('mcp') else 'JOB-TOKEN'] = token
         elif how == 'header':
@@ -101,8 +116,9 @@ class World:
 
 def build(ci, clock):
     """Fill a coordinator with all that a World has; return its facts."""
-    project = ci.create_project('group/demo', import_url=f'https://user:{PASSWORD}@git.example/demo.git')
+    project = ci.create_project('group/demo', import_url=f'http://user:{PASSWORD}@127.0.0.1:1/demo.git')
     other = ci.create_project('other')
+    ci.set_variable(project, '1', VARIABLE)
     runner, foreign, removed = Runner(ci), Runner(ci, token=other['runners_token']), Runner(ci)
     ci.unregister_runner(removed.row)
 
@@ -124,10 +140,12 @@ def build(ci, clock):
     ci.cancel_job(claims['canceled_job'].job)
     ci.erase_job(claims['erased_job'].job)
     claims['other_job'] = claim(foreign, other)
-    tokens = {'registration': ci.registration_token, 'project': project['runners_token'],
-              'other_project': other['runners_token'], 'api': ci.create_private_token(),
-              'read_api': ci.create_private_token(scope='read_api'), 'runner': runner.token,
-              'other_runner': foreign.token, 'removed_runner': removed.token}
+    api, read_api = ci.create_private_token(), ci.create_private_token(scope='read_api')
+    trigger, other_trigger = (ci.create_trigger(where, ci.find_user(api), '')['token'] for where in (project, other))
+    tokens = {'registration': ci.registration_token, 'project': project['runners_token'], 'api': api,
+              'read_api': read_api, 'other_project': other['runners_token'], 'runner': runner.token,
+              'other_runner': foreign.token, 'removed_runner': removed.token,
+              'trigger': trigger, 'other_trigger': other_trigger, 'webhook': project['webhook_token'], 'other_webhook': other['webhook_token']}
     jobs = {name: claimed.job['id'] for name, claimed in claims.items()}
     ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)  # for those who come to claim
     ci.create_pipeline(other, 'main', sha=SHA, content=PLAIN)
@@ -185,8 +203,9 @@ def intruders(world, routes, how, token):
 
 
 @pytest.mark.parametrize('name', [
-    'registration', 'project', 'other_project', 'api', 'read_api', 'runner', 'other_runner', 'removed_runner', 'job',
-    'other_job', 'requeued_job', 'finished_job', 'canceled_job', 'erased_job'])
+    'registration', 'project', 'other_project', 'api', 'read_api', 'runner', 'other_runner', 'removed_runner',
+    'trigger', 'other_trigger', 'webhook', 'other_webhook', 'job', 'other_job', 'requeued_job', 'finished_job',
+    'canceled_job', 'erased_job'])
 def test_token_opens_no_route_that_it_is_not_for(world, name):
     before = world.stored()
     closed = [route for route in world.routes
@@ -225,7 +244,7 @@ def test_token_of_another_json_type_opens_nothing(world, wrap):
     before = world.stored()
     for route in world.routes:
         for name in entitled(route) if (route.method, route.path) != DISCOVERY else ():
-            if route.method != 'PATCH' and not route.path.endswith('<id>/artifacts'):  # no JSON there
+            if route.method != 'PATCH' and not route.path.endswith('<id>/artifacts') and name != 'webhook':  # no JSON
                 assert intruders(world, [route], 'json', wrap(world.tokens[name])) == []
     assert world.stored() == before
 
@@ -292,7 +311,8 @@ def secrets_of(world):
 def test_tokens_of_runners_people_and_jobs_are_not_stored_readably(world):
     rows = '\n'.join(world.stored()[0])
     readable = {name for name, token in world.tokens.items() if token in rows}
-    assert readable == {'registration', 'project', 'other_project'}
+    assert readable == {'registration', 'project', 'other_project', 'trigger', 'other_trigger', 'webhook',
+                        'other_webhook'}
 
 
 def test_no_answer_and_no_log_tells_a_secret(world, caplog):
@@ -311,7 +331,9 @@ def test_no_answer_and_no_log_tells_a_secret(world, caplog):
             if route.path.endswith(claims):
                 told -= {PASSWORD, VARIABLE}
             if name == 'api' and route.path.startswith('/api/v4/projects'):
-                told -= {world.tokens['project']}
+                told -= {world.tokens['project'], world.tokens['webhook'], world.tokens['trigger']}
+            if name in ('api', 'read_api') and '/variables' in route.path:
+                told -= {VARIABLE}
             leaks += [(route.method, route.path, name, secret) for secret in told]
     assert leaks == []
     assert [secret for secret in secrets_of(world) if secret in caplog.text] == []
@@ -377,7 +399,7 @@ def test_every_answer_carries_the_security_headers(world):
             answer = world.client.call(method, path, token=token, headers={
                 'Origin': 'https://evil.example', 'Access-Control-Request-Method': 'POST', 'JOB-TOKEN': token or ''})
             if (answer.headers.get('X-Content-Type-Options') != 'nosniff'
-                    or 'private' not in answer.headers.get('Cache-Control', '')
+                    or not re.search('private|no-store|no-cache', answer.headers.get('Cache-Control', ''))
                     or [name for name in answer.headers if name.lower().startswith(('access-control-', 'set-cookie'))]):
                 wrong.append((method, path, answer.status))
     assert wrong == []
@@ -500,7 +522,8 @@ def test_names_that_clients_choose_never_become_paths(ci, client, token, runner,
     for number, name in enumerate(HOSTILE_NAMES):
         client.call('POST', '/api/v4/projects', token=token, json={'path': name, 'name': name}, status=400)
         project = ci.create_project(f'demo-{number}')
-        content = {f'job {name}'[:255]: {'script': ['make'], 'stage': name}, 'stages': [name]}
+        stage = name.replace('\0', '')  # which no pipeline file may hold
+        content = {f'job {stage}'[:255]: {'script': ['make'], 'stage': stage}, 'stages': [stage]}
         ci.create_pipeline(project, 'main', sha=SHA, content=content)
         job = runner.claim()
         row = ci.authenticate_job(job.job['id'], job.token)
