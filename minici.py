@@ -577,7 +577,8 @@ def check_import_url(url: str) -> str:
 
     Runners need a real URL: the ``git@host:path`` form is a parse error in new ones.
     """
-    if not re.fullmatch(r'(https?|ssh|git)://[^\s\x00-\x20/\-][^\s\x00-\x1f\x7f]*|file:///[^\s\x00-\x1f\x7f]+', url):
+    address = r'(https?|ssh|git)://([^/@]*@)?[A-Za-z0-9\[][^@]*|file:///.+'
+    if not url.isprintable() or ' ' in url or not re.fullmatch(address, url):
         raise BadRequest({'import_url': ['must be an address such as https://host/group/project.git, '
                                          'ssh://git@host/project.git or file:///srv/git/project.git']})
     return url
@@ -2302,7 +2303,7 @@ class Coordinator:
     def _check_alive(self, job: Row) -> None:
         """Raise JobNotRunning unless `job` is still with its runner, by the same claim."""
         now = self._one('SELECT status, token_hash FROM job WHERE id = :id', id=job['id'])
-        if now is None or now['status'] not in ALIVE or now['token_hash'] != job['token_hash']:
+        if now is None or now['status'] not in ALIVE or not same_secret(now['token_hash'], job['token_hash']):
             raise JobNotRunning(now['status'] if now else 'canceled')
 
     def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
@@ -2740,7 +2741,8 @@ class Coordinator:
     def _requeue(self, job: Row) -> bool:
         """Put a job whose claim was never answered back into the queue, its old token void; say whether it left."""
         if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
-            return self._finish(job, 'failed', 'claims_unanswered')
+            self._finish(job, 'failed', 'claims_unanswered')
+            return False
         with self.db.write() as c:
             requeued = c.execute(
                 "UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
@@ -3905,7 +3907,11 @@ class Repository:
     def __enter__(self) -> Repository:
         if not self._local:
             self._directory = tempfile.mkdtemp('.git', dir=self._scratch)
-            self._git('init', '--quiet', '--bare', '--end-of-options', self._directory)
+            try:
+                self._git('init', '--quiet', '--bare', '--end-of-options', self._directory)
+            except CIError:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -3915,20 +3921,32 @@ class Repository:
     def _git(self, *arguments: str, missing_ok: bool = False) -> bytes | None:
         """Run git and return what it printed, or None if it fails and may."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-        environment.update(GIT_TERMINAL_PROMPT='0', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file', LC_ALL='C',
-                           GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1')
+        environment.update(GIT_TERMINAL_PROMPT='0', GIT_ASKPASS='', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file',
+                           GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1', LC_ALL='C')
         try:
-            done = subprocess.run(['git', *arguments], cwd=self._directory or None, env=environment,
-                                  stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_TIMEOUT)
+            with subprocess.Popen(['git', *arguments], cwd=self._directory or None, env=environment,
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  start_new_session=True) as git:
+                try:
+                    printed, said = git.communicate(timeout=GIT_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    if hasattr(os, 'killpg'):
+                        os.killpg(git.pid, signal.SIGKILL)  # git-remote-https would wait on without it
+                    git.kill()
+                    raise
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = 'git took too long' if isinstance(error, subprocess.TimeoutExpired) else str(error)
             raise BadRequest({'base': [f'The repository cannot be read: {reason}']}) from None
-        if done.returncode == 0:
-            return done.stdout
+        if git.returncode == 0:
+            return printed
         if missing_ok:
             return None
-        said = done.stderr.decode('utf-8', 'replace').strip().splitlines() or ['git failed']
-        raise BadRequest({'base': [f'The repository cannot be read: {said[-1]}']})
+        lines = said.decode('utf-8', 'replace').strip().splitlines() or ['git failed']
+        reason = next((line for line in lines if line.startswith('fatal: ')), lines[-1])
+        user = urllib.parse.urlsplit(self._url).netloc.rpartition('@')[0]
+        for secret in filter(None, (user, urllib.parse.unquote(user))):
+            reason = reason.replace(secret, '***')
+        raise BadRequest({'base': [f'The repository cannot be read: {reason}']})
 
     def default_branch(self) -> str:
         """Return the branch that HEAD names."""
@@ -3956,15 +3974,20 @@ class Repository:
     def commit(self, sha: str) -> dict[str, Any]:
         """Return the message, author, committer, dates and parents of a commit."""
         check_sha(sha)
-        layout = '%H%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B'
-        if self._git('cat-file', '-e', f'{sha}^{{commit}}', missing_ok=True) is None:
-            if self._local:
-                raise BadRequest({'base': [f'The commit {sha[:8]} is not in the repository']})
-            self._git('fetch', '--quiet', '--no-tags', '--depth=1', '--end-of-options', self._url, sha)
-        shown = self._git('show', '--no-patch', f'--format={layout}', '--end-of-options', sha) or b''
-        _, parents, author, author_email, authored, committer, committer_email, committed, message = \
-            shown.decode('utf-8', 'replace').split('\0', 8)
-        return {'parent_ids': parents.split(), 'author_name': author, 'author_email': author_email,
+        raw = self._git('cat-file', 'commit', sha, missing_ok=True)
+        if raw is None and not self._local:
+            self._git('fetch', '--quiet', '--no-tags', '--depth=1', '--end-of-options', self._url, sha, missing_ok=True)
+            raw = self._git('cat-file', 'commit', sha, missing_ok=True)
+        if raw is None:
+            raise BadRequest({'base': [f'The commit {sha[:8]} is not in the repository']})
+        parents = re.findall(rb'^parent ([0-9a-f]+)$', raw.partition(b'\n\n')[0], re.M)  # a shallow `show` hides them
+        layout = '%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B'
+        shown = self._git('show', '--no-patch', '--no-show-signature', '--encoding=UTF-8', f'--format={layout}',
+                          '--end-of-options', sha) or b''
+        author, author_email, authored, committer, committer_email, committed, message = \
+            shown.decode('utf-8', 'replace').split('\0', 6)
+        return {'parent_ids': [parent.decode() for parent in parents],
+                'author_name': author, 'author_email': author_email,
                 'authored_date': authored, 'committer_name': committer, 'committer_email': committer_email,
                 'committed_date': committed, 'message': message.rstrip('\n') + '\n'}
 
@@ -3975,7 +3998,7 @@ class Repository:
     def files(self, sha: str) -> list[str]:
         """Return the paths of all files at a commit."""
         listed = self._git('ls-tree', '-r', '-z', '--name-only', check_sha(sha)) or b''
-        return listed.decode('utf-8', 'replace').rstrip('\0').split('\0')
+        return listed.decode('utf-8', 'replace').split('\0')[:-1]
 
     def changes(self, base: str, sha: str) -> list[str] | None:
         """Return the paths that differ between a commit (or ref) and a later commit, None when that cannot be told."""
@@ -3987,7 +4010,7 @@ class Repository:
         except BadRequest:
             return None
         listed = self._git('diff', '--name-only', '-z', '--no-renames', earlier, check_sha(sha)) or b''
-        return listed.decode('utf-8', 'replace').rstrip('\0').split('\0')
+        return listed.decode('utf-8', 'replace').split('\0')[:-1]
 
 
 Coordinator.open_repository = Repository
@@ -4365,7 +4388,7 @@ def job_token(call: Call) -> Row:
     if not token:
         _job_of(call, job_id, '')
         raise Forbidden()
-    return job if token == early else _job_of(call, job_id, token)
+    return job if same_secret(token, early) else _job_of(call, job_id, token)
 
 
 def _job_of(call: Call, job_id: int, token: str) -> Row:
@@ -4438,6 +4461,13 @@ def empty_response(status: int, headers: Mapping[str, str] | None = None) -> bot
 def error_response(error: CIError) -> bottle.HTTPResponse:
     """Return a refusal in GitLab's two forms: ``message`` from the API, ``error`` from its framework."""
     return json_response({error.body_key: error.message}, error.status, error.headers)
+
+
+def hardened(response: bottle.HTTPResponse) -> bottle.HTTPResponse:
+    """Return an answer with the headers that every one of ours has."""
+    response.headers.setdefault('Cache-Control', 'private, no-store')
+    response.headers['X-Content-Type-Options'] = 'nosniff'
+    return response
 
 
 class FileBody:
@@ -4569,9 +4599,7 @@ class ApiPlugin:
                 response = error_response(CIError())
             finally:
                 call.close()
-            response.headers.setdefault('Cache-Control', 'private, no-store')
-            response.headers['X-Content-Type-Options'] = 'nosniff'
-            return response
+            return hardened(response)
         return answer
 
     @staticmethod
@@ -4735,7 +4763,8 @@ def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str,
         'name_with_namespace': f'{namespace} / {row["name"]}' if namespace else row['name'],
         'path_with_namespace': row['path'], 'created_at': iso_time(row['created_at']),
         'default_branch': row['default_branch'], 'tag_list': [], 'topics': [], 'web_url': url,
-        'http_url_to_repo': row['import_url'] or f'{url}.git', 'ssh_url_to_repo': row['import_url'] or f'{url}.git',
+        'http_url_to_repo': redacted_url(row['import_url']) or f'{url}.git',
+        'ssh_url_to_repo': redacted_url(row['import_url']) or f'{url}.git',
         'readme_url': None, 'avatar_url': None, 'forks_count': 0, 'star_count': 0, 'visibility': 'private',
         'last_activity_at': iso_time(row['created_at']), 'archived': False, 'empty_repo': False,
         'namespace': {'id': row['id'], 'name': namespace, 'path': namespace, 'kind': 'group', 'full_path': namespace},
@@ -5589,7 +5618,7 @@ TRIGGERS = f'{PROJECT}/triggers'
 
 def trigger_entity(row: Row, call: Call) -> dict[str, Any]:
     """Return a trigger; its token is complete only for its owner."""
-    mine = row['user_id'] == call.actor['id']
+    mine = row['user_id'] == call.actor['id'] and call.actor['scope'] == 'api'
     return {'id': row['id'], 'token': row['token'] if mine else row['token'][:4], 'description': row['description'],
             'created_at': iso_time(row['created_at']), 'updated_at': iso_time(row['updated_at']),
             'last_used': iso_time(row['last_used']), 'expires_at': None, 'owner': user_entity(row, call)}
@@ -5893,7 +5922,7 @@ class Application:
         response = error_response(refusal)
         if 'Allow' in error.headers:
             response.headers['Allow'] = error.headers['Allow']
-        return response
+        return hardened(response)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one WSGI request."""

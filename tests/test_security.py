@@ -145,7 +145,8 @@ def build(ci, clock):
     tokens = {'registration': ci.registration_token, 'project': project['runners_token'], 'api': api,
               'read_api': read_api, 'other_project': other['runners_token'], 'runner': runner.token,
               'other_runner': foreign.token, 'removed_runner': removed.token,
-              'trigger': trigger, 'other_trigger': other_trigger, 'webhook': project['webhook_token'], 'other_webhook': other['webhook_token']}
+              'trigger': trigger, 'other_trigger': other_trigger, 'webhook': project['webhook_token'],
+              'other_webhook': other['webhook_token']}
     jobs = {name: claimed.job['id'] for name, claimed in claims.items()}
     ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)  # for those who come to claim
     ci.create_pipeline(other, 'main', sha=SHA, content=PLAIN)
