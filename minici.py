@@ -882,6 +882,11 @@ class Database:
         connection.execute(f'PRAGMA synchronous = {self._synchronous}')
         return connection
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             self._forget()  # the parent's handles stay untouched: SQLite forbids sharing them
@@ -1116,13 +1121,34 @@ class TraceStore:
         with contextlib.suppress(FileNotFoundError):
             self._heard(self.path(job_id))
 
+    def restart(self, job_id: int, check: Callable[[], Any]) -> None:
+        """Begin a trace anew; what it held is kept until `settle` knows which of the two is longer."""
+        with self._locked(job_id):
+            check()
+            path = self.path(job_id)
+            os.replace(path, path.with_suffix('.kept'))
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            try:
+                self._heard(handle)
+            finally:
+                os.close(handle)
+
+    def settle(self, job_id: int, *, complete: bool = False) -> None:
+        """End a trace that was begun anew: unless it is `complete`, the longer of the two remains."""
+        kept = self.path(job_id).with_suffix('.kept')
+        if kept.exists():
+            with self._locked(job_id):
+                if not complete and kept.stat().st_size > (self.size(job_id) or 0):
+                    os.replace(kept, self.path(job_id))
+                kept.unlink(missing_ok=True)
+
     def parts(self) -> Iterator[Path]:
         """Yield the files that were to replace a trace and are still there."""
         return self._root.glob('*/*.part')
 
     def looked_at(self, job_id: int) -> None:
         """Note that somebody is reading a job's trace."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._locked(job_id), contextlib.suppress(FileNotFoundError):
             os.utime(self.path(job_id), (self._clock(), os.stat(self.path(job_id)).st_mtime))
 
     def is_watched(self, job_id: int) -> bool:
@@ -1386,29 +1412,31 @@ MATCH_RUNNERS = """
     """
 
 # The oldest pending job among the sets of tags a runner serves: one seek for each set.
-CLAIM = """
-    UPDATE job
-       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
-           started_at = :now, attempts = attempts + 1
-     WHERE status = 'pending'
-       AND id = (SELECT min(oldest) FROM (
-                 SELECT (SELECT queued.id
-                           FROM job AS queued INDEXED BY {index}
-                          WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
-                            AND {reach}
-                            AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
-                          ORDER BY queued.id
-                          LIMIT 1) AS oldest
-                   FROM runner_tag_set AS served {projects}
-                  WHERE served.runner_id = :runner_id))
-    RETURNING id, pipeline_id
+OLDEST = """
+    SELECT min(oldest) AS id FROM (
+    SELECT (SELECT queued.id
+              FROM job AS queued INDEXED BY {index}
+             WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
+               AND {reach}
+               AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
+             ORDER BY queued.id
+             LIMIT 1) AS oldest
+      FROM runner_tag_set AS served {projects}
+     WHERE served.runner_id = :runner_id)
     """
-CLAIMS = {
-    'instance_type': CLAIM.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
-    'project_type': CLAIM.format(
+QUEUES = {
+    'instance_type': OLDEST.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
+    'project_type': OLDEST.format(
         index='job_pending_project', reach='queued.project_id = enabled.project_id',
         projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
 }
+CLAIMS = {runner_type: f"""
+    UPDATE job
+       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
+           started_at = :now, attempts = attempts + 1
+     WHERE status = 'pending' AND id = ({oldest})
+    RETURNING id, pipeline_id
+    """ for runner_type, oldest in QUEUES.items()}
 
 
 # What a job becomes when it is queued: one with a resource group has to get hold of that first.
@@ -1458,11 +1486,16 @@ class Coordinator:
         self.settings = Settings(**{name: read_setting(kinds[name], value) if name in kinds else value
                                     for name, value in settings.items()})
         self.clock = clock
+        self._pid = os.getpid()
         self._temporary = tempfile.mkdtemp(prefix='minici-') if db is None else None
         path = Path(db) if db is not None else Path(self._temporary or '', 'ci.sqlite')
         self.data = Path(data) if data is not None else path.with_name(f'{path.stem}-data')
         self.db = Database(path, fsync=fsync)
-        self.db.migrate()
+        try:
+            self.db.migrate()
+        except BaseException:
+            self.db.close()
+            raise
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.traces = TraceStore(self.data / 'traces', clock=clock, fsync=fsync,
                                  max_size=self.settings.max_trace_size)
@@ -1484,7 +1517,7 @@ class Coordinator:
         """Close the database; a temporary one is removed with its traces and artifacts."""
         self.db.close()
         self._announce()
-        if self._temporary:
+        if self._temporary and self._pid == os.getpid():  # a forked child leaves its parent's alone
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def backup(self, target: str | os.PathLike[str]) -> None:
@@ -1521,18 +1554,21 @@ class Coordinator:
 
     def _tell(self, callback: Callable[[str, Row, str], Any], position: int) -> None:
         """Call back for each event after `position` until the coordinator is closed."""
-        with contextlib.suppress(Busy):  # the database is closed
-            while True:
+        while not self.db.closed:
+            try:
                 for event in self._all('SELECT * FROM event WHERE id > :position ORDER BY id LIMIT 100',
                                        position=position):
-                    position = event['id']
                     find = self.find_job if event['kind'] == 'job' else self.find_pipeline
-                    try:
-                        callback(event['kind'], find(event['object_id']), event['before'])
-                    except NotFound:
-                        continue  # removed meanwhile
-                    except Exception:
-                        log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
+                    with contextlib.suppress(NotFound):  # removed meanwhile
+                        row = find(event['object_id'])
+                        try:
+                            callback(event['kind'], row, event['before'])
+                        except Exception:
+                            log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
+                    position = event['id']
+            except Busy:
+                continue  # closed, or in trouble that may pass
+            finally:
                 with self._changed:
                     self._changed.wait(0.5)
 
@@ -2026,7 +2062,7 @@ class Coordinator:
         """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
         older = c.execute(
             'SELECT * FROM pipeline WHERE project_id = :project_id AND ref = :ref AND sha <> :sha AND id < :id '
-            "AND auto_cancel <> 'none' AND finished_at IS NULL",
+            "AND auto_cancel <> 'none' AND finished_at IS NULL AND status <> 'manual'",
             dict(project_id=project['id'], ref=facts['ref'], sha=facts['sha'], id=pipeline_id)).fetchall()
         for pipeline in [] if facts['tag'] else older:
             jobs = c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.retried = 0',
@@ -2229,10 +2265,13 @@ class Coordinator:
             self._start_due(now)
         if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
             return None
+        wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
+                      job_age=job_age)
+        oldest = self._one(QUEUES[runner['runner_type']], **wanted)
+        if oldest is None or oldest['id'] is None:
+            return None  # an idle poll takes no lock
         with self.db.write() as c:
-            claimed = c.execute(CLAIMS[runner['runner_type']], dict(
-                runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
-                job_age=job_age)).fetchall()
+            claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
             if not claimed:
                 return None
             c.execute("UPDATE pipeline SET status = 'running', started_at = coalesce(started_at, :now), "
@@ -2338,7 +2377,7 @@ class Coordinator:
         """Have a trace that does not match what its runner counted sent again, twice at most; then record it."""
         size, stored = self.trace_size(job), self.traces.checksum(job['id'])
         if (bytesize in (None, size)) and checksum in (None, stored):
-            return
+            return self.traces.settle(job['id'], complete=True)
         refusals = json.loads(job['trace_state'] or '{"refusals": 0}')['refusals'] + 1
         state = {'refusals': refusals, 'expected': {'checksum': checksum, 'bytesize': bytesize},
                  'stored': {'checksum': stored, 'bytesize': size}}
@@ -2346,10 +2385,9 @@ class Coordinator:
             c.execute('UPDATE job SET trace_state = :state WHERE id = :id',
                       dict(state=json.dumps(state), id=job['id']))
         if refusals > MAX_TRACE_REFUSALS:
-            log.warning('job %s: its trace is not what its runner counted: %s', job['id'], state)
-            return
+            return log.warning('job %s: its trace is not what its runner counted: %s', job['id'], state)
         if size >= (bytesize or 0):  # a shorter one is filled up: the runner learns its length from a 416
-            self.traces.replace(job['id'], b'', lambda: self._check_alive(job))
+            self.traces.restart(job['id'], lambda: self._check_alive(job))
         raise ChecksumMismatch('send the trace again')
 
     def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> bool:
@@ -2377,6 +2415,7 @@ class Coordinator:
                         {'always', failure_reason} & set(retry['when']) or exit_code in retry['exit_codes']):
                     self._clone(c, ended[0], None)
                 self._process(c, job['pipeline_id'])
+        self.traces.settle(job['id'])
         self._announce()
         return bool(ended)
 

@@ -260,7 +260,7 @@ def test_a_claim_costs_the_same_however_many_jobs_wait_or_have_finished(tmp_path
     few, found_few = steps_of_a_claim(tmp_path / 'small', project_runner=project_runner, **small)
     many, found_many = steps_of_a_claim(tmp_path / 'large', project_runner=project_runner, **large)
     assert found_few == found_many == ('tags' not in small)
-    assert few > 10
+    assert few > 0
     assert many <= few * 1.2
 
 

@@ -139,9 +139,11 @@ def test_http_libraries_appear_only_from_the_plumbing_down(framework):
     assert min(uses) >= 12
 
 
-def test_module_has_at_most_4000_lines():
-    length = len(LINES)
-    assert length <= 4000
+CEILING = 6400      # lines; small is the point: raise it in a commit of its own that says what they bought
+
+
+def test_module_stays_below_its_ceiling():
+    assert len(LINES) <= CEILING
 
 
 def test_no_line_is_longer_than_120_characters():
