@@ -291,6 +291,10 @@ def test_server_accepts_when_it_is_constructed_and_tells_where(ci):
             assert fetch(server.port, 'GET', '/api/v4/projects')[0] == 401
 
 
+def test_server_does_not_say_what_software_it_is(server):
+    assert 'Server' not in fetch(server.port, 'GET', '/api/v4/projects')[1]
+
+
 def test_taken_address_is_an_os_error(ci, server):
     with pytest.raises(OSError, match='in use'):
         minici.Server(ci, port=server.port)
