@@ -83,6 +83,10 @@ try:
 except ImportError:  # not POSIX: one process per database then, the in-process locks still hold
     fcntl = None  # type: ignore[assignment]
 try:
+    from re import _parser as sre_parse  # type: ignore[attr-defined]
+except ImportError:  # before Python 3.11
+    import sre_parse
+try:
     import yaml
 except ImportError:  # the extra `yaml` is not installed: pipeline files are then JSON
     yaml = None  # type: ignore[assignment]
@@ -363,6 +367,9 @@ class JobSpec:
     environment: Mapping[str, Any] | None = None
     hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     raw_variables: Sequence[str] = ()
+    manual_confirmation: str | None = None
+    release: Mapping[str, Any] | None = None
+    pages: Any = None
 
 
 @dataclass(frozen=True)
@@ -390,7 +397,7 @@ def check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
         raise BadRequest({'value': [f'the value of {key} must be a text']})
     if kind not in ('env_var', 'file'):
         raise BadRequest({'variable_type': [f'the variable_type of {key} must be env_var or file']})
-    return {'key': key, 'value': value, 'variable_type': kind}
+    return {'key': key, 'value': value, 'variable_type': kind, **({'raw': True} if variable.get('raw') is True else {})}
 
 
 def pipeline_variables(facts: Mapping[str, Any] | Row) -> dict[str, Any]:
@@ -1562,7 +1569,8 @@ class Coordinator:
                     with contextlib.suppress(NotFound):  # removed meanwhile
                         row = find(event['object_id'])
                         try:
-                            callback(event['kind'], row, event['before'])
+                            if row['status'] == event['status']:  # otherwise a later event tells of it
+                                callback(event['kind'], row, event['before'])
                         except Exception:
                             log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
                     position = event['id']
@@ -1687,6 +1695,8 @@ class Coordinator:
             check_import_url(changes['import_url'])
         if changes.get('default_branch'):
             check_ref(changes['default_branch'])
+        if changes.get('build_timeout', 1) < 1:
+            raise BadRequest({'build_timeout': ['must be a number of seconds']})
         with self.db.write() as c:
             for name, value in changes.items():
                 c.execute(f'UPDATE project SET {name} = :value WHERE id = :id', dict(value=value, id=project['id']))
@@ -1778,13 +1788,10 @@ class Coordinator:
                       'UPDATE trigger_token SET description = :description, updated_at = :now WHERE id = :id',
                       dict(id=trigger['id'], description=description, now=self.clock()))
 
-    def trigger_pipeline(self, project: Row, token: str, ref: str, **options: Any) -> Row:
-        """Make a pipeline by a trigger token; raise NotFound when the token is not of this project."""
-        trigger = next((row for row in self.list_triggers(project) if same_secret(token, row['token'])), None)
-        if trigger is None:
-            raise NotFound()
+    def trigger_pipeline(self, trigger: Row, ref: str, **options: Any) -> Row:
+        """Make a pipeline on behalf of a trigger's owner; `options` are those of `create_pipeline`."""
         user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
-        pipeline = self.create_pipeline(project, ref, source='trigger', user=user, **options)
+        pipeline = self.create_pipeline(trigger['project_id'], ref, source='trigger', user=user, **options)
         with self.db.write() as c:
             c.execute('UPDATE trigger_token SET last_used = :now WHERE id = :id',
                       dict(now=self.clock(), id=trigger['id']))
@@ -2816,6 +2823,7 @@ MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases
 MAX_FILE_TEXT = 16 * MIB            # characters in them, and in all scripts of a pipeline
 MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
 MAX_TIMEOUT = 30 * 86400            # seconds a job may ask for
+MAX_START_IN = 7 * 86400            # seconds a job may be delayed
 MAX_INCLUDES = 150                  # files that one pipeline may be made of
 MAX_DEPTH = 11                      # levels of `extends` and of `!reference`
 MAX_PARALLEL = 200                  # jobs that one `parallel` may make
@@ -3103,7 +3111,7 @@ def mark_plain(value: Any) -> Any:
 class Expression:
     """GitLab's expression of ``rules:if``: variables, texts, patterns, null, ``== != =~ !~ && || !``, parentheses."""
 
-    TOKENS = re.compile(r'\s*(?:(\$\w+|\$\{\w+\})|"([^"]*)"|\'([^\']*)\'|/((?:\\.|[^/\\])*)/([a-z]*)'
+    TOKENS = re.compile(r'\s*(?:(\$\w+|\$\{\w+\})|"([^"]*)"|\'([^\']*)\'|/((?:\\.|[^/\\])*)/([a-zU]*)'
                         r'|(null\b)|(==|!=|=~|!~|&&|\|\||\(|\)|!))')
 
     def __init__(self, text: str, variables: Mapping[str, str]) -> None:
@@ -3136,14 +3144,14 @@ class Expression:
         left = self._and()
         while self._take('||'):
             right = self._and()
-            left = left if self._true(left) else right
+            left = right if left is None or left is False else left     # an empty text is true here, as in Ruby
         return left
 
     def _and(self) -> Any:
         left = self._comparison()
         while self._take('&&'):
             right = self._comparison()
-            left = right if self._true(left) else left
+            left = left if left is None or left is False else right
         return left
 
     def _comparison(self) -> Any:
@@ -3154,12 +3162,11 @@ class Expression:
         right = self._operand()
         if operator in ('==', '!='):
             return (left == right) is (operator == '==')
-        if isinstance(right, str):  # a variable may hold the pattern
+        if isinstance(right, str):  # a variable may hold the pattern; any other text is searched for the left one
             pattern = re.fullmatch(r'/(.*)/([a-z]*)', right, re.S)
-            right = ruby_pattern(pattern[1], pattern[2]) if pattern else None
-        if not isinstance(right, re.Pattern):
-            raise ValueError(f'{operator} wants a /pattern/ on its right')
-        found = isinstance(left, str) and right.search(left) is not None
+            right = ruby_pattern(pattern[1], pattern[2]) if pattern else re.compile(
+                re.escape(left)) if isinstance(left, str) and left in right else None
+        found = isinstance(right, re.Pattern) and isinstance(left, str) and right.search(left) is not None
         return found is (operator == '=~')
 
     def _operand(self) -> Any:
@@ -3189,9 +3196,30 @@ def ruby_pattern(pattern: str, flags: str) -> re.Pattern[str]:
                          ('(?P<!', '(?<!')):
         pattern = pattern.replace(ruby, python)
     try:
-        return re.compile(pattern, (re.I if 'i' in flags else 0) | (re.S | re.M if 'm' in flags else 0))
+        if explodes(sre_parse.parse(pattern)):
+            raise ValueError(f'{pattern!r} may take for ever: a repetition stands in another')
+        return re.compile(pattern, sum({'i': re.I, 's': re.S, 'm': re.M}.get(flag, 0) for flag in set(flags)))
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
+
+
+def explodes(tokens: Any, repeated: bool = False) -> bool:
+    """Tell whether a parsed pattern repeats, without end, what repeats or branches: Python may try for ever then.
+
+    GitLab's engine has no such patterns; a file with one must not stop the server for everybody.
+    """
+    for code, value in tokens:
+        name = str(code)
+        if name in ('MAX_REPEAT', 'MIN_REPEAT'):
+            endless = value[1] == sre_parse.MAXREPEAT
+            if endless and repeated or explodes(value[2], repeated or endless):
+                return True
+        elif name == 'BRANCH':
+            if repeated or any(explodes(branch) for branch in value[1]):
+                return True
+        elif name in ('SUBPATTERN', 'ASSERT', 'ASSERT_NOT') and explodes(value[-1], repeated):
+            return True
+    return False
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
@@ -3345,7 +3373,7 @@ def read_reports(spot: Spot) -> list[dict[str, Any]]:
 
 
 def read_cache(spot: Spot) -> dict[str, Any]:
-    """Return one cache in the shape that runners receive; a key of files is their names, for want of their commits."""
+    """Return one cache in the shape that runners receive."""
     return spot.fields(CACHE_FIELDS, key='default', untracked=False, paths=[], policy='pull-push', when='on_success')
 
 
@@ -3354,14 +3382,12 @@ def read_caches(spot: Spot) -> list[dict[str, Any]]:
     return [read_cache(item) for item in spot.spots(10) if item.value]
 
 
-def read_cache_key(spot: Spot) -> str:
-    """Return the key of a cache."""
+def read_cache_key(spot: Spot) -> Any:
+    """Return the key of a cache, or the files that it is made of (`Compiler` looks at them)."""
     if not isinstance(spot.value, dict):
         return spot.text()
     found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text})
-    names = found.get('files') or found.get('files_commits') or ()
-    digest = hashlib.sha1('\n'.join(names).encode(), usedforsecurity=False).hexdigest()
-    return '-'.join(part for part in (found.get('prefix'), digest) if part)
+    return {'files': found.get('files') or found.get('files_commits') or (), 'prefix': found.get('prefix')}
 
 
 def read_allow_failure(spot: Spot) -> bool | list[int]:
@@ -3398,7 +3424,7 @@ def read_matrix(spot: Spot) -> list[list[dict[str, str]]]:
         if not isinstance(row.value, dict):
             row.wrong('must be a mapping of variables to values')
             continue
-        values = [[(name, value) for value in row[name].texts()] for name in row.value
+        values = [[(name, value.text()) for value in row[name].spots(10)] for name in row.value
                   if row.value[name] is not None]
         combinations = itertools.islice(itertools.product(*values), MAX_PARALLEL + 1)
         rows.append([dict(combination) for combination in combinations])
@@ -3568,6 +3594,7 @@ class Compiler:
         workflow = found.get('workflow', {})
         runs, rule = self._decide(workflow['rules'], known) if 'rules' in workflow else (True, {})
         variables = {**variables, **rule.get('variables', {})}
+        known = self._known(variables, spot)
         jobs = {name: self._read_job(spot[name], name, defaults, variables, stages) for name in names}
         if not names:
             spot.wrong('must have at least one job that is not hidden')
@@ -3618,12 +3645,15 @@ class Compiler:
                 ('project', 'template', 'remote', 'component', 'file', 'ref', 'artifact', 'inputs', 'job', 'integrity',
                  'cache'), elsewhere)})
             local = found.get('local', '')
+            if not local and not found.keys() - {'local', 'rules'}:
+                spot.wrong('must name a local file')
             if not local or 'rules' in found and not self._decide(found['rules'], self.facts.variables)[0]:
                 return []
         local = expand(local, self.facts.variables).lstrip('/')
         if '*' not in local:
             return [local]
-        return [path for path in sorted(self.facts.list_files()) if glob_pattern(local).fullmatch(path)]
+        wild = re.compile(re.escape(local).replace(r'\*\*', '.*').replace(r'\*', '[^/]*'))    # not the globs of rules
+        return [path for path in sorted(self.facts.list_files()) if wild.fullmatch(path)]
 
     def _resolve(self, root: Map) -> Map:
         """Return the file with `extends` and `!reference` resolved."""
@@ -3701,17 +3731,28 @@ class Compiler:
                'variables': {**taken(variables, inherit.get('variables', True)), **own.get('variables', {})}}
         if not 0 < len(name) <= 255:
             spot.wrong('must have a name of 1 to 255 characters')
-        if not spot.value.get('script') and 'release' not in job:
+        if not spot.value.get('script'):
             spot.wrong('must have a script')
         if job.setdefault('stage', 'test') not in stages:
             at = spot['stage'] if spot.value.get('stage') is not None else spot
             at.wrong(f'names no stage: there are {", ".join(stages)}')
             job['stage'] = stages[0]
+        job['cache'] = [{**cache, 'key': self._cache_key(cache['key'])} for cache in job.get('cache', ())]
         if 'rules' in job and ('only' in job or 'except' in job):
             spot.wrong('cannot have rules together with only or except')
-        if job.get('when') == 'delayed' and not job.get('start_in'):
-            spot.wrong('is delayed and needs start_in')
+        for way in (job, *job.get('rules', ())):
+            if way.get('when') == 'delayed' and not 0 < (way.get('start_in') or 0) <= MAX_START_IN:
+                way['spot'].wrong('is delayed and needs start_in, of at most a week')
         return job
+
+    def _cache_key(self, key: Any) -> str:
+        """Return the key of a cache; one of files changes with what they hold."""
+        if isinstance(key, str):
+            return key
+        digest = hashlib.sha1(usedforsecurity=False)
+        for name in key['files']:
+            digest.update(name.encode() + b'\0' + (self.facts.read_file(name) or b'') + b'\0')
+        return '-'.join(part for part in (key['prefix'], digest.hexdigest()) if part)
 
     def _included_by(self, job: dict[str, Any]) -> bool:
         """Tell whether a job's rules, or `only` and `except`, let it in; what they change is put into it."""
@@ -3722,13 +3763,13 @@ class Compiler:
                 self.decisions[name] = f'left out: {self._where(rule) or "no rule fits"}'
                 return False
             self.decisions[name] = self._where(rule)
+            job.setdefault('allow_failure', job.get('when') == 'manual')    # of a rule's `when: manual` it is not
             job.update({key: rule[key] for key in ('when', 'start_in', 'allow_failure', 'needs', 'interruptible')
                         if key in rule})
             job['variables'] = {**job['variables'], **rule.get('variables', {})}
-            job.setdefault('allow_failure', False)
             return job.get('when') != 'never'
-        only = self._refs_match(job['only'], known) if 'only' in job else self.facts.source != 'merge_request_event'
-        included = only and not ('except' in job and self._refs_match(job['except'], known))
+        only = {'refs': None, **job.get('only', {})}    # by default branches and tags
+        included = all(self._refs_match(only, known)) and not any(self._refs_match(job.get('except', {}), known))
         self.decisions[name] = 'no rules' if 'only' not in job and 'except' not in job else (
             'only and except fit' if included else 'left out by only or except')
         return included and job.get('when') != 'never'
@@ -3761,7 +3802,8 @@ class Compiler:
         if 'if' in rule and not self._holds(rule['if'], variables):
             return False
         if 'changes' in rule:
-            changed = self.facts.changed(rule['changes'].get('compare_to'))
+            base = rule['changes'].get('compare_to')
+            changed = self.facts.changed(base and expand(base, variables).removeprefix('refs/heads/'))
             if changed is not None and not matches_any(rule['changes']['paths'], changed, variables):
                 return False
         return 'exists' not in rule or matches_any(rule['exists']['paths'], self.facts.list_files(), variables)
@@ -3774,13 +3816,18 @@ class Compiler:
             spot.wrong(f'is not an expression: {error}')
             return False
 
-    def _refs_match(self, refs: Mapping[str, Any], variables: Mapping[str, str]) -> bool:
-        """Tell whether what `only` or `except` names fits: each kind of condition, any of its members."""
-        named = [self._ref_matches(spot) for spot in refs.get('refs', ())]  # all of them, for their complaints
-        held = [self._holds(spot, variables) for spot in refs.get('variables', ())]
-        changed = self.facts.changed(None) if 'changes' in refs else None
-        return (('refs' not in refs or any(named)) and ('variables' not in refs or any(held))
-                and (changed is None or matches_any(refs['changes'], changed, variables)))
+    def _refs_match(self, refs: Mapping[str, Any], variables: Mapping[str, str]) -> list[bool]:
+        """Tell of each kind of condition that `only` or `except` has whether any of its members fits."""
+        kinds = []
+        if 'refs' in refs:
+            kinds.append(self.facts.source != 'merge_request_event' if refs['refs'] is None
+                         else True in [self._ref_matches(spot) for spot in refs['refs']])
+        if 'variables' in refs:     # all of them, for their complaints
+            kinds.append(True in [self._holds(spot, variables) for spot in refs['variables']])
+        if 'changes' in refs:
+            changed = self.facts.changed(None)
+            kinds.append(changed is None or matches_any(refs['changes'], changed, variables))
+        return kinds
 
     def _ref_matches(self, spot: Spot) -> bool:
         """Tell whether one word fits: a name, a ``/pattern/``, or a kind of pipeline."""
@@ -3789,6 +3836,8 @@ class Compiler:
             return facts.tag == (word == 'tags') and facts.source != 'merge_request_event'
         if word in SOURCE_WORDS:
             return facts.source == SOURCE_WORDS[word]
+        if facts.source == 'merge_request_event':   # names and patterns are for branches and tags
+            return False
         pattern = re.fullmatch(r'/(.*)/([a-z]*)', word, re.S)
         with contextlib.suppress(ValueError):  # complained about when it was read
             return bool(ruby_pattern(pattern[1], pattern[2]).search(facts.ref)) if pattern else word == facts.ref
@@ -3805,6 +3854,8 @@ class Compiler:
             for name in job.get('dependencies', ()):
                 if name not in jobs:
                     job['spot']['dependencies'].wrong(f'names {name}, and there is no such job')
+                elif job.get('needs') and name not in {need.get('job') for need in job['needs']}:
+                    job['spot']['dependencies'].wrong(f'names {name}, which must be among its needs')
                 elif jobs[name] and needs is None and stages.index(jobs[name]['stage']) >= stages.index(job['stage']):
                     job['spot']['dependencies'].wrong(f'names {name}, which is not in an earlier stage')
             known = self._known(job['variables'], job['spot'])
@@ -3822,10 +3873,14 @@ class Compiler:
         found: list[dict[str, Any]] = []
         if len(job['needs']) > MAX_NEEDS:
             job['spot'].wrong(f'needs {len(job["needs"])} jobs; {MAX_NEEDS} are allowed')
-        for need in job['needs']:
+        for index, need in enumerate(job['needs']):
             name = need.get('job')
             if name is None:
                 continue
+            if 'parallel' not in need and any(name == other.get('job') for other in job['needs'][:index]):
+                need['spot'].wrong(f'needs {name} twice')
+            if name in jobs and jobs[name] is None:
+                continue  # a trigger, left out; the rest of the file runs
             if name not in copies:
                 if name not in jobs and not need.get('optional') and name not in self._copy_names(copies):
                     need['spot'].wrong(f'needs {name}, and there is no such job')
@@ -3853,7 +3908,8 @@ class Compiler:
         while left:
             free = {name for name, needs in left.items() if not needs & left.keys()}
             if not free:
-                included[0]['spot'].wrong(f'or another job needs itself in a circle: {", ".join(sorted(left))}')
+                job = next((job for job in included if job['name'] in left), included[0])
+                job['spot'].wrong(f'or another job needs itself in a circle: {", ".join(sorted(left))}')
                 return
             left = {name: needs for name, needs in left.items() if name not in free}
 
@@ -3900,7 +3956,8 @@ def job_spec(job: Mapping[str, Any], name: str, extra: Mapping[str, str], known:
         dependencies=dependencies if dependencies is None else [
             copy_name for wanted in dependencies for copy_name, _ in copies.get(wanted, [(wanted, None)])],
         timeout=job.get('timeout'), interruptible=job.get('interruptible', False),
-        resource_group=job.get('resource_group'), coverage=job.get('coverage'), environment=job.get('environment'))
+        resource_group=job.get('resource_group'), coverage=job.get('coverage'), environment=job.get('environment'),
+        manual_confirmation=job.get('manual_confirmation'), release=job.get('release'), pages=job.get('pages'))
 
 
 def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str = 'main', tag: bool = False,
@@ -4154,6 +4211,7 @@ class Call:
         self.upload: PartFile | None = None
         self._query: dict[str, Any] | None = None
         self._params: dict[str, Any] | None = None
+        self._body: bytes | None = None
 
     def close(self) -> None:
         """Remove what an upload left behind."""
@@ -4218,7 +4276,9 @@ class Call:
 
     def body(self) -> bytes:
         """Return the whole body, as it came."""
-        return b''.join(self.chunks(self.route.limit))
+        if self._body is None:
+            self._body = b''.join(self.chunks(self.route.limit))
+        return self._body
 
     @property
     def query(self) -> dict[str, Any]:
@@ -4482,6 +4542,44 @@ def job_or_private_token(call: Call) -> Row:
     if call.ci.find_project(call.path_params['id'])['id'] != job['project_id']:
         raise NotFound('Project')
     return job
+
+
+def running_job(call: Call) -> Row:
+    """Let in a running job by its token; a person is told that this is not for people."""
+    job = call.ci.find_job_by_token(call.header('JOB-TOKEN') or call.text('job_token') or '')
+    if job is None:
+        private_token(call)
+        raise NotFound()
+    return job
+
+
+def trigger_token(call: Call) -> Row:
+    """Let in who brings a trigger token of the project that the path names."""
+    call.require('token')
+    project = call.ci.find_project(call.path_params['id'])
+    for trigger in call.ci.list_triggers(project):
+        if same_secret(call.text('token'), trigger['token']):
+            return trigger
+    raise NotFound()
+
+
+def webhook_token(call: Call) -> Row:
+    """Let in a forge that knows the project's webhook token, or has signed the body with it."""
+    try:
+        project = call.ci.find_project(call.path_params['project'])
+    except NotFound:
+        raise Forbidden('the secret or signature is wrong') from None
+    digest = hmac.new(project['webhook_token'].encode(), call.body(), hashlib.sha256).hexdigest()
+    signature = (call.header('X-Hub-Signature-256') or '').removeprefix('sha256=') \
+        or call.header('X-Gitea-Signature') or call.header('X-Forgejo-Signature')
+    if not (same_secret(call.header('X-Gitlab-Token'), project['webhook_token']) or same_secret(signature, digest)):
+        raise Forbidden('the secret or signature is wrong')
+    return project
+
+
+def badge_reader(call: Call) -> Row | None:
+    """Let everybody in with --public, and who has a private token otherwise."""
+    return None if call.ci.settings.public else private_token(call)
 
 
 # -- answers
@@ -5141,14 +5239,10 @@ def download_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
     return artifacts_response(call, id)
 
 
-@route('GET', '/api/v4/job', auth=public)
+@route('GET', '/api/v4/job', auth=running_job)
 def current_job(call: Call) -> dict[str, Any]:
     """Return the job that a running job's token belongs to."""
-    job = call.ci.find_job_by_token(call.header('JOB-TOKEN') or call.text('job_token') or '')
-    if job is None:
-        private_token(call)  # a person is told 404, anybody else 401
-        raise NotFound()
-    return job_entity(call.ci.find_job(job), call)
+    return job_entity(call.ci.find_job(call.actor), call)
 
 
 # 15. Legacy CI API ############################################################################
@@ -5506,7 +5600,7 @@ def show_latest_pipeline(call: Call, id: str) -> dict[str, Any]:
 @route('GET', f'{PIPELINES[0]}/<pipeline_id>/variables', auth=private_token)
 def list_pipeline_variables(call: Call, id: str, pipeline_id: int) -> list[dict[str, Any]]:
     """Show the variables that a pipeline was made with."""
-    return [{**variable, 'raw': False} for variable in json.loads(pipeline_of(call)['variables'])]
+    return [{'raw': False, **variable} for variable in json.loads(pipeline_of(call)['variables'])]
 
 
 @route('GET', f'{PIPELINES[0]}/<pipeline_id>/bridges', auth=private_token)
@@ -5710,55 +5804,51 @@ def triggered_pipeline(call: Call, ref: str) -> Row:
         raise BadRequest('variables needs to be a map of key-valued strings')
     given = [{'key': key, 'value': value} for key, value in variables.items()]
     payload = {name: value for name, value in call.params.items() if name not in ('token', 'id')}
-    given.append({'key': 'TRIGGER_PAYLOAD', 'value': json.dumps(payload), 'variable_type': 'file'})
-    return call.ci.trigger_pipeline(
-        project_of(call), call.text('token') or '', ref, variables=given, sha=call.text('sha') or None,
-        content=call.params.get('content') or None)
+    given.append({'key': 'TRIGGER_PAYLOAD', 'value': json.dumps(payload), 'variable_type': 'file', 'raw': True})
+    return call.ci.trigger_pipeline(call.actor, ref, variables=given, sha=call.text('sha') or None,
+                                    content=call.params.get('content') or None)
 
 
-@route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=public)
+@route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=trigger_token)
 def trigger_pipeline(call: Call, id: str, ref: str = '') -> bottle.HTTPResponse:
     """Make a pipeline by a trigger token."""
     if call.header('X-Gitlab-Event') == 'Pipeline Hook':
         raise Forbidden('a pipeline does not start itself again')
-    call.require('token', 'ref')
+    call.require('ref')
     return json_response(pipeline_entity(triggered_pipeline(call, call.text('ref') or ''), call, detail=True), 201)
 
 
-@legacy_route('POST', '/projects/<id>/refs/<ref:path>/trigger', auth=public)
+@legacy_route('POST', '/projects/<id>/refs/<ref:path>/trigger', auth=trigger_token)
 def trigger_builds(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
     """Make a pipeline by a trigger token, as in 2016."""
-    call.require('token')
     pipeline = triggered_pipeline(call, ref)
     return json_response({'id': pipeline['id'], 'variables': call.mapping('variables') or None}, 201)
 
 
-@route('POST', '/hooks/<project:path>', auth=public, raw=True)
+@route('POST', '/hooks/<project:path>', auth=webhook_token, raw=True)
 def take_webhook(call: Call, project: str) -> bottle.HTTPResponse:
     """Make a pipeline of a push that GitLab, Gitea, Forgejo or GitHub tells of."""
-    body, row = call.body(), call.ci.find_project(project)
-    secret = row['webhook_token']
-    digest = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-    signature = (call.header('X-Hub-Signature-256') or '').removeprefix('sha256=') \
-        or call.header('X-Gitea-Signature') or call.header('X-Forgejo-Signature')
-    if not same_secret(call.header('X-Gitlab-Token'), secret) and not same_secret(signature, digest):
-        raise Forbidden('the secret or signature is wrong: the hook\'s secret must be the project\'s webhook_token')
     event = (call.header('X-Gitlab-Event') or call.header('X-Gitea-Event') or call.header('X-Forgejo-Event')
              or call.header('X-GitHub-Event') or '').lower()
     if event not in ('push', 'push hook', 'tag push hook'):
         return json_response({'message': f'nothing to do for {event or "no event"}'})
     try:
-        push = json.loads(body)
+        form = (call.header('Content-Type') or '').startswith('application/x-www-form-urlencoded')
+        push = json.loads(urllib.parse.parse_qs(call.body())[b'payload'][0] if form else call.body())
         kind, ref = re.fullmatch('refs/(heads|tags)/(.+)', push['ref']).groups()  # type: ignore[union-attr]
         before, after = push['before'], push['after']
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadRequest('the body is not a push event with ref, before and after') from None
-    if not isinstance(before, str) or not isinstance(after, str):
-        raise BadRequest('before and after must be commit ids')
+    if not isinstance(before, str) or not isinstance(after, str) or not isinstance(push.get('commits') or [], list):
+        raise BadRequest('before and after must be commit ids, and commits a list')
     if not set(after) - {'0'}:
         return json_response({'message': f'{ref} was removed'})
-    sha = push.get('checkout_sha') or after if kind == 'tags' else after
-    pipeline = call.ci.create_pipeline(row, ref, sha=None if kind == 'tags' else sha, source='push', before_sha=before)
+    commits = [commit for commit in (push.get('head_commit'), *(push.get('commits') or ())) if isinstance(commit, dict)]
+    if any(re.search(r'\[(ci[ _-]skip|skip[ _-]ci)\]', str(commit.get('message')), re.I) for commit in commits
+           if commit.get('id') == after):
+        return json_response({'message': 'the commit says to skip CI'})
+    pipeline = call.ci.create_pipeline(call.actor, ref, sha=None if kind == 'tags' else after,  # a tag may be an object
+                                       source='push', before_sha=before)
     return json_response(pipeline_entity(pipeline, call, detail=True), 201)
 
 
@@ -5791,11 +5881,9 @@ BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" r
 BADGE_COLOURS = {'success': '#2da160', 'failed': '#d9534f', 'running': '#3c8dbc', 'pending': '#e0902b'}
 
 
-@route('GET', f'{PROJECT}/badges/<ref:path>/pipeline.svg', auth=public)
+@route('GET', f'{PROJECT}/badges/<ref:path>/pipeline.svg', auth=badge_reader)
 def show_badge(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
-    """Draw the status of a ref's newest pipeline; open to all with --public, to a private token otherwise."""
-    if not call.ci.settings.public:
-        private_token(call)
+    """Draw the status of a ref's newest pipeline."""
     rows, _ = call.ci.list_pipelines(project_of(call), limit=1, ref=ref)
     status = rows[0]['status'] if rows else 'unknown'
     text = {'success': 'passed'}.get(status, status)
@@ -6301,6 +6389,7 @@ def submit_command(ci: Coordinator, options: argparse.Namespace) -> int:
     path = Path(options.path).resolve()
     url, sha = 'file://' + urllib.parse.quote(str(path)), None
     name = re.sub(r'[^A-Za-z0-9_.\-]+', '-', path.name.removesuffix('.git')).strip('-.') or 'project'
+    name = f'project-{name}' if name.isdigit() or re.search(r'\.(atom|json)$', name) else name
     with Repository(url, ci.artifacts.incoming) as repository:
         branch = repository.default_branch()
         if options.uncommitted:
@@ -6396,7 +6485,7 @@ class Hook:
         else:
             project = self.ci.find_project(row['project_id'])
             earlier = [other['status'] for other in self.ci.list_pipelines(project, ref=row['ref'], scope='finished')[0]
-                       if other['id'] < row['id']]
+                       if other['id'] < row['id'] and other['status'] in ('success', 'failed')]
             facts.update(pipeline=pipeline_entity(row, self, detail=True), project=project['path'],
                          previous_status=earlier[0] if earlier else None)
         for pause in (*self.PAUSES, None):

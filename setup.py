@@ -20,8 +20,9 @@ setup(
     install_requires=['bottle>=0.13.4', 'waitress>=3.0.2,<4', 'multipart>=1.2'],
     extras_require={
         'yaml': ['PyYAML>=6'],
-        'test': ['PyYAML>=6', 'pytest>=8', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9',
-                 'gitlab-runner-api==1.0.4', 'gidgetlab[httpx]>=2', 'setuptools<81', 'ruff', 'mypy', 'types-PyYAML'],
+        'test': ['PyYAML>=6', 'pytest>=8', 'pytest-xdist>=3', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9',
+                 'gitlab-runner-api==1.0.4', 'setuptools<81', 'gidgetlab[httpx]>=2,<3', 'ruff', 'mypy',
+                 'types-PyYAML'],
     },
     entry_points={'console_scripts': ['minici = minici:main']},
 )

@@ -17,16 +17,8 @@ from conftest import PLAIN, SHA, Client, Clock, Runner, archive
 
 import minici
 
-#: What answers without a guard, each for a reason.
-PUBLIC = {
-    ('GET', '/api/v4/runners/router/discovery'),    # says "not implemented" to everybody
-    ('GET', '/api/v4/job'),                         # asks for a running job's token itself
-    ('GET', '/api/v4/projects/<id>/badges/<ref:path>/pipeline.svg'),    # asks for a private token without --public
-    ('POST', '/api/v4/projects/<id>/trigger/pipeline'),                 # these ask for a trigger's token
-    ('POST', '/api/v4/projects/<id>/ref/<ref:path>/trigger/pipeline'),
-    *(('POST', f'{prefix}/projects/<id>/refs/<ref:path>/trigger') for prefix in ('/ci/api/v1', '/api/v1', '/ci')),
-    ('POST', '/hooks/<project:path>'),              # asks for the project's webhook_token, or a signature by it
-}
+#: What answers without a guard, for a reason.
+PUBLIC = {('GET', '/api/v4/runners/router/discovery')}  # says "not implemented" to everybody
 DISCOVERY = ('GET', '/api/v4/runners/router/discovery')
 PASSWORD, VARIABLE = 'hunter2-of-the-url', 'value-of-a-variable'
 #: Parameters with which every route does its work once its guard has let the call in.
@@ -438,16 +430,27 @@ def test_name_of_an_archive_makes_one_valid_header(ci, client, job, name):
 NAME_OF_SECRET = re.compile(r'token|secret|digest|hash', re.I)
 
 
+TREE = ast.parse(Path(minici.__file__).read_text(encoding='utf-8'))
+
+
 def test_secrets_are_compared_in_constant_time_alone():
-    tree = ast.parse(Path(minici.__file__).read_text(encoding='utf-8'))
-    plain = []
-    for node in ast.walk(tree):
+    plain, inside = [], {id(node) for function in ast.walk(TREE) if isinstance(function, ast.FunctionDef)
+                         and 'secret' in function.name for node in ast.walk(function)}
+    for node in ast.walk(TREE):
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
-            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
-            if any(NAME_OF_SECRET.search(side) for side in sides) and not any(
-                    isinstance(side, ast.Constant) for side in (node.left, *node.comparators)):
+            sides = (node.left, *node.comparators)
+            named = id(node) in inside or any(NAME_OF_SECRET.search(ast.unparse(side)) for side in sides)
+            if named and not any(isinstance(side, ast.Constant) for side in sides):
                 plain.append((node.lineno, ast.unparse(node)))
     assert plain == []
+
+
+@pytest.mark.parametrize('given, expected, same', [
+    ('secret', 'secret', True), ('secret', 'Secret', False), ('secret', 'secret ', False), ('', '', False),
+    (None, None, False), ('', 'secret', False), (None, 'secret', False), ('secret', None, False),
+    ('\u20ac\udc80', 'secret', False)])
+def test_missing_secret_equals_nothing(given, expected, same):
+    assert minici.same_secret(given, expected) is same
 
 
 CONTROLS = [chr(code) for code in (*range(33), 127)]
@@ -562,3 +565,12 @@ def test_files_are_readable_by_their_owner_alone(world, tmp_path):
 def test_data_directory_is_open_to_its_owner_alone(tmp_path):
     with minici.Coordinator(tmp_path / 'ci.sqlite', fsync=False) as ci:
         assert stat.S_IMODE(ci.data.stat().st_mode) == 0o700
+
+
+def test_whatever_makes_a_file_or_directory_makes_it_for_its_owner_alone():
+    calls = [node for node in ast.walk(TREE) if isinstance(node, ast.Call)]
+    files = [node for node in calls if ast.unparse(node.func) == 'os.open' and 'O_CREAT' in ast.unparse(node.args[1])]
+    directories = [node for node in calls if getattr(node.func, 'attr', '') in ('mkdir', 'makedirs')]
+    modes = [{item.arg: ast.unparse(item.value) for item in node.keywords}.get('mode') for node in directories]
+    assert {ast.unparse(node.args[2]) for node in files} == {str(0o600)}
+    assert set(modes) == {str(0o700)}
