@@ -1547,10 +1547,10 @@ class Coordinator:
             self._changed.notify_all()
 
     def on_change(self, callback: Callable[[str, Row, str], Any]) -> None:
-        """Call back, from a thread of its own, whenever a job or pipeline has changed its status.
+        """Call back, from a thread of its own, when a job or pipeline has changed its status.
 
-        `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had. What
-        it raises is logged and stops nothing.
+        `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had; a status
+        that was left again by then is passed over. What it raises is logged and stops nothing.
         """
         newest = self._one('SELECT coalesce(max(id), 0) AS id FROM event')
         threading.Thread(target=self._tell, args=(callback, newest['id'] if newest else 0), daemon=True).start()
@@ -2068,7 +2068,8 @@ class Coordinator:
     def _supersede(self, c: sqlite3.Connection, project: Row, facts: Mapping[str, Any], pipeline_id: int) -> None:
         """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
         older = c.execute(
-            'SELECT * FROM pipeline WHERE project_id = :project_id AND ref = :ref AND sha <> :sha AND id < :id '
+            'SELECT * FROM pipeline WHERE project_id = :project_id AND ref = :ref AND tag = 0 '
+            'AND sha <> :sha AND id < :id '
             "AND auto_cancel <> 'none' AND finished_at IS NULL AND status <> 'manual'",
             dict(project_id=project['id'], ref=facts['ref'], sha=facts['sha'], id=pipeline_id)).fetchall()
         for pipeline in [] if facts['tag'] else older:
@@ -2120,6 +2121,10 @@ class Coordinator:
                     before = composite_status(((status[need['id']], need['allow_failure']) for need in needs),
                                               needed=True)
                     runs_after = RUNS_AFTER_NEEDS.get(job['when_'], runs_after)
+                    if before in runs_after and any(
+                            status[need['id']] not in (*FINISHED, 'manual' if need['allow_failure'] else '')
+                            for need in needs):
+                        continue  # a skipped need decides for the others, but what runs always waits for them
                 if before not in FINISHED:
                     continue
                 new = STARTS_AS.get(job['when_'], 'waiting_for_resource' if job['resource_group'] else 'pending')
@@ -2204,6 +2209,9 @@ class Coordinator:
                                '(SELECT value FROM json_each(:ids)))', ids=ids)
         with self.db.write() as c:
             c.execute('DELETE FROM pipeline WHERE id IN (SELECT value FROM json_each(:ids))', dict(ids=ids))
+            for project_id in {pipeline['project_id'] for pipeline in pipelines}:
+                self._hand_out_resources(c, project_id)
+        self._announce()
         for job in jobs:
             self.traces.remove(job['id'])
 
@@ -2433,8 +2441,9 @@ class Coordinator:
         with contextlib.suppress(NotFound, re.error), self.open_trace(job) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
             for line in reversed(file.read().decode('utf-8', 'replace').splitlines()):
-                number = re.search(r'[0-9]+(?:\.[0-9]+)?', (re.search(pattern, line) or ('',))[0])
-                if number:
+                groups = re.findall(pattern, line)[-1:]     # the last match, and its last group if it has any
+                text = groups[0][-1] if groups and isinstance(groups[0], tuple) else ''.join(groups)
+                if number := re.search(r'[0-9]+(?:\.[0-9]+)?', text):
                     return float(number[0])
         return None
 
@@ -2723,13 +2732,19 @@ class Coordinator:
 
     def pending_reason(self, job: Row) -> str | None:
         """Return in words why a job is not running, or None when it is or has finished."""
+        if job['status'] == 'waiting_for_resource':
+            holder = self._one('SELECT id, name FROM job WHERE project_id = :project_id AND resource_group = :name '
+                               "AND status IN ('pending', 'running', 'canceling')",
+                               project_id=job['project_id'], name=job['resource_group'])
+            return (f'job {holder["id"]} ({holder["name"]})' if holder else 'another job') + \
+                f' holds the resource group {job["resource_group"]}'
         waits = {'manual': 'it waits for somebody to play it',
-                 'waiting_for_resource': f'another job holds the resource group {job["resource_group"]}',
                  'scheduled': f'it is delayed until {iso_time(job["scheduled_at"])}'}
         if job['status'] == 'created':
             before = self._all(
                 'SELECT name FROM job WHERE pipeline_id = :pipeline_id AND retried = 0 AND id <> :id '
-                'AND status NOT IN (SELECT value FROM json_each(:finished)) AND CASE WHEN :needs IS NULL THEN '
+                'AND status NOT IN (SELECT value FROM json_each(:finished)) '
+                "AND NOT (status = 'manual' AND allow_failure) AND CASE WHEN :needs IS NULL THEN "
                 'stage_idx < :stage_idx ELSE name IN (SELECT value FROM json_each(:needs)) END ORDER BY stage_idx, id',
                 pipeline_id=job['pipeline_id'], id=job['id'], needs=job['needs'], stage_idx=job['stage_idx'],
                 finished=json.dumps(FINISHED))
@@ -3403,7 +3418,7 @@ def read_retry(spot: Spot) -> dict[str, Any]:
         return {'max': number(0, 2)(spot), 'when': ['always'], 'exit_codes': []}
     when = one_of('always', 'stuck_or_timeout_failure', *sorted(FAILURE_REASONS))
     return spot.fields({'max': number(0, 2), 'when': listed(when), 'exit_codes': listed(number(0, 255))},
-                       max=0, when=['always'], exit_codes=[])
+                       max=0, when=[] if 'exit_codes' in spot else ['always'], exit_codes=[])
 
 
 def read_parallel(spot: Spot) -> int | list[dict[str, str]]:

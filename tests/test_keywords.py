@@ -291,7 +291,7 @@ def test_more_than_fifty_needs_are_refused():
     ('{max: 2, when: runner_system_failure}', {'max': 2, 'when': ['runner_system_failure'], 'exit_codes': []}),
     ('{max: 1, when: [script_failure, job_execution_timeout]}',
      {'max': 1, 'when': ['script_failure', 'job_execution_timeout'], 'exit_codes': []}),
-    ('{max: 1, exit_codes: 137}', {'max': 1, 'when': ['always'], 'exit_codes': [137]}),
+    ('{max: 1, exit_codes: 137}', {'max': 1, 'when': [], 'exit_codes': [137]}),
 ])
 def test_retry_says_how_often_and_after_which_failures(text, retry):
     assert job(f'retry: {text}').retry == retry

@@ -497,7 +497,8 @@ def test_webhook_of_an_unknown_project_is_refused_like_a_wrong_secret(hook):
 
 @pytest.mark.parametrize('mark', ['[skip ci]', '[ci skip]', '[CI-SKIP] once'])
 def test_push_whose_commit_says_so_makes_no_pipeline(ci, client, project, mark):
-    push = {'ref': 'refs/heads/main', 'before': ZEROS, 'after': SHA, 'head_commit': {'id': SHA, 'message': f'Docs {mark}'}}
+    push = {'ref': 'refs/heads/main', 'before': ZEROS, 'after': SHA,
+            'head_commit': {'id': SHA, 'message': f'Docs {mark}'}}
     client.call('POST', f'/hooks/{project["id"]}', json=push, status=200,
                 headers={'X-Gitlab-Token': project['webhook_token'], 'X-Gitlab-Event': 'Push Hook'})
     assert ci.list_pipelines(project)[1] == 0
