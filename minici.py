@@ -2668,10 +2668,16 @@ class Coordinator:
 
     @staticmethod
     def _reset_skipped(c: sqlite3.Connection, job: Row) -> None:
-        """Let the jobs after `job` that were skipped wait for it again: of later stages, or needing it."""
-        c.execute("UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
-                  "AND status = 'skipped' AND (stage_idx > :stage_idx OR needs IS NOT NULL)",
-                  dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx']))
+        """Let the jobs after `job` that were skipped wait for it again: of later stages, and what needs any of them."""
+        c.execute(
+            'WITH RECURSIVE again (name) AS ('
+            '    SELECT name FROM job WHERE pipeline_id = :pipeline_id AND retried = 0 '
+            "       AND (name = :name OR status = 'skipped' AND needs IS NULL AND stage_idx > :stage_idx) "
+            '    UNION SELECT job.name FROM again JOIN job ON job.pipeline_id = :pipeline_id AND job.retried = 0 '
+            '       AND EXISTS (SELECT 1 FROM json_each(job.needs) WHERE value = again.name)) '
+            "UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
+            "AND status = 'skipped' AND name IN (SELECT name FROM again)",
+            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], name=job['name']))
 
     def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
         """Queue a manual job and return it; one that has finished already is retried as a new job.
