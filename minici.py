@@ -3470,6 +3470,8 @@ def read_environment(spot: Spot) -> dict[str, Any]:
     """Return a job's environment, which is only kept and shown."""
     if not isinstance(spot.value, dict):
         return {'name': spot.text()}
+    if 'name' not in spot:
+        spot.wrong('must have a name')
     return spot.fields({'name': Spot.text, 'url': Spot.text, 'on_stop': Spot.text, 'auto_stop_in': Spot.text,
                         'deployment_tier': Spot.text, 'kubernetes': anything,
                         'action': one_of('start', 'prepare', 'stop', 'verify', 'access')})
@@ -4950,7 +4952,8 @@ def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any
     """Return the predefined variables of a job under their modern and their old names; None stands for none."""
     job, url = claim.job, urllib.parse.urlsplit(call.base_url)
     project_url = f'{call.base_url}/{job["project_path"]}'
-    manual = 'true' if job['when_'] == 'manual' else None
+    manual, spec = 'true' if job['when_'] == 'manual' else None, json.loads(job['spec'])
+    environment = {'name': None, **(spec['environment'] or {})}
     return {
         'CI_SERVER': 'yes', 'CI_SERVER_NAME': 'GitLab', 'CI_SERVER_URL': call.base_url,
         'CI_SERVER_HOST': url.hostname, 'CI_SERVER_PROTOCOL': url.scheme, 'CI_SERVER_FQDN': url.netloc,
@@ -4966,7 +4969,10 @@ def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any
         'CI_JOB_NAME_SLUG': slug(job['name']), 'CI_JOB_STAGE': job['stage'], 'CI_BUILD_STAGE': job['stage'],
         'CI_JOB_URL': f'{project_url}/-/jobs/{job["id"]}', 'CI_JOB_STARTED_AT': iso_time(job['started_at'], 'seconds'),
         'CI_JOB_MANUAL': manual, 'CI_BUILD_MANUAL': manual,
-        'CI_JOB_IMAGE': (json.loads(job['spec'])['image'] or {}).get('name'),
+        'CI_JOB_IMAGE': (spec['image'] or {}).get('name'), 'CI_ENVIRONMENT_NAME': environment['name'],
+        'CI_ENVIRONMENT_SLUG': environment['name'] and slug(environment['name']),
+        'CI_ENVIRONMENT_URL': environment.get('url'),
+        'CI_ENVIRONMENT_ACTION': environment['name'] and environment.get('action', 'start'),
         'CI_RUNNER_ID': runner['id'], 'CI_RUNNER_DESCRIPTION': runner['description'],
         'CI_RUNNER_TAGS': json.dumps(json.loads(runner['tags'])),
         'GITLAB_USER_ID': job['user_id'], 'GITLAB_USER_LOGIN': job['username'], 'GITLAB_USER_NAME': job['username'],

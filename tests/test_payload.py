@@ -459,3 +459,16 @@ def test_the_build_of_every_keyword_has_the_shapes_of_2016(client, everything):
 def test_the_smallest_build_has_no_options(client, pipeline, runner):
     build = claim(client, runner, 'v1').json
     assert (build['options'], build['depends_on_builds'], build['commands']) == ({}, [], 'make test')
+
+
+@pytest.mark.parametrize('environment, expected', [
+    ('prod', {'NAME': 'prod', 'SLUG': 'prod', 'ACTION': 'start'}),
+    ({'name': 'Review/x', 'url': 'https://x.example', 'action': 'stop'},
+     {'NAME': 'Review/x', 'SLUG': 'review-x', 'URL': 'https://x.example', 'ACTION': 'stop'}),
+    (None, {}),
+])
+def test_the_environment_of_a_job_is_in_its_variables(ci, client, project, runner, environment, expected):
+    ci.create_pipeline(project, 'main', sha=SHA, content={'ship': {'script': 'make', 'environment': environment}})
+    job = client.call('POST', '/api/v4/jobs/request', json={'token': runner.token}, status=201).json
+    assert {item['key'].removeprefix('CI_ENVIRONMENT_'): item['value'] for item in job['variables']
+            if item['key'].startswith('CI_ENVIRONMENT_')} == expected
