@@ -301,7 +301,7 @@ def test_retry_says_how_often_and_after_which_failures(text, retry):
     ('retry: 3', '3:3: test:retry'), ('retry: -1', '3:3: test:retry'), ('retry: {max: 3}', '3:11: test:retry:max'),
     ('retry: {max: 1, when: bad_luck}', '3:19: test:retry:when'), ('retry: {min: 1}', '3:11: test:retry:min'),
     ('interruptible: sometimes', '3:3: test:interruptible'), ('resource_group: [a]', '3:3: test:resource_group'),
-    ('coverage: "/(/"', '3:3: test:coverage'), ('environment: {action: burn}', '3:17: test:environment:action'),
+    ('coverage: "/(/"', '3:3: test:coverage'), ('environment: {name: x, action: burn}', '3:26: test:environment:action'),
     ('environment: [a]', '3:3: test:environment'), ('start_in: soon', '3:3: test:start_in'),
     ('when: delayed', '1:1: test'), ('hooks: {pre_build: [a]}', '3:11: test:hooks:pre_build'),
     ('inherit: {default: [image], all: true}', '3:31: test:inherit:all'),
