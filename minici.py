@@ -41,7 +41,9 @@ import functools
 import gzip
 import hashlib
 import hmac
+import html
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -124,6 +126,7 @@ LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's 
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
 RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
 GIT_TIMEOUT = 60                    # seconds one git call may take
+SIGNED_IN_FOR = 30 * 86400          # seconds a browser stays signed in
 COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and files
 
 
@@ -241,6 +244,11 @@ class TooLarge(CIError):
 class ChecksumMismatch(CIError):
     """The trace on disk is not the one that its runner sent; it is to send everything again."""
     status, phrase = 412, 'Precondition Failed'
+
+
+class Misdirected(CIError):
+    """The pages do not answer to this host name: another site may have pointed it here."""
+    status, phrase = 421, 'Misdirected Request'
 
 
 class RangeMismatch(CIError):
@@ -825,7 +833,15 @@ CREATE TABLE artifact (
     UNIQUE (job_id, file_type)
 );
 CREATE INDEX artifact_expiry ON artifact (expire_at) WHERE expire_at IS NOT NULL;
-""",)
+""", """
+-- What the pages need: browsers that sign in, and lists across projects.
+
+ALTER TABLE private_token ADD COLUMN description TEXT NOT NULL DEFAULT '';  -- what it is for, in its owner's words
+ALTER TABLE private_token ADD COLUMN expires_at REAL;                       -- NULL: it works until it is revoked
+CREATE INDEX pipeline_status ON pipeline (status, id);
+CREATE INDEX pipeline_of_ref ON pipeline (ref, id);
+CREATE INDEX job_queue ON job (id) WHERE status = 'pending';
+""")
 
 
 # 6. Database ##################################################################################
@@ -1018,6 +1034,11 @@ class Database:
 
 # 7. Traces ####################################################################################
 
+#: What terminals obey and do not show: control sequences, and operating system commands such as titles and links.
+ESCAPES = re.compile(rb'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)?|[ -/]*[0-~])')
+SECTION_MARKS = re.compile(rb'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\]\n]*\])?\r')
+
+
 class TraceStore:
     """Append-only trace files, one a job; a file's size is the only record of its length.
 
@@ -1196,6 +1217,47 @@ class TraceStore:
         """Open a file without the system noting it in the access time, which is ours (see `looked_at`)."""
         return os.open(path, flags | getattr(os, 'O_NOATIME', 0))
 
+    def blocks(self, job_id: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield a trace in pieces that end where a line does, each behind its offset and its first line's number."""
+        offset, number = 0, 1
+        with self.open(job_id) as file:
+            while block := file.read(MIB):
+                block += file.readline(MIB)
+                yield offset, number, block
+                offset, number = offset + len(block), number + block.count(b'\n')
+
+    def find_lines(self, job_id: int, *, number: int | None = None, offset: int | None = None,
+                   pattern: re.Pattern[bytes] | None = None, limit: int = 1) -> list[tuple[int, int]]:
+        """Return the numbers (from 1) and offsets of the lines that have a number, hold a byte, or match `pattern`.
+
+        What moves a terminal's cursor or colours its text is no part of a line here. Raises NotFound
+        when there is no trace.
+        """
+        found: list[tuple[int, int]] = []
+        for at, first, block in self.blocks(job_id):
+            wanted: list[int] = []
+            if pattern is not None:
+                text, position, line = ESCAPES.sub(b'', block), 0, 0
+                for match in pattern.finditer(text):
+                    line, position = line + text.count(b'\n', position, match.start()), match.start()
+                    wanted += [line] if wanted[-1:] != [line] else []
+            elif number is not None and first <= number <= first + block.count(b'\n'):
+                wanted = [number - first]
+            elif offset is not None and at <= offset < at + len(block):
+                wanted = [block.count(b'\n', 0, offset - at)]
+            if wanted:
+                starts = [0, *(match.end() for match in re.finditer(b'\n', block))]
+                found += [(first + line, at + starts[line]) for line in wanted]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def plain(self, job_id: int) -> Iterator[bytes]:
+        """Yield a trace as text alone: no colours, no section marks, of a progress bar only its last state."""
+        for _, _, block in self.blocks(job_id):
+            lines = SECTION_MARKS.sub(b'', ESCAPES.sub(b'', block)).split(b'\n')
+            yield b'\n'.join(line.rstrip(b'\r').rpartition(b'\r')[2] for line in lines)
+
     def remove_unheard(self, job_id: int, release: Callable[[], Any]) -> None:
         """Remove a trace whose runner was never heard, if `release` says so once nobody else can write."""
         with self._locked(job_id):
@@ -1287,25 +1349,46 @@ class ArtifactStore:
         The answer can be sought in; it is a temporary file when it is large. Raises NotFound when the
         archive or the entry is gone or is a directory, BadRequest when the archive cannot be read.
         """
+        with self._opened_zip(stored_as) as bundle:
+            entry = bundle.getinfo(name)
+            if entry.is_dir():
+                raise KeyError(name)
+            if entry.file_size > self._max_size:
+                raise TooLarge(f'the entry unpacks to {entry.file_size} bytes')
+            copy = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
+            try:
+                with bundle.open(entry) as source:
+                    shutil.copyfileobj(source, copy, COPY_CHUNK)
+                size = copy.tell()
+                copy.seek(0)
+            except BaseException:
+                copy.close()
+                raise
+            return copy, size  # type: ignore[return-value]
+
+    def list_entries(self, stored_as: str, folder: str = '') -> list[tuple[str, int | None]]:
+        """Return what a folder of a stored archive holds: names and sizes in bytes, None for folders, those first.
+
+        `folder` is '' or ends in a slash. Raises as `open_entry` does.
+        """
+        entries: dict[str, int | None] = {}
+        with self._opened_zip(stored_as) as bundle:
+            for entry in bundle.infolist():
+                if entry.filename.startswith(folder) and entry.filename != folder:
+                    name, slash, _ = entry.filename[len(folder):].partition('/')
+                    entries[name + slash] = None if slash else entry.file_size
+            if not entries:
+                raise KeyError(folder)
+        return sorted(entries.items(), key=lambda item: (item[1] is not None, item[0]))
+
+    @contextlib.contextmanager
+    def _opened_zip(self, stored_as: str) -> Iterator[zipfile.ZipFile]:
+        """Open a stored archive; what goes wrong inside, KeyError for a missing entry included, becomes a refusal."""
         with self.open(stored_as) as archive:
             try:
                 check_zip_directory(archive)
                 with zipfile.ZipFile(archive) as bundle:
-                    entry = bundle.getinfo(name)
-                    if entry.is_dir():
-                        raise KeyError(name)
-                    if entry.file_size > self._max_size:
-                        raise TooLarge(f'the entry unpacks to {entry.file_size} bytes')
-                    copy = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
-                    try:
-                        with bundle.open(entry) as source:
-                            shutil.copyfileobj(source, copy, COPY_CHUNK)
-                        size = copy.tell()
-                        copy.seek(0)
-                    except BaseException:
-                        copy.close()
-                        raise
-                    return copy, size  # type: ignore[return-value]
+                    yield bundle
             except KeyError:
                 raise NotFound('File') from None
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error,
@@ -1512,7 +1595,7 @@ class Coordinator:
         self._listening_since = self._swept_at = clock()
         self._ticked_at, self._collected_at = time.monotonic(), 0.0
         self._found_installation()
-        self._instance = self._setting('instance')
+        self.instance = self._setting('instance')
 
     def __enter__(self) -> Coordinator:
         return self
@@ -1614,16 +1697,21 @@ class Coordinator:
                 c.execute("UPDATE setting SET value = :token WHERE key = 'registration_token'", dict(token=token))
         return token
 
-    def _insert_private_token(self, c: sqlite3.Connection, token: str, username: str, scope: str) -> None:
-        values = dict(hash=token_hash(token), scope=scope, now=self.clock(), username=username)
+    def _insert_private_token(self, c: sqlite3.Connection, token: str, username: str, scope: str,
+                              description: str = '', expires_at: float | None = None) -> None:
+        values = dict(hash=token_hash(token), scope=scope, now=self.clock(), username=username,
+                      description=description, expires_at=expires_at)
         c.execute('INSERT OR IGNORE INTO user (username, created_at) VALUES (:username, :now)', values)
         c.execute('INSERT OR REPLACE INTO private_token '
-                  'SELECT :hash, id, :scope, :now FROM user WHERE username = :username', values)
+                  'SELECT :hash, id, :scope, :now, :description, :expires_at FROM user WHERE username = :username',
+                  values)
 
-    def create_private_token(self, username: str = 'root', scope: str = 'api') -> str:
+    def create_private_token(self, username: str = 'root', scope: str = 'api', *, description: str = '',
+                             lifetime: float | None = None) -> str:
         """Return a new private token of a user, who is made if need be; it is stored only as a hash.
 
-        `scope` is ``api`` or ``read_api`` (GET alone). Raises BadRequest for another name or scope.
+        `scope` is ``api`` or ``read_api`` (GET alone), `lifetime` the seconds it works, None for ever.
+        Raises BadRequest for another name or scope.
         """
         if scope not in ('api', 'read_api'):
             raise BadRequest({'scope': ['must be api or read_api']})
@@ -1631,7 +1719,8 @@ class Coordinator:
             raise BadRequest({'username': ['must be letters, digits, "_", "-" and "."']})
         token = new_token('mcp')
         with self.db.write() as c:
-            self._insert_private_token(c, token, username, scope)
+            self._insert_private_token(c, token, username, scope, description, lifetime and self.clock() + lifetime)
+            c.execute('DELETE FROM private_token WHERE expires_at <= :now', dict(now=self.clock()))
         return token
 
     def find_user(self, token: str) -> Row | None:
@@ -1639,8 +1728,42 @@ class Coordinator:
         digest = token_hash(token)
         row = self._one('SELECT user.*, private_token.scope, private_token.token_hash '
                         'FROM private_token JOIN user ON user.id = private_token.user_id '
-                        'WHERE token_hash = :hash', hash=digest)
+                        'WHERE token_hash = :hash AND (expires_at IS NULL OR expires_at > :now)',
+                        hash=digest, now=self.clock())
         return row if row and same_secret(digest, row['token_hash']) else None
+
+    def list_private_tokens(self) -> list[Row]:
+        """Return what is known of the private tokens that work, newest first: never the tokens themselves."""
+        return self._all('SELECT private_token.*, username FROM private_token JOIN user ON user.id = user_id '
+                         'WHERE expires_at IS NULL OR expires_at > :now ORDER BY private_token.created_at DESC',
+                         now=self.clock())
+
+    def revoke_private_token(self, digest: str) -> None:
+        """Make the private token with the `token_hash` `digest` void; raise NotFound if there is none."""
+        with self.db.write() as c:
+            if not c.execute('DELETE FROM private_token WHERE token_hash = :hash', dict(hash=digest)).rowcount:
+                raise NotFound('Token')
+
+    def create_sign_in_code(self) -> str:
+        """Return a code that signs in one browser, once; it takes the place of the one before."""
+        code = new_token('mcs')
+        with self.db.write() as c:
+            c.execute("INSERT OR REPLACE INTO setting VALUES ('sign_in_code', :hash)", dict(hash=token_hash(code)))
+        return code
+
+    def sign_in(self, code: str) -> str:
+        """Return a private token in exchange for a sign-in code, which is void then; raise Forbidden for any other."""
+        with self.db.write() as c:
+            if not c.execute("DELETE FROM setting WHERE key = 'sign_in_code' AND value = :hash",
+                             dict(hash=token_hash(code))).rowcount:
+                raise Forbidden('the sign-in link has been used, or is of an earlier start')
+        return self.create_private_token(description='Signed in by link', lifetime=SIGNED_IN_FOR)
+
+    def sign_out(self, token: str) -> None:
+        """Make a private token void that `sign_in` gave; any other goes on working."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM private_token WHERE token_hash = :hash AND expires_at IS NOT NULL',
+                      dict(hash=token_hash(token)))
 
     # -- projects
 
@@ -1956,7 +2079,7 @@ class Coordinator:
 
     def queue_value(self, runner: Row) -> str:
         """Return the opaque value that changes whenever a job may have become claimable."""
-        return f'{self._instance}-{runner["version"]}'
+        return f'{self.instance}-{runner["version"]}'
 
     # -- pipelines
 
@@ -2173,7 +2296,7 @@ class Coordinator:
         return row
 
     PIPELINE_FILTERS: ClassVar[dict[str, str]] = {
-        **{name: f'pipeline.{name} = :{name}' for name in ('ref', 'sha', 'status', 'source', 'name')},
+        **{name: f'pipeline.{name} = :{name}' for name in ('project_id', 'ref', 'sha', 'status', 'source', 'name')},
         **{f'{name}_after': f'pipeline.{name}_at > :{name}_after' for name in ('created', 'updated')},
         **{f'{name}_before': f'pipeline.{name}_at < :{name}_before' for name in ('created', 'updated')},
         'username': 'user.username = :username',
@@ -2183,23 +2306,34 @@ class Coordinator:
                  "ELSE pipeline.tag = (:scope = 'tags') AND pipeline.id IN ("
                  'SELECT max(id) FROM pipeline WHERE project_id = :project_id GROUP BY ref, tag) END'}
 
-    def list_pipelines(self, project: Row, *, limit: int = 20, offset: int = 0, order_by: str = 'id',
-                       sort: str = 'desc', **filters: Any) -> tuple[list[Row], int]:
-        """Return a page of a project's pipelines, newest first, and how many there are.
+    def list_pipelines(self, project: Row | None = None, *, limit: int = 20, offset: int = 0, order_by: str = 'id',
+                       sort: str = 'desc', count_to: int = 10_001, **filters: Any) -> tuple[list[Row], int]:
+        """Return a page of a project's pipelines, or of all, newest first, and how many there are.
 
         `filters` are keys of PIPELINE_FILTERS; `order_by` is `id`, `status`, `ref`, `updated_at` or
-        `user_id`, `sort` is `asc` or `desc`.
+        `user_id`, `sort` is `asc` or `desc`. Pipelines beyond `count_to` are not counted.
         """
-        where = ' AND '.join(['pipeline.project_id = :project_id'] + [
-            text for name, text in self.PIPELINE_FILTERS.items() if filters.get(name) is not None])
+        filters['project_id'] = project and project['id']
+        where = ' AND '.join(text for name, text in self.PIPELINE_FILTERS.items()
+                             if filters.get(name) is not None) or '1'
         order = order_by if order_by in ('status', 'ref', 'updated_at', 'user_id') else 'id'
         way = 'ASC' if sort == 'asc' else 'DESC'
-        values = {**filters, 'project_id': project['id'], 'limit': limit, 'offset': offset}
+        values = {**filters, 'limit': limit, 'offset': offset, 'count_to': count_to}
         with self.db.read() as c:
-            total, = c.execute('SELECT count(*) FROM pipeline LEFT JOIN user ON user.id = pipeline.user_id '
-                               f'WHERE {where}', values).fetchone()
+            total, = c.execute('SELECT count(*) FROM (SELECT 1 FROM pipeline '
+                               'LEFT JOIN user ON user.id = pipeline.user_id '
+                               f'WHERE {where} LIMIT :count_to)', values).fetchone()
             return c.execute(f'{PIPELINE_ROWS} WHERE {where} ORDER BY pipeline.{order} {way}, pipeline.id {way} '
                              'LIMIT :limit OFFSET :offset', values).fetchall(), total
+
+    def list_stages(self, pipelines: Sequence[Row]) -> dict[int, list[tuple[str, str]]]:
+        """Return the stages of pipelines, by the pipeline's id: names and statuses in order."""
+        stages: dict[int, dict[str, list[tuple[str, bool]]]] = {pipeline['id']: {} for pipeline in pipelines}
+        for row in self._all('SELECT DISTINCT pipeline_id, stage_idx, stage, status, allow_failure FROM job '
+                             'WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0 '
+                             'ORDER BY pipeline_id, stage_idx', ids=json.dumps(list(stages))):
+            stages[row['pipeline_id']].setdefault(row['stage'], []).append((row['status'], row['allow_failure']))
+        return {key: [(name, composite_status(jobs)) for name, jobs in found.items()] for key, found in stages.items()}
 
     def delete_pipelines(self, pipelines: Sequence[Row]) -> None:
         """Remove pipelines with their jobs, traces and artifacts."""
@@ -2601,16 +2735,34 @@ class Coordinator:
 
     @staticmethod
     def _job_filter(project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
-                    scope: Sequence[str] = (), include_retried: bool = True,
+                    scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
                     before: int | None = None) -> tuple[str, dict[str, Any]]:
         wanted: dict[str, Any] = {
             'job.project_id = :project_id': project, 'job.pipeline_id = :pipeline_id': pipeline,
-            'job.runner_id = :runner_id': runner, 'job.id < :before': before,
+            'job.runner_id = :runner_id': runner, 'job.id < :before': before, 'job.name = :name': name,
             'job.status IN (SELECT value FROM json_each(:scope))': scope or None,
             'job.retried = 0': None if include_retried else 1}
         return ' AND '.join(text for text, value in wanted.items() if value is not None) or '1', dict(
             project_id=project and project['id'], pipeline_id=pipeline and pipeline['id'],
-            runner_id=runner and runner['id'], scope=json.dumps(scope), before=before)
+            runner_id=runner and runner['id'], scope=json.dumps(scope), before=before, name=name)
+
+    def list_cards(self, pipeline: Row) -> list[Row]:
+        """Return the latest jobs of a pipeline in the order of its stages, with what an overview shows and no more."""
+        return self._all(
+            'SELECT job.id, job.project_id, job.pipeline_id, job.name, stage, stage_idx, status, when_, allow_failure, '
+            '       retried, job.tag_set_id, tags, needs, resource_group, scheduled_at, queued_at, started_at, '
+            "       finished_at, failure_reason, json_extract(spec, '$.manual_confirmation') AS manual_confirmation "
+            '  FROM job JOIN tag_set ON tag_set.id = job.tag_set_id '
+            ' WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, job.id', id=pipeline['id'])
+
+    def list_running(self) -> list[Row]:
+        """Return the jobs that are with a runner, oldest first."""
+        return self._all(f"{JOB_ROWS} WHERE job.status IN ('running', 'canceling') ORDER BY job.id", now=self.clock())
+
+    def list_queue(self, limit: int = 20) -> list[Row]:
+        """Return the jobs that wait for a runner, oldest first."""
+        return self._all(f"{JOB_ROWS} WHERE job.status = 'pending' ORDER BY job.id LIMIT :limit",
+                         now=self.clock(), limit=limit)
 
     def cancel_job(self, job: Row) -> Row:
         """Cancel a job that has not finished; a finished one stays as it is. Return the job.
@@ -2738,36 +2890,57 @@ class Coordinator:
 
     def pending_reason(self, job: Row) -> str | None:
         """Return in words why a job is not running, or None when it is or has finished."""
-        if job['status'] == 'waiting_for_resource':
-            holder = self._one('SELECT id, name FROM job WHERE project_id = :project_id AND resource_group = :name '
-                               "AND status IN ('pending', 'running', 'canceling')",
-                               project_id=job['project_id'], name=job['resource_group'])
-            return (f'job {holder["id"]} ({holder["name"]})' if holder else 'another job') + \
-                f' holds the resource group {job["resource_group"]}'
-        waits = {'manual': 'it waits for somebody to play it',
-                 'scheduled': f'it is delayed until {iso_time(job["scheduled_at"])}'}
-        if job['status'] == 'created':
-            before = self._all(
-                'SELECT name FROM job WHERE pipeline_id = :pipeline_id AND retried = 0 AND id <> :id '
-                'AND status NOT IN (SELECT value FROM json_each(:finished)) '
-                "AND NOT (status = 'manual' AND allow_failure) AND CASE WHEN :needs IS NULL THEN "
-                'stage_idx < :stage_idx ELSE name IN (SELECT value FROM json_each(:needs)) END ORDER BY stage_idx, id',
-                pipeline_id=job['pipeline_id'], id=job['id'], needs=job['needs'], stage_idx=job['stage_idx'],
-                finished=json.dumps(FINISHED))
-            return f'it waits for {", ".join(row["name"] for row in before[:5])}' + (', ...' if before[5:] else '')
-        if job['status'] != 'pending':
-            return waits.get(job['status'])
-        runners = self.list_runners(self.find_project(job['project_id']))
+        return self.pending_reasons([job])[job['id']]
+
+    def pending_reasons(self, jobs: Iterable[Row]) -> dict[int, str | None]:
+        """Return what `pending_reason` says of each of many jobs, by id; what they share is looked up once."""
+        once = functools.cache(lambda verb, *about: verb(*about))
+        reasons: dict[int, str | None] = {}
+        for job in jobs:
+            reason = None
+            if job['status'] == 'created':
+                unfinished = once(self._unfinished, job['pipeline_id'])
+                needs = json.loads(job['needs']) if job['needs'] else None
+                before = [row['name'] for row in unfinished if (row['stage_idx'] < job['stage_idx'] if needs is None
+                                                                else row['name'] in needs)]
+                reason = f'it waits for {", ".join(before[:5])}' + (', ...' if before[5:] else '')
+            elif job['status'] == 'pending':
+                reason = once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
+            elif job['status'] == 'waiting_for_resource':
+                reason = once(self._resource_holder, job['project_id'], job['resource_group'])
+            elif job['status'] == 'manual':
+                reason = 'it waits for somebody to play it'
+            elif job['status'] == 'scheduled':
+                reason = f'it is delayed until {iso_time(job["scheduled_at"])}'
+            reasons[job['id']] = reason
+        return reasons
+
+    def _unfinished(self, pipeline_id: int) -> list[Row]:
+        """Return the jobs of a pipeline that hold others back."""
+        return self._all('SELECT name, stage_idx FROM job WHERE pipeline_id = :id AND retried = 0 '
+                         'AND status NOT IN (SELECT value FROM json_each(:finished)) '
+                         "AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
+                         id=pipeline_id, finished=json.dumps(FINISHED))
+
+    def _resource_holder(self, project_id: int, name: str) -> str:
+        """Say which job holds a resource group."""
+        holder = self._one('SELECT id, name FROM job WHERE project_id = :project_id AND resource_group = :name '
+                           "AND status IN ('pending', 'running', 'canceling')", project_id=project_id, name=name)
+        return (f'job {holder["id"]} ({holder["name"]})' if holder else 'another job') + \
+            f' holds the resource group {name}'
+
+    def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str) -> str:
+        """Say why no runner has taken a pending job of a project with these tags."""
+        runners = self.list_runners(self.find_project(project_id))
         served = {row['runner_id'] for row in self._all(
-            'SELECT runner_id FROM runner_tag_set WHERE tag_set_id = :id', id=job['tag_set_id'])}
+            'SELECT runner_id FROM runner_tag_set WHERE tag_set_id = :id', id=tag_set_id)}
         serving = [runner for runner in runners if runner['id'] in served]
         active = [runner for runner in serving if runner['active']]
         if not runners:
             return 'no runner is registered for its project'
         if not serving:
-            tags = json.loads(job['tags'])
-            missing = min(([tag for tag in tags if tag not in json.loads(runner['tags'])] for runner in runners),
-                          key=len)
+            missing = min(([tag for tag in json.loads(tags) if tag not in json.loads(runner['tags'])]
+                           for runner in runners), key=len)
             return f'no runner has all of its tags; the nearest lacks {", ".join(missing)}' if missing \
                 else 'no runner takes jobs without tags'
         if not active:
@@ -4169,9 +4342,12 @@ class Route:
     limit: int = MAX_PARAMETERS_BODY    # bytes of the body, uploads aside
     raw: bool = False                   # the body is data, never parameters
     upload: bool = False                # the part called `file` is streamed to disk
+    refuse: Callable[[Call, CIError], bottle.HTTPResponse] | None = None    # shows a refusal; None: as JSON
 
 
 ROUTES: list[Route] = []
+#: What the path of a project cannot begin with, so that no address of the API is ever taken for a page.
+NO_API = r'(?!(?:api/v[0-9]+|ci/(?:api|builds|runners)|hooks|-)(?:/|$))'
 
 
 def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -4743,22 +4919,24 @@ class ApiPlugin:
         declared: Route = bound.config['minici.route']
 
         def answer(**arguments: str) -> bottle.HTTPResponse:
-            call = Call(self.ci, declared, bottle.request.environ)
+            call, refusal = Call(self.ci, declared, bottle.request.environ), None
             try:
                 call.path_params = {name: self._argument(declared, name, text) for name, text in arguments.items()}
                 call.actor = declared.auth(call)
                 result = callback(call, **call.path_params)
                 response = result if isinstance(result, bottle.HTTPResponse) else json_response(result)
             except CIError as error:
-                response = error_response(error)
+                refusal = error
             except (OSError, MemoryError) as error:  # a full disk, no descriptors left
                 log.error('%s %s: %s', call.method, declared.path, error)
-                response = error_response(Busy('The server is in trouble, see its log'))
+                refusal = Busy('The server is in trouble, see its log')
             except Exception:
                 log.exception('%s %s failed', call.method, declared.path)
-                response = error_response(CIError())
+                refusal = CIError()
             finally:
                 call.close()
+            if refusal is not None:
+                response = declared.refuse(call, refusal) if declared.refuse else error_response(refusal)
             return hardened(response)
         return answer
 
@@ -5183,9 +5361,9 @@ def upload_response(call: Call, job: Row) -> None:
         raise Forbidden('Job is not running!', {call.dialect.status_header: gone.job_status}) from None
 
 
-def artifacts_response(call: Call, job: Row | int) -> bottle.HTTPResponse:
-    """Send a job's archive."""
-    artifact, file = call.ci.open_artifacts(job)
+def artifacts_response(call: Call, job: Row | int, file_type: str = 'archive') -> bottle.HTTPResponse:
+    """Send a job's archive or report."""
+    artifact, file = call.ci.open_artifacts(job, file_type)
     response = file_response(call, file, artifact['size'], content_type='application/octet-stream',
                              disposition=attachment(artifact['filename']), etag=artifact['sha256'])
     response.headers['Content-Transfer-Encoding'] = 'binary'
@@ -6054,6 +6232,1745 @@ def disable_project_runner(call: Call, id: str, runner_id: int) -> bottle.HTTPRe
     return empty_response(204)
 
 
+# 17. Web pages ################################################################################
+#
+# For browsers alone: they sign in with a cookie, which opens no route of the API, as the API's tokens
+# open no page. Everything is rendered here; the script makes the trace live and keeps the rest fresh.
+
+STATUS_WORDS = {'success': 'passed', 'waiting_for_resource': 'waiting for resource'}
+#: The strokes in the disc that stands for a status.
+MARKS = {
+    'success': 'M4.7 8.3l2.2 2.2 4.4-4.8', 'failed': 'M5.4 5.4l5.2 5.2m0-5.2l-5.2 5.2',
+    'warning': 'M8 4.2v4.6m0 2.2v.6', 'running': 'M8 4v4l2.8 1.7', 'preparing': 'M8 7.9v.2', 'created': 'M8 7.9v.2',
+    'pending': 'M6.2 5.3v5.4m3.6-5.4v5.4', 'waiting_for_resource': 'M6.2 5.3v5.4m3.6-5.4v5.4',
+    'canceling': 'M4.8 11.2l6.4-6.4', 'canceled': 'M4.8 11.2l6.4-6.4', 'manual': 'M6.3 4.9v6.2L11.3 8z',
+    'skipped': 'M4.6 5.3L7.3 8l-2.7 2.7m4-5.4L11.3 8l-2.7 2.7', 'scheduled': 'M8 4v4l2.8 1.7',
+}
+FAILURES = {
+    'script_failure': 'a command of its script failed',
+    'runner_system_failure': 'its runner broke down',
+    'stuck_or_timeout_failure': 'its runner fell silent, or it ran for too long',
+    'job_execution_timeout': 'it ran for longer than its timeout',
+    'missing_dependency_failure': 'artifacts that it depends on are gone',
+    'runner_unsupported': 'its runner cannot do what it asks for',
+    'image_pull_failure': 'its image could not be pulled',
+    'trace_size_exceeded': 'its log outgrew max_trace_size',
+    'claims_unanswered': 'no runner that it was handed to ever answered',
+    'unknown_failure': 'its runner gave no reason',
+}
+ICONS = {'cancel': '\u2715', 'retry': '\u21bb', 'play': '\u25b6\ufe0e'}
+PAGE_HEADERS = {
+    'Content-Type': 'text/html; charset=utf-8', 'Referrer-Policy': 'same-origin', 'X-Frame-Options': 'DENY',
+    'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Resource-Policy': 'same-origin',
+    'Content-Security-Policy': "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+                               "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+}
+ERROR_LINE = re.compile(rb'(?im)^(?!.*\b(?:0|no) (?:errors?|fail))[^\n]*?'
+                        rb'\b(?:error|fatal|panic|failed|traceback|\w+(?:error|exception))\b')
+
+
+# -- who may see and do what
+
+def root(call: Call) -> str:
+    """Return the path that this application is mounted at, without a trailing slash."""
+    return urllib.parse.urlsplit(call.base_url).path
+
+
+def visitor(call: Call) -> Row | None:
+    """Return whom the browser's cookie signs in, or None.
+
+    Raises Misdirected for a host name that is not ours: a hostile site may have its own name lead here.
+    """
+    host = re.sub(':[0-9]*$', '', call.environ.get('HTTP_HOST', '')).rstrip('.').lower()
+    ours = urllib.parse.urlsplit(call.ci.settings.external_url).hostname
+    if host != ours and not re.fullmatch(r'(.+\.)?localhost', host):
+        try:
+            ipaddress.ip_address(host.strip('[]'))
+        except ValueError:
+            raise Misdirected('pages answer to IP addresses, localhost and the host of --external-url; '
+                              'start minici with --external-url and this address') from None
+    if call.method == 'POST' and call.header('Sec-Fetch-Site') not in (None, 'same-origin', 'none'):
+        raise Forbidden('another site sent this form')
+    cookie = session_cookie(call)
+    return call.ci.find_user(cookie) if cookie else None
+
+
+def session_cookie(call: Call) -> str:
+    """Return the private token in the browser's cookie, '' without one."""
+    return bottle.Request(call.environ).get_cookie(cookie_name(call)) or ''
+
+
+def cookie_name(call: Call) -> str:
+    """Return a name of this installation's own: browsers share cookies among all ports of a host."""
+    return f'minici_{call.ci.instance}'
+
+
+def session_header(call: Call, token: str, lifetime: int) -> dict[str, str]:
+    """Return the header that makes a browser keep `token` for `lifetime` seconds, and show it to no script or site."""
+    secure = '; Secure' if call.base_url.startswith('https:') else ''
+    return {'Set-Cookie': f'{cookie_name(call)}={token}; Path={root(call) or "/"}; Max-Age={lifetime}; HttpOnly; '
+                          f'SameSite=Strict{secure}'}
+
+
+def csrf_token(call: Call) -> str:
+    """Return what forms of this browser must carry, so that no other site can have it send one."""
+    return hmac.new(session_cookie(call).encode('utf-8', 'surrogatepass'), b'csrf', hashlib.sha256).hexdigest()
+
+
+def page_reader(call: Call) -> Row | None:
+    """Let in who is signed in, and everybody with --public."""
+    user = visitor(call)
+    if user is None and not call.ci.settings.public:
+        raise Unauthorized('sign in first')
+    return user
+
+
+def page_owner(call: Call) -> Row:
+    """Let in who is signed in with a token of scope `api`."""
+    user = visitor(call)
+    if user is None:
+        raise Unauthorized('sign in first')
+    if user['scope'] != 'api':
+        raise Forbidden('you are signed in with a token of scope read_api, this needs api')
+    return user
+
+
+def page_form(call: Call) -> Row:
+    """Let in the form that a page of ours made for this browser, from who may change things."""
+    user = page_owner(call)
+    if not same_secret(call.text('csrf'), csrf_token(call)):
+        raise Forbidden('the form is out of date: go back, load the page again and repeat')
+    return user
+
+
+# -- what pages are made of
+
+def word(status: str) -> str:
+    """Return a status as people say it."""
+    return STATUS_WORDS.get(status, status)
+
+
+def mark(status: str) -> str:
+    """Return the disc that stands for a status, as markup."""
+    return (f'<svg class="mark {status}" viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="7.5"/>'
+            f'<path d="{MARKS[status]}"/></svg>')
+
+
+def moment(seconds: float | None) -> str:
+    """Return a moment as markup, in UTC; the script turns it into an age."""
+    text = iso_time(seconds, 'seconds')
+    return f'<time datetime="{text}">{text[:10]} {text[11:16]} UTC</time>' if text else ''
+
+
+def clock(seconds: float) -> str:
+    """Return a duration in seconds as a clock shows it."""
+    whole = max(0, int(seconds))
+    minutes = f'{whole // 3600}:{whole // 60 % 60:02d}' if whole >= 3600 else f'{whole // 60}'
+    return f'{minutes}:{whole % 60:02d}'
+
+
+def span(row: Row, now: float) -> str:
+    """Return how long a job or pipeline took, as markup; of a running one the script counts on."""
+    if not row['started_at']:
+        return ''
+    running = row['finished_at'] is None
+    since = f' data-since="{int(row["started_at"])}"' if running else ''
+    return f'<span class="span"{since}>{clock((now if running else row["finished_at"]) - row["started_at"])}</span>'
+
+
+def about(info: Mapping[str, Any]) -> str:
+    """Return what a runner says of itself, in a line."""
+    return ' '.join(str(info[name]) for name in ('name', 'version', 'platform', 'architecture', 'executor')
+                    if info.get(name))
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes for people."""
+    for unit, name in ((GIB, 'GiB'), (MIB, 'MiB'), (KIB, 'KiB')):
+        if size >= unit:
+            return f'{size / unit:.1f} {name}'
+    return f'{size} B'
+
+
+def job_mark(job: Row) -> str:
+    """Return the status that a job's mark shows: a failure that is allowed only warns."""
+    return 'warning' if job['status'] == 'failed' and job['allow_failure'] else job['status']
+
+
+def job_actions(job: Row) -> list[tuple[str, str, str]]:
+    """Return what can be done with a job: the verb, its label, and what to confirm first."""
+    actions = []
+    if job['status'] in PLAYABLE:
+        actions.append(('play', 'Run' if job['status'] == 'manual' else 'Run now', job['manual_confirmation'] or ''))
+    if job['status'] in CANCELABLE and job['status'] != 'manual':
+        actions.append(('cancel', 'Cancel', ''))
+    if job['status'] in RETRYABLE and not job['retried']:
+        actions.append(('retry', 'Retry', ''))
+    return actions
+
+
+LAYOUT = bottle.SimpleTemplate(r"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{title}} · minici</title>
+<link rel="icon" id="icon" href="{{root}}/-/favicon/{{status or 'created'}}.svg">
+<link rel="stylesheet" href="{{root}}/-/minici.css?{{version}}">
+<script src="{{root}}/-/minici.js?{{version}}" defer></script>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header class="bar">
+<a class="brand" href="{{root}}/">minici</a>
+% if user or ci.settings.public:
+<nav aria-label="Main">
+% for name, path in (('Pipelines', ''), ('Projects', '-/projects'), ('Runners', '-/runners'), ('Tokens', '-/tokens')):
+% if owner or name != 'Tokens':
+<a href="{{root}}/{{path}}"{{!' aria-current="page"' if name == title else ''}}>{{name}}</a>
+% end
+% end
+</nav>
+% end
+% if user:
+<form class="who" method="post" action="{{root}}/-/sign_out"><input type="hidden" name="csrf" value="{{csrf}}">
+<span>{{user['username']}}</span> <button class="plain">Sign out</button></form>
+% elif ci.settings.public:
+<a class="who" href="{{root}}/-/sign_in">Sign in</a>
+% end
+</header>
+<main id="main">
+{{!body}}
+</main>
+</body>
+</html>
+""")
+
+
+def page(call: Call, template: bottle.SimpleTemplate, title: str, *, status: str = '', code: int = 200,
+         headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
+    """Return a page: `template` rendered with `values`, within the frame that all share.
+
+    `status` is the one that the browser's tab shows. A page that has not changed is 304.
+    """
+    user = call.actor
+    shared = dict(call=call, ci=call.ci, root=root(call), user=user, owner=user is not None and user['scope'] == 'api',
+                  csrf=csrf_token(call) if user else '', now=call.ci.clock(), quote=urllib.parse.quote, mark=mark,
+                  moment=moment, span=span, clock=clock, word=word, size_text=size_text, job_mark=job_mark, about=about,
+                  job_actions=job_actions, commit_of=commit_of, failures=FAILURES, icons=ICONS, escape=html.escape,
+                  loads=json.loads, title=title, status=status)
+    shared['pipeline_list'] = lambda pipelines, stages: PIPELINE_LIST.render(
+        shared, pipelines=pipelines, stages=stages)
+    body = LAYOUT.render(shared, body=template.render(shared, **values), version=ASSETS_VERSION).encode()
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {**PAGE_HEADERS, 'Cache-Control': 'private, no-cache', 'ETag': etag, **(headers or {})}
+    if code == 200 and call.header('If-None-Match') == etag:
+        return empty_response(304, headers)
+    return bottle.HTTPResponse(body, code, headers)
+
+
+ERROR_PAGE = bottle.SimpleTemplate(r"""
+<div class="narrow">
+<h1>{{title}}</h1>
+% for text in error.problems:
+<p>{{text}}</p>
+% end
+<p><a href="{{root}}/">Back to the pipelines</a></p>
+</div>
+""")
+
+
+def page_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
+    """Show a refusal to a person, who may have to sign in first; to anything that is no browser as JSON."""
+    if 'text/html' not in (call.header('Accept') or ''):
+        return error_response(error)
+    if isinstance(error, Unauthorized):
+        query = call.environ.get('QUERY_STRING')
+        here = root(call) + call.environ['minici.path'] + (f'?{query}' if query else '')
+        return seen(call, f'/-/sign_in?next={urllib.parse.quote(here, safe="")}' if call.method == 'GET' else
+                    '/-/sign_in')
+    return page(call, ERROR_PAGE, f'{error.status} {error.phrase}', code=error.status, error=error,
+                headers=error.headers)
+
+
+def seen(call: Call, path: str, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """Send the browser on to a page of ours, as the answer to a form."""
+    return empty_response(303, {'Location': root(call) + path, **(headers or {})})
+
+
+def web(method: str, *paths: str, auth: Guard) -> Callable[..., Any]:
+    """Record the handler of a page or form: as `route` does, with refusals that people can read."""
+    return route(method, *paths, auth=auth, refuse=page_refusal)
+
+
+def project_path(row: Row) -> str:
+    """Return the path below which a project's pages stand."""
+    return f'/{row["project_path"]}/-'
+
+
+# -- signing in
+
+SIGN_IN = bottle.SimpleTemplate(r"""
+<div class="narrow">
+<h1>Sign in</h1>
+% if problem:
+<p class="problem" role="alert">{{problem}}</p>
+% end
+<form method="post" action="{{root}}/-/sign_in" class="stack"{{!' data-submit' if sign_in_code else ''}}>
+<input type="hidden" name="next" value="{{next}}">
+% if sign_in_code:
+<input type="hidden" name="code" value="{{sign_in_code}}">
+<p>This link signs in one browser, once.</p>
+<button class="primary">Sign in</button>
+% else:
+<label>Private token <input type="password" name="token" autocomplete="current-password" required autofocus></label>
+<button class="primary">Sign in</button>
+<p class="hint">The link that minici printed when it started signs you in once. For another token run, on the
+server:</p>
+<pre>python minici.py --db ci.sqlite token</pre>
+% end
+</form>
+</div>
+""")
+
+
+@web('GET', '/-/sign_in', auth=visitor)
+def show_sign_in(call: Call) -> bottle.HTTPResponse:
+    """Ask for a private token, or take the code of the sign-in link."""
+    return page(call, SIGN_IN, 'Sign in', sign_in_code=call.text('code') or '', problem='',
+                next=call.text('next') or '')
+
+
+@web('POST', '/-/sign_in', auth=visitor)
+def sign_in(call: Call) -> bottle.HTTPResponse:
+    """Sign a browser in with the code of the sign-in link or a private token."""
+    token, code, following = call.text('token') or '', call.text('code'), call.text('next') or ''
+    try:
+        token = call.ci.sign_in(code) if code else token.strip()
+        if call.ci.find_user(token) is None:
+            raise Forbidden('this is no private token of this minici')
+    except Forbidden as refusal:
+        return page(call, SIGN_IN, 'Sign in', code=403, sign_in_code='', next=following, problem=refusal.detail)
+    mounted = root(call)
+    safe = re.fullmatch(r'/(?![/\\])[\x21-\x7e]*', following) and following.startswith(mounted)
+    return seen(call, following[len(mounted):] if safe else '/', session_header(call, token, SIGNED_IN_FOR))
+
+
+@web('POST', '/-/sign_out', auth=visitor)
+def sign_out(call: Call) -> bottle.HTTPResponse:
+    """Forget a browser; a token that the sign-in link made is void then."""
+    if same_secret(call.text('csrf'), csrf_token(call)):
+        call.ci.sign_out(session_cookie(call))
+    return seen(call, '/-/sign_in', session_header(call, '', 0))
+
+
+# -- pipelines
+
+PIPELINE_LIST = bottle.SimpleTemplate(r"""
+<ol class="rows">
+% for row in pipelines:
+%     commit, base = commit_of(row), f'{root}/{row["project_path"]}'
+%     here = f'{base}/-/pipelines/{row["id"]}'
+<li class="pipeline">
+<a class="status {{row['status']}}" href="{{here}}">{{!mark(row['status'])}}{{word(row['status'])}}</a>
+<div class="what">
+<a class="title" href="{{here}}">{{commit['title'] or row['name'] or f'Pipeline #{row["id"]}'}}</a>
+<p class="meta">#{{row['id']}} · <a href="{{base}}">{{row['project_path']}}</a> ·
+<a class="ref"
+href="{{root}}/?project={{quote(row['project_path'])}}&amp;ref={{quote(row['ref'])}}">{{row['ref']}}</a> ·
+<code>{{row['sha'][:8]}}</code>{{f' · {commit["author"]}' if commit['author'] else ''}}</p>
+</div>
+<ul class="stages">
+% for name, status in stages[row['id']]:
+<li title="{{name}}: {{word(status)}}">{{!mark(status)}}<span class="sr">{{name}}: {{word(status)}}</span></li>
+% end
+</ul>
+<p class="when">{{!span(row, now)}} {{!moment(row['created_at'])}}</p>
+</li>
+% end
+</ol>
+""")
+
+PIPELINES_PAGE = bottle.SimpleTemplate(r"""
+<div class="head"><h1>Pipelines</h1>
+% if owner and projects:
+<a class="button primary" href="{{root}}/-/pipelines/new">New pipeline</a>
+% end
+</div>
+% if projects:
+<form class="filters" action="{{root}}/" role="search" aria-label="Pipelines">
+<label>Project <select name="project"><option value="">All</option>
+% for row in projects:
+<option{{!' selected' if row['path'] == wanted['project'] else ''}}>{{row['path']}}</option>
+% end
+</select></label>
+<label>Branch or tag <input name="ref" value="{{wanted['ref']}}" size="14"></label>
+<label>Status <select name="status"><option value="">Any</option>
+% for status in ('running', 'pending', 'success', 'failed', 'canceled', 'skipped', 'manual', 'scheduled', 'created'):
+<option value="{{status}}"{{!' selected' if status == wanted['status'] else ''}}>{{word(status)}}</option>
+% end
+</select></label>
+<button>Filter</button>
+</form>
+% end
+<div id="pipelines" data-live>
+% if projects and not runners:
+<p class="notice">No runner is registered yet: jobs will wait. <a href="{{root}}/-/runners">Register one</a></p>
+% end
+% if pipelines:
+{{!pipeline_list(pipelines, stages)}}
+% elif any(wanted.values()):
+<p class="empty">No pipeline matches. <a href="{{root}}/">Show all</a></p>
+% else:
+<div class="empty">
+<h2>Nothing has run yet</h2>
+<p>Submit a git repository that has a <code>.gitlab-ci.yml</code>:</p>
+<pre>python minici.py --db ci.sqlite submit PATH --follow</pre>
+% if owner:
+<p>or <a href="{{root}}/-/projects">add a project</a> and
+{{'start a pipeline here' if projects else 'start its pipelines from here'}}.</p>
+% end
+% if not runners:
+<p>Then <a href="{{root}}/-/runners">register a runner</a>, which does the work.</p>
+% end
+</div>
+% end
+</div>
+<nav class="pages" aria-label="Pages">
+% if number > 1:
+<a class="button" rel="prev" href="?{{link(number - 1)}}">Newer</a>
+% end
+% if more:
+<a class="button" rel="next" href="?{{link(number + 1)}}">Older</a>
+% end
+</nav>
+""")
+
+
+@web('GET', '/', auth=page_reader)
+def show_pipelines(call: Call) -> bottle.HTTPResponse:
+    """Show the pipelines, newest first, by project, ref, status and sha."""
+    wanted = {name: call.text(name) or '' for name in ('project', 'ref', 'status', 'sha')}
+    number, per_page = page_of(call)
+    project = call.ci.find_project(wanted['project']) if wanted['project'] else None
+    first = (number - 1) * per_page
+    pipelines, total = call.ci.list_pipelines(
+        project, limit=per_page, offset=first, count_to=first + per_page + 1, ref=wanted['ref'] or None,
+        status=wanted['status'] or None, sha=wanted['sha'] or None)
+    newest = pipelines[0]['status'] if pipelines and number == 1 else ''
+    return page(call, PIPELINES_PAGE, 'Pipelines', status=newest, wanted=wanted, pipelines=pipelines, number=number,
+                stages=call.ci.list_stages(pipelines), more=total > first + per_page,
+                projects=call.ci.list_projects(limit=100)[0], runners=call.ci.list_runners(),
+                link=lambda page: page_link(call, page=page).partition('?')[2])
+
+
+def commit_of(pipeline: Row) -> dict[str, str]:
+    """Return the title and author of the commit of a pipeline or job, as far as they are known."""
+    known = json.loads(pipeline['commit_info'] or '{}')
+    return {'title': known.get('message', '').partition('\n')[0], 'author': known.get('author_name', '')}
+
+
+NEW_PIPELINE = bottle.SimpleTemplate(r"""
+<div class="narrow">
+<h1>New pipeline</h1>
+% if problem:
+<pre class="problem" role="alert">{{problem}}</pre>
+% end
+% if projects:
+<form method="post" action="{{root}}/-/pipelines/new" class="stack">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<label>Project <select name="project" required>
+% for row in projects:
+<option{{!' selected' if row['path'] == given['project'] else ''}}>{{row['path']}}</option>
+% end
+</select></label>
+<label>Branch or tag <input name="ref" value="{{given['ref']}}" placeholder="the default branch"></label>
+<label>Variables, one NAME=value a line
+<textarea name="variables" rows="3" spellcheck="false">{{given['variables']}}</textarea></label>
+<details{{!' open' if given['sha'] or given['content'] else ''}}><summary>Without reading a repository</summary>
+<label>Commit <input name="sha" value="{{given['sha']}}" placeholder="40 hexadecimal digits"
+spellcheck="false"></label>
+<label>Pipeline file <textarea name="content" rows="8" spellcheck="false"
+ placeholder="test:&#10;  script: make test">{{given['content']}}</textarea></label>
+</details>
+<button class="primary">Run pipeline</button>
+</form>
+% else:
+<p>There is no project yet. <a href="{{root}}/-/projects">Add one</a></p>
+% end
+</div>
+""")
+
+
+def new_pipeline_page(call: Call, problem: str = '', code: int = 200) -> bottle.HTTPResponse:
+    """Return the form for a new pipeline, with what was entered and what is wrong with it."""
+    given = {name: call.text(name) or '' for name in ('project', 'ref', 'variables', 'sha', 'content')}
+    return page(call, NEW_PIPELINE, 'New pipeline', code=code, given=given, problem=problem,
+                projects=call.ci.list_projects(limit=1000)[0])
+
+
+@web('GET', '/-/pipelines/new', auth=page_owner)
+def show_new_pipeline(call: Call) -> bottle.HTTPResponse:
+    """Show the form for a new pipeline."""
+    return new_pipeline_page(call)
+
+
+@web('POST', '/-/pipelines/new', auth=page_form)
+def make_pipeline(call: Call) -> bottle.HTTPResponse:
+    """Make a pipeline from the form, or say what is wrong with it."""
+    lines = [line.strip() for line in (call.text('variables') or '').splitlines() if line.strip()]
+    try:
+        if any('=' not in line for line in lines):
+            raise BadRequest({'variables': ['must be a line NAME=value for each']})
+        variables = [dict(zip(('key', 'value'), line.split('=', 1), strict=True)) for line in lines]
+        project = call.ci.find_project(call.text('project') or '')
+        pipeline = call.ci.create_pipeline(
+            project, call.text('ref') or project['default_branch'], sha=(call.text('sha') or '').strip() or None,
+            content=call.text('content') or None, variables=variables, source='web', user=call.actor)
+    except (BadRequest, NotFound) as refusal:
+        return new_pipeline_page(call, '\n'.join(refusal.problems), refusal.status)
+    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
+
+
+PIPELINE_PAGE = bottle.SimpleTemplate(r"""
+<form method="post" id="pipeline" data-live>
+<input type="hidden" name="csrf" value="{{csrf}}"><input type="hidden" name="back" value="pipeline">
+<div class="head">
+<div>
+<p class="crumbs"><a href="{{root}}/{{pipeline['project_path']}}">{{pipeline['project_path']}}</a> / Pipeline
+#{{pipeline['id']}}</p>
+<h1><span class="status {{pipeline['status']}}">{{!mark(pipeline['status'])}}{{word(pipeline['status'])}}</span>
+{{commit['title'] or pipeline['name'] or f'Pipeline #{pipeline["id"]}'}}</h1>
+<p class="meta"><span class="ref">{{pipeline['ref']}}</span> · <code>{{pipeline['sha'][:8]}}</code>
+{{f'· {commit["author"]} ' if commit['author'] else ''}}· {{!moment(pipeline['created_at'])}}
+{{!span(pipeline, now)}}
+· {{sum(len(jobs) for _, jobs in stages)}} jobs · by
+{{pipeline['source']}}{{f', {pipeline["username"]}' if pipeline['username'] else ''}}</p>
+</div>
+% if owner:
+<p class="actions">
+% if statuses & {'failed', 'canceled'}:
+<button formaction="{{root}}{{base}}/pipelines/{{pipeline['id']}}/retry">Retry</button>
+% end
+% if pipeline['finished_at'] is None:
+<button class="danger" formaction="{{root}}{{base}}/pipelines/{{pipeline['id']}}/cancel">Cancel</button>
+% end
+</p>
+% end
+</div>
+<div class="board">
+% for stage, jobs in stages:
+<section aria-label="Stage {{stage}}"><h2>{{stage}}</h2>
+<ul>
+% for job in jobs:
+%     here, status, reason = f'{root}{base}/jobs/{job["id"]}', job_mark(job), reasons[job['id']]
+<li class="job {{status}}"><a href="{{here}}" title="{{job['name']}}: {{word(status)}}">{{!mark(status)}}<span
+class="sr">{{word(status)}}: </span>
+<span class="name">{{job['name']}}</span></a>{{!span(job, now)}}
+% if owner:
+% for action, label, confirm in job_actions(job)[:1]:
+<button class="icon" formaction="{{here}}/{{action}}" title="{{label}}" aria-label="{{label}} {{job['name']}}"
+{{!f' data-confirm="{escape(confirm)}"' if confirm else ''}}>{{icons[action]}}</button>
+% end
+% end
+% if reason:
+<p class="why">{{reason}}</p>
+% elif status == 'failed' and job['failure_reason'] not in (None, 'script_failure'):
+<p class="why">{{failures.get(job['failure_reason'], job['failure_reason'])}}</p>
+% end
+% if job['needs']:
+<p class="needs">needs {{', '.join(loads(job['needs'])) or 'nothing'}}</p>
+% end
+</li>
+% end
+</ul></section>
+% end
+</div>
+</form>
+""")
+
+
+@web('GET', '/<project:project>/-/pipelines/<pipeline_id>', auth=page_reader)
+def show_pipeline_page(call: Call, project: str, pipeline_id: int) -> bottle.HTTPResponse:
+    """Show a pipeline: its stages and jobs, and why those that wait do."""
+    pipeline = call.ci.find_pipeline(pipeline_id, call.ci.find_project(project))
+    jobs = call.ci.list_cards(pipeline)
+    return page(call, PIPELINE_PAGE, f'{word(pipeline["status"])} · #{pipeline_id} · {pipeline["ref"]} · {project}',
+                status=pipeline['status'], pipeline=pipeline, commit=commit_of(pipeline), base=project_path(pipeline),
+                stages=[(name, list(group)) for name, group in itertools.groupby(jobs, lambda job: job['stage'])],
+                reasons=call.ci.pending_reasons(jobs), statuses={job['status'] for job in jobs})
+
+
+@web('POST', '/<project:project>/-/pipelines/<pipeline_id>/<action>', auth=page_form)
+def change_pipeline(call: Call, project: str, pipeline_id: int, action: str) -> bottle.HTTPResponse:
+    """Cancel or retry a pipeline."""
+    pipeline = call.ci.find_pipeline(pipeline_id, call.ci.find_project(project))
+    if action == 'cancel':
+        call.ci.cancel_pipeline(pipeline)
+    elif action == 'retry':
+        call.ci.retry_pipeline(pipeline, call.actor)
+    else:
+        raise NotFound('Action')
+    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline_id}')
+
+
+# -- jobs
+
+WEB_JOB = '/<project:project>/-/jobs/<job_id>'
+
+
+def shown_job(call: Call) -> Row:
+    """Return the job that a page's path names."""
+    return call.ci.find_job(call.path_params['job_id'], call.ci.find_project(call.path_params['project']))
+
+
+JOB_PAGE = bottle.SimpleTemplate(r"""
+% here = f'{root}{base}/jobs/{job["id"]}'
+<form method="post" id="job" data-live data-status="{{job['status']}}" data-size="{{trace_size or 0}}">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<div class="head">
+<div>
+<p class="crumbs"><a href="{{root}}/{{job['project_path']}}">{{job['project_path']}}</a> /
+<a href="{{root}}{{base}}/pipelines/{{job['pipeline_id']}}">Pipeline #{{job['pipeline_id']}}</a> / Job
+#{{job['id']}}</p>
+<h1><span class="status {{status}}">{{!mark(status)}}{{word(job['status'])}}</span> {{job['name']}}</h1>
+% if reason:
+<p class="notice">{{reason[0].upper()}}{{reason[1:]}}.</p>
+% end
+% if job['status'] == 'failed':
+<p class="notice failed">It failed:
+{{failure}}{{f' (exit code {job["exit_code"]})' if job['exit_code'] is not None else ''}}.
+{{'Its failure is allowed.' if job['allow_failure'] else ''}}</p>
+% end
+</div>
+% if owner:
+<p class="actions">
+% for action, label, confirm in job_actions(job):
+<button class="{{'danger' if action == 'cancel' else ''}}" formaction="{{here}}/{{action}}"
+{{!f' data-confirm="{escape(confirm)}"' if confirm else ''}}>{{label}}</button>
+% end
+% if job['finished_at'] and not job['erased_at'] and (trace_size is not None or artifacts):
+<button formaction="{{here}}/erase"
+data-confirm="Remove the log and the artifacts of this job for good?">Erase</button>
+% end
+</p>
+% end
+</div>
+</form>
+<div class="columns">
+<section class="log" id="log" data-url="{{here}}" aria-label="Log">
+<div class="tools">
+<form role="search" id="find"><input type="search" name="text" placeholder="Search the log"
+aria-label="Search the log">
+<button type="button" data-step="-1" aria-label="Previous match">↑</button><button
+aria-label="Next match">↓</button>
+<output></output></form>
+<span class="jumps"><button data-go="top">Top</button><button data-go="error">First error</button><button
+data-go="bottom">Bottom</button></span>
+<label><input type="checkbox" id="wrap" checked> Wrap</label>
+<span class="files"><a href="{{here}}/raw">Raw</a> <a href="{{here}}/plain">Plain text</a></span>
+</div>
+<div id="trace" tabindex="0" role="region" aria-label="Lines of the log"></div>
+<noscript><p class="empty">Without JavaScript, read the log as <a href="{{here}}/plain">plain
+text</a>.</p></noscript>
+</section>
+<aside id="facts" data-live aria-label="About this job">
+<dl>
+% if job['started_at']:
+<dt>Duration</dt><dd>{{!span(job, now)}}</dd>
+<dt>Started</dt><dd>{{!moment(job['started_at'])}}</dd>
+% else:
+<dt>Created</dt><dd>{{!moment(job['created_at'])}}</dd>
+% end
+% if job['queued_at'] and (job['started_at'] or job['finished_at']):
+<dt>Queued for</dt><dd>{{clock((job['started_at'] or job['finished_at']) - job['queued_at'])}}</dd>
+% end
+% if job['runner_id']:
+<dt>Runner</dt><dd>#{{job['runner_id']}} {{job['runner_description'] or ''}}
+<span class="hint">{{about(info)}}</span></dd>
+% end
+% if tags:
+<dt>Tags</dt><dd>
+% for tag in tags:
+<span class="tag">{{tag}}</span>
+% end
+</dd>
+% end
+<dt>Stage</dt><dd>{{job['stage']}}</dd>
+% if spec['needs'] is not None:
+<dt>Needs</dt><dd>{{', '.join(need['name'] for need in spec['needs']) or 'nothing'}}</dd>
+% end
+<dt>{{'Tag' if job['tag'] else 'Branch'}}</dt><dd>{{job['ref']}}</dd>
+<dt>Commit</dt><dd><code>{{job['sha'][:8]}}</code>
+{{commit['title']}}{{f' ({commit["author"]})' if commit['author'] else ''}}</dd>
+% if spec['environment']:
+<dt>Environment</dt><dd>{{spec['environment']['name']}}</dd>
+% end
+% if job['coverage'] is not None:
+<dt>Coverage</dt><dd>{{f'{job["coverage"]:g} %'}}</dd>
+% end
+% if job['username']:
+<dt>Started by</dt><dd>{{job['username']}}</dd>
+% end
+% if job['erased_at']:
+<dt>Erased</dt><dd>{{!moment(job['erased_at'])}}</dd>
+% end
+</dl>
+% if artifacts:
+<h2>Artifacts</h2>
+<ul class="plain">
+% for item in artifacts:
+<li><a href="{{here}}/artifacts/download?file_type={{item['file_type']}}">{{item['filename']}}</a>
+<span class="hint">{{size_text(item['size'])}}</span>
+% if item['file_type'] == 'archive':
+<a href="{{here}}/artifacts/browse">Browse</a>
+% end
+% if item['expire_at']:
+<span class="hint">until {{!moment(item['expire_at'])}}</span>
+% end
+</li>
+% end
+</ul>
+% if owner and any(item['expire_at'] for item in artifacts):
+<form method="post" action="{{here}}/keep"><input type="hidden" name="csrf" value="{{csrf}}"><button
+class="small">Keep</button></form>
+% end
+% end
+% if variables:
+<details><summary>Variables</summary><dl>
+% for name, value in variables:
+<dt><code>{{name}}</code></dt><dd>
+% if value is None:
+<span class="hint">hidden</span>
+% else:
+<code>{{value}}</code>
+% end
+</dd>
+% end
+</dl></details>
+% end
+% if len(attempts) > 1:
+<h2>Attempts</h2>
+<ul class="plain">
+% for attempt in attempts:
+<li><a href="{{root}}{{base}}/jobs/{{attempt['id']}}"
+{{!'aria-current="page"' if attempt['id'] == job['id'] else ''}}>{{!mark(job_mark(attempt))}} #{{attempt['id']}}
+{{word(attempt['status'])}}</a> {{!moment(attempt['created_at'])}}</li>
+% end
+</ul>
+% end
+</aside>
+</div>
+""")
+
+
+@web('GET', WEB_JOB, auth=page_reader)
+def show_job_page(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Show a job: its trace, live, and what is known of it."""
+    job = shown_job(call)
+    spec = json.loads(job['spec'])
+    given = [(item['key'], None) for item in json.loads(job['pipeline_variables']) + json.loads(job['variables'])]
+    return page(call, JOB_PAGE, f'{word(job["status"])} · {job["name"]} #{job_id} · {project}', status=job_mark(job),
+                job={**dict(job), 'manual_confirmation': spec['manual_confirmation']}, spec=spec, commit=commit_of(job),
+                base=project_path(job), reason=call.ci.pending_reason(job),
+                failure=FAILURES.get(job['failure_reason'], job['failure_reason']),
+                artifacts=json.loads(job['artifacts']), tags=json.loads(job['tags']),
+                variables=[*spec['variables'].items(), *given], info=json.loads(job['runner_info'] or '{}'),
+                trace_size=call.ci.traces.size(job_id), attempts=call.ci.list_jobs(
+                    pipeline=call.ci.find_pipeline(job['pipeline_id']), name=job['name'], limit=20))
+
+
+@web('POST', f'{WEB_JOB}/<action>', auth=page_form)
+def change_job(call: Call, project: str, job_id: int, action: str) -> bottle.HTTPResponse:
+    """Cancel, retry, play or erase a job, or keep its artifacts."""
+    job, ci = shown_job(call), call.ci
+    if action in ('retry', 'play'):
+        job = ci.retry_job(job, call.actor) if action == 'retry' else ci.play_job(job, call.actor)
+    elif action in ('cancel', 'erase', 'keep'):
+        {'cancel': ci.cancel_job, 'erase': ci.erase_job, 'keep': ci.keep_artifacts}[action](job)
+    else:
+        raise NotFound('Action')
+    page = f'pipelines/{job["pipeline_id"]}' if call.text('back') == 'pipeline' else f'jobs/{job["id"]}'
+    return seen(call, f'{project_path(job)}/{page}')
+
+
+@web('GET', f'{WEB_JOB}/raw', auth=page_reader)
+def show_raw_trace(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's trace as it is, or a range of it; before there is one, nothing."""
+    job = shown_job(call)
+    try:
+        file = call.ci.open_trace(job)
+    except NotFound:
+        file = io.BytesIO()
+    call.ci.traces.looked_at(job_id)
+    return file_response(call, file, file.seek(0, os.SEEK_END), content_type='text/plain; charset=utf-8',
+                         disposition=f'inline; filename="{job_id}.log"')
+
+
+@web('GET', f'{WEB_JOB}/plain', auth=page_reader)
+def show_plain_trace(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's trace without colours and section marks."""
+    shown_job(call)
+    lines = call.ci.traces.plain(job_id) if call.ci.traces.size(job_id) else iter(())
+    return bottle.HTTPResponse(lines, 200, {
+        'Content-Type': 'text/plain; charset=utf-8', 'Content-Security-Policy': 'sandbox',
+        'Content-Disposition': f'inline; filename="{job_id}.txt"'})
+
+
+@web('GET', f'{WEB_JOB}/lines', auth=page_reader)
+def find_lines(call: Call, project: str, job_id: int) -> dict[str, Any]:
+    """Find lines of a trace: by `number`, by the `offset` of a byte in them, by `search`, or all `errors`."""
+    shown_job(call)
+    search, pattern = call.text('search'), None
+    if search or call.flag('errors'):
+        pattern = re.compile(re.escape(search.encode()), re.I) if search else ERROR_LINE
+    number, offset = call.integer('number'), call.integer('offset')
+    if pattern is None and number is None and offset is None:
+        raise InvalidParameter('number, offset, search, errors are missing, exactly one parameter must be provided')
+    limit = 1 if search is None else 1000
+    return {'lines': call.ci.traces.find_lines(job_id, number=number, offset=offset, pattern=pattern, limit=limit)}
+
+
+BROWSE = bottle.SimpleTemplate(r"""
+% here = f'{root}{base}/jobs/{job["id"]}'
+<div class="narrow">
+<p class="crumbs"><a href="{{root}}/{{job['project_path']}}">{{job['project_path']}}</a> /
+<a href="{{root}}{{base}}/pipelines/{{job['pipeline_id']}}">Pipeline #{{job['pipeline_id']}}</a> /
+<a href="{{here}}">{{job['name']}} #{{job['id']}}</a></p>
+<div class="head"><h1>Artifacts</h1>
+<a class="button" href="{{here}}/artifacts/download">Download all ({{size_text(artifact['size'])}})</a></div>
+<p class="crumbs"><a href="{{here}}/artifacts/browse">{{artifact['filename']}}</a>
+% parts = folder.split('/')[:-1]
+% for depth, part in enumerate(parts, 1):
+/ <a href="{{here}}/artifacts/browse/{{quote('/'.join(parts[:depth]))}}">{{part}}</a>
+% end
+</p>
+<ul class="rows files">
+% for name, size in entries[:1000]:
+%     kind, path = 'browse' if size is None else 'file', quote((folder + name).rstrip('/'))
+<li><a href="{{here}}/artifacts/{{kind}}/{{path}}">{{name}}</a>
+<span class="hint">{{'' if size is None else size_text(size)}}</span></li>
+% end
+</ul>
+% if len(entries) > 1000:
+<p class="hint">and {{len(entries) - 1000}} more: download the archive to see them.</p>
+% end
+</div>
+""")
+
+
+@web('GET', f'{WEB_JOB}/artifacts/browse', f'{WEB_JOB}/artifacts/browse/<folder:path>', auth=page_reader)
+def browse_artifacts(call: Call, project: str, job_id: int, folder: str = '') -> bottle.HTTPResponse:
+    """Show a folder of a job's archive."""
+    job, folder = shown_job(call), folder and folder.rstrip('/') + '/'
+    artifact = call.ci.find_artifact(job_id)
+    return page(call, BROWSE, f'Artifacts · {job["name"]} #{job_id}', job=job, base=project_path(job), folder=folder,
+                artifact=artifact, entries=call.ci.artifacts.list_entries(artifact['stored_as'], folder))
+
+
+@web('GET', f'{WEB_JOB}/artifacts/file/<path:path>', auth=page_reader)
+def download_web_file(call: Call, project: str, job_id: int, path: str) -> bottle.HTTPResponse:
+    """Send one file out of a job's archive."""
+    return entry_response(call, shown_job(call), path)
+
+
+@web('GET', f'{WEB_JOB}/artifacts/download', auth=page_reader)
+def download_web_artifacts(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's archive, or the report of a `file_type`."""
+    return artifacts_response(call, shown_job(call), call.text('file_type') or 'archive')
+
+
+# -- runners
+
+RUNNERS_PAGE = bottle.SimpleTemplate(r"""
+<h1>Runners</h1>
+<form method="post" id="runners" data-live>
+<input type="hidden" name="csrf" value="{{csrf}}">
+% if not runners:
+<p class="empty">No runner is registered yet. Jobs wait until one is.</p>
+% end
+<ul class="rows">
+% for row, info, state in runners:
+%     shown = 'paused' if state['paused'] else state['status']
+%     here, turn = f'{root}/-/runners/{row["id"]}', 'Resume' if state['paused'] else 'Pause'
+<li class="runner">
+<span class="status {{shown}}">{{shown.replace('_', ' ')}}</span>
+<div class="what"><span class="title">#{{row['id']}} {{row['description'] or info.get('name') or 'runner'}}</span>
+<p class="meta">{{about(info) or 'has not said what it is'}}
+{{'' if row['runner_type'] == 'instance_type' else '· for some projects alone'}}</p>
+<p class="meta">
+% for tag in loads(row['tags']):
+<span class="tag">{{tag}}</span>
+% end
+{{'' if row['run_untagged'] else 'only jobs with its tags'}}</p></div>
+<div class="runs">
+% for job in running.get(row['id'], []):
+<p><a href="{{root}}/{{job['project_path']}}/-/jobs/{{job['id']}}">{{!mark(job['status'])}} {{job['name']}}
+#{{job['id']}}</a> {{!span(job, now)}}</p>
+% end
+% if row['contacted_at']:
+<p class="hint">last contact {{!moment(row['contacted_at'])}}</p>
+% end
+</div>
+% if owner:
+<p class="actions">
+<button class="small" formaction="{{here}}/{{turn.lower()}}"
+aria-label="{{turn}} runner {{row['id']}}">{{turn}}</button>
+<button class="small danger" formaction="{{here}}/remove" aria-label="Remove runner {{row['id']}}"
+ data-confirm="Remove runner {{row['id']}}? Its token will be void.">Remove</button></p>
+% end
+</li>
+% end
+</ul>
+<h2>Queue</h2>
+% if not queue:
+<p class="empty">No job waits for a runner.</p>
+% else:
+<ul class="rows">
+% for job in queue:
+<li class="queued"><a href="{{root}}/{{job['project_path']}}/-/jobs/{{job['id']}}">{{!mark('pending')}}
+{{job['name']}} #{{job['id']}}</a>
+<span class="meta">{{job['project_path']}}
+% for tag in loads(job['tags']):
+<span class="tag">{{tag}}</span>
+% end
+</span><span class="why">{{reasons[job['id']]}}</span> <span class="hint">{{!moment(job['queued_at'])}}</span></li>
+% end
+</ul>
+% if more:
+<p class="hint">and more behind these.</p>
+% end
+% end
+</form>
+% if owner:
+<h2>Register a runner</h2>
+<p>Install <code>gitlab-runner</code> on any machine that reaches this address, and paste there:</p>
+<div class="copy"><pre id="register">gitlab-runner register --non-interactive --url {{call.base_url}}/
+--registration-token {{ci.registration_token}} --executor shell</pre>
+<button class="small" data-copy="#register">Copy</button></div>
+% end
+""")
+
+
+@web('GET', '/-/runners', auth=page_reader)
+def show_runners(call: Call) -> bottle.HTTPResponse:
+    """Show the runners, what they run, and the queue."""
+    running: dict[int, list[Row]] = {}
+    for job in call.ci.list_running():
+        running.setdefault(job['runner_id'], []).append(job)
+    queue = call.ci.list_queue(limit=21)
+    runners = [(row, json.loads(row['info']), runner_status(row['active'], row['contacted_at'], call.ci.clock()))
+               for row in call.ci.list_runners()]
+    return page(call, RUNNERS_PAGE, 'Runners', runners=runners, running=running, queue=queue[:20],
+                more=len(queue) > 20, reasons=call.ci.pending_reasons(queue))
+
+
+@web('POST', '/-/runners/<runner_id>/<action>', auth=page_form)
+def change_runner(call: Call, runner_id: int, action: str) -> bottle.HTTPResponse:
+    """Pause a runner, let it go on, or remove it."""
+    runner = call.ci.find_runner_by_id(runner_id)
+    if action in ('pause', 'resume'):
+        call.ci.edit_runner(runner, active=action == 'resume')
+    elif action == 'remove':
+        call.ci.unregister_runner(runner)
+    else:
+        raise NotFound('Action')
+    return seen(call, '/-/runners')
+
+
+# -- projects
+
+PROJECTS_PAGE = bottle.SimpleTemplate(r"""
+<h1>Projects</h1>
+% if projects or given['search']:
+<form class="filters" role="search" aria-label="Projects"><label>Search <input name="search"
+value="{{given['search']}}"></label>
+<button>Search</button></form>
+% end
+<ul class="rows">
+% for row in projects:
+<li class="project"><a class="title" href="{{root}}/{{row['path']}}">{{row['path']}}</a>
+<span class="meta">{{row['default_branch']}}</span>
+% for pipeline in newest[row['id']]:
+%     status = pipeline['status']
+<a class="status {{status}}"
+href="{{root}}/{{row['path']}}/-/pipelines/{{pipeline['id']}}">{{!mark(status)}}{{word(status)}}</a>
+{{!moment(pipeline['created_at'])}}
+% end
+</li>
+% end
+</ul>
+% if not projects:
+<p class="empty">{{'No project matches.' if given['search'] else 'There is no project yet.'}}</p>
+% end
+<nav class="pages" aria-label="Pages">
+% if number > 1:
+<a class="button" rel="prev" href="?page={{number - 1}}&amp;search={{quote(given['search'])}}">Newer</a>
+% end
+% if more:
+<a class="button" rel="next" href="?page={{number + 1}}&amp;search={{quote(given['search'])}}">Older</a>
+% end
+</nav>
+% if owner:
+<h2>Add a project</h2>
+% if problem:
+<pre class="problem" role="alert">{{problem}}</pre>
+% end
+<form method="post" action="{{root}}/-/projects" class="stack narrow">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<label>Path <input name="path" value="{{given['path']}}" placeholder="group/demo" required></label>
+<label>Repository <input name="import_url" value="{{given['import_url']}}"
+placeholder="https://host/group/demo.git or file:///srv/git/demo.git"></label>
+<label>Default branch <input name="default_branch" value="main"></label>
+<button class="primary">Add</button>
+</form>
+% end
+""")
+
+
+@web('GET', '/-/projects', auth=page_reader)
+def show_projects(call: Call) -> bottle.HTTPResponse:
+    """Show the projects."""
+    return projects_page(call)
+
+
+def projects_page(call: Call, problem: str = '', code: int = 200) -> bottle.HTTPResponse:
+    """Return the list of projects, with what is wrong with the one that was to be added."""
+    number, per_page = page_of(call)
+    rows, total = call.ci.list_projects(search=call.text('search') or '', limit=per_page,
+                                        offset=(number - 1) * per_page)
+    newest = {row['id']: call.ci.list_pipelines(row, limit=1, count_to=1)[0] for row in rows}
+    given = {name: call.text(name) or '' for name in ('path', 'import_url', 'search')}
+    return page(call, PROJECTS_PAGE, 'Projects', code=code, projects=rows, newest=newest, number=number, given=given,
+                more=total > number * per_page, problem=problem)
+
+
+@web('POST', '/-/projects', auth=page_form)
+def add_project(call: Call) -> bottle.HTTPResponse:
+    """Make a project from the form, or say what is wrong with it."""
+    try:
+        project = call.ci.create_project((call.text('path') or '').strip(),
+                                         import_url=(call.text('import_url') or '').strip() or None,
+                                         default_branch=call.text('default_branch') or 'main')
+    except BadRequest as refusal:
+        return projects_page(call, '\n'.join(refusal.problems), 400)
+    return seen(call, f'/{project["path"]}')
+
+
+PROJECT_PAGE = bottle.SimpleTemplate(r"""
+% here = f'{root}/{project["path"]}/-'
+<p class="crumbs"><a href="{{root}}/-/projects">Projects</a></p>
+<div class="head"><div><h1>{{project['path']}}</h1>
+<p class="meta">{{address or 'no repository: each pipeline brings its own file'}} ·
+{{project['default_branch']}}</p></div>
+% if owner:
+<a class="button primary" href="{{root}}/-/pipelines/new?project={{quote(project['path'])}}">New pipeline</a>
+% end
+</div>
+<div id="pipelines" data-live>
+% if pipelines:
+{{!pipeline_list(pipelines, stages)}}
+<p class="pages"><a href="{{here}}/pipelines">All its pipelines</a></p>
+% else:
+<p class="empty">Nothing has run yet.</p>
+% end
+</div>
+<h2>Badge</h2>
+<div class="copy"><pre id="badge">[![pipeline]({{badge}})]({{call.base_url}}/{{project['path']}})</pre>
+<button class="small" data-copy="#badge">Copy</button></div>
+% if not ci.settings.public:
+<p class="hint">Others see it when minici is started with <code>--public</code>.</p>
+% end
+% if owner:
+<h2 id="variables">Variables</h2>
+<form method="post" action="{{here}}/variables" class="stack">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% if variables:
+<ul class="rows">
+% for row in variables:
+<li class="variable"><code>{{row['key']}}</code>
+<details><summary>Value</summary><code>{{row['value']}}</code></details>
+<span class="meta">{{', '.join(name for name in ('masked', 'protected', 'raw') if row[name])}}
+{{'file' if row['variable_type'] == 'file' else ''}}</span>
+<button class="small danger" name="remove" value="{{row['key']}}" formnovalidate
+aria-label="Remove {{row['key']}}">Remove</button></li>
+% end
+</ul>
+% end
+<div class="inline"><label>Name <input name="key" pattern="[A-Za-z0-9_]+" required></label>
+<label>Value <input name="value" autocomplete="off"></label>
+<label>Type <select name="variable_type"><option
+value="env_var">variable</option><option>file</option></select></label>
+<label class="check"><input type="checkbox" name="masked" value="1"> masked</label>
+<label class="check"><input type="checkbox" name="protected" value="1"> protected</label>
+<button>Set</button></div>
+</form>
+<h2 id="triggers">Triggers</h2>
+<form method="post" action="{{here}}/triggers" class="stack">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% if triggers:
+<ul class="rows">
+% for row in triggers:
+<li class="variable"><span>{{row['description'] or f'Trigger {row["id"]}'}}</span>
+<details><summary>Token</summary><code>{{row['token']}}</code></details>
+<span class="meta">{{!moment(row['last_used']) or 'never used'}}</span>
+<button class="small danger" name="remove" value="{{row['id']}}"
+aria-label="Remove trigger {{row['id']}}">Remove</button></li>
+% end
+</ul>
+% end
+<div class="inline"><label>For what <input name="description"></label> <button>Add a trigger</button></div>
+</form>
+<h2>Tokens</h2>
+<dl class="tokens">
+<dt>Registers runners for this project
+alone</dt><dd><details><summary>Show</summary><code>{{project['runners_token']}}</code></details></dd>
+<dt>Webhook for push events</dt><dd><code>{{call.base_url}}/hooks/{{project['id']}}</code></dd>
+<dt>Its secret</dt><dd><details><summary>Show</summary><code>{{project['webhook_token']}}</code></details></dd>
+</dl>
+% end
+""")
+
+
+@web('GET', '/<project:project>', auth=page_reader)
+def show_project_page(call: Call, project: str) -> bottle.HTTPResponse:
+    """Show a project: its newest pipelines, badge, variables, triggers and tokens."""
+    row = call.ci.find_project(project)
+    pipelines, _ = call.ci.list_pipelines(row, limit=5, count_to=1)
+    return page(call, PROJECT_PAGE, row['path'], status=pipelines[0]['status'] if pipelines else '', project=row,
+                pipelines=pipelines, stages=call.ci.list_stages(pipelines), variables=call.ci.list_variables(row),
+                triggers=call.ci.list_triggers(row), address=redacted_url(row['import_url']),
+                badge=f'{call.base_url}/api/v4/projects/{urllib.parse.quote(row["path"], safe="")}/badges/'
+                      f'{urllib.parse.quote(row["default_branch"])}/pipeline.svg')
+
+
+@web('POST', '/<project:project>/-/variables', auth=page_form)
+def change_variables(call: Call, project: str) -> bottle.HTTPResponse:
+    """Set a variable of a project, or remove it."""
+    row, key = call.ci.find_project(project), call.text('key') or ''
+    if call.has('remove'):
+        call.ci.delete_variable(row, call.text('remove') or '')
+    else:
+        call.ci.set_variable(row, key, call.text('value') or '', variable_type=call.text('variable_type') or 'env_var',
+                             masked=bool(call.flag('masked')), protected=bool(call.flag('protected')))
+    return seen(call, f'/{row["path"]}#variables')
+
+
+@web('POST', '/<project:project>/-/triggers', auth=page_form)
+def change_triggers(call: Call, project: str) -> bottle.HTTPResponse:
+    """Make a trigger token of a project, or remove one."""
+    row = call.ci.find_project(project)
+    if call.has('remove'):
+        call.ci.edit_trigger(call.ci.find_trigger(row, call.integer('remove') or 0), None)
+    else:
+        call.ci.create_trigger(row, call.actor, call.text('description') or '')
+    return seen(call, f'/{row["path"]}#triggers')
+
+
+@web('GET', '/<project:project>/-/pipelines', auth=page_reader)
+def show_project_pipelines(call: Call, project: str) -> bottle.HTTPResponse:
+    """Lead to the pipelines of a project."""
+    return seen(call, f'/?project={urllib.parse.quote(project)}')
+
+
+@web('GET', '/<project:project>/-/commit/<sha>', auth=page_reader)
+def show_commit(call: Call, project: str, sha: str) -> bottle.HTTPResponse:
+    """Lead to the pipelines of a commit."""
+    return seen(call, f'/?project={urllib.parse.quote(project)}&sha={urllib.parse.quote(sha)}')
+
+
+# -- tokens
+
+TOKENS_PAGE = bottle.SimpleTemplate(r"""
+<h1>Tokens</h1>
+<p>A private token stands for its owner: in the <code>PRIVATE-TOKEN</code> header of the API, and when signing in
+here.</p>
+% if fresh:
+<div class="notice"><p>The new token, shown this once:</p>
+<div class="copy"><pre id="fresh">{{fresh}}</pre><button class="small" data-copy="#fresh">Copy</button></div></div>
+% end
+<form method="post" action="{{root}}/-/tokens" class="stack">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<ul class="rows">
+% for row in tokens:
+<li class="variable"><span>{{row['description'] or 'Private token'}}</span>
+<span class="meta">{{row['username']}} · {{row['scope']}} · made {{!moment(row['created_at'])}}
+{{'· this browser' if same_secret(row['token_hash'], user['token_hash']) else ''}}
+% if row['expires_at']:
+· until {{!moment(row['expires_at'])}}
+% end
+</span>
+<button class="small danger" name="revoke" value="{{row['token_hash']}}"
+data-confirm="Whoever uses this token is locked out. Revoke it?">Revoke</button></li>
+% end
+</ul>
+<div class="inline"><label>For what <input name="description" maxlength="200"></label>
+<label>Scope <select name="scope"><option>api</option><option>read_api</option></select></label>
+<button>Make a token</button></div>
+</form>
+""")
+
+
+@web('GET', '/-/tokens', auth=page_owner)
+def show_tokens(call: Call) -> bottle.HTTPResponse:
+    """Show which private tokens there are."""
+    return page(call, TOKENS_PAGE, 'Tokens', tokens=call.ci.list_private_tokens(), fresh='',
+                same_secret=same_secret)
+
+
+@web('POST', '/-/tokens', auth=page_form)
+def change_tokens(call: Call) -> bottle.HTTPResponse:
+    """Make a private token, and show it this once, or revoke one."""
+    if call.has('revoke'):
+        call.ci.revoke_private_token(call.text('revoke') or '')
+        return seen(call, '/-/tokens')
+    fresh = call.ci.create_private_token(call.actor['username'], call.text('scope') or 'api',
+                                         description=(call.text('description') or '')[:200])
+    return page(call, TOKENS_PAGE, 'Tokens', tokens=call.ci.list_private_tokens(), fresh=fresh,
+                same_secret=same_secret, headers={'Cache-Control': 'no-store'})
+
+
+# -- what the pages refer to
+
+STYLE = r"""
+:root { color-scheme: light dark; --ink: light-dark(#1f2328, #e6edf3); --soft: light-dark(#59636e, #9198a1);
+  --ground: light-dark(#fff, #0d1117); --raised: light-dark(#f6f8fa, #151b23); --line: light-dark(#d1d9e0, #3d444d);
+  --link: light-dark(#0a58ca, #6cb0ff); --focus: light-dark(#0a58ca, #6cb0ff);
+  --green: light-dark(#1a7f37, #2ea043); --red: light-dark(#c9252d, #e5534b); --blue: light-dark(#0a66c2, #2f81f7);
+  --amber: light-dark(#9a6700, #bb8009); --grey: light-dark(#6e7781, #656d76); --violet: light-dark(#7a4bc9,
+    #8957e5);
+  --log: #0d1117; --log-ink: #d7dee6; }
+* { box-sizing: border-box; } [hidden] { display: none !important; }
+body { margin: 0; color: var(--ink); background: var(--ground); font: 15px/1.5 system-ui, sans-serif; }
+a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
+:focus-visible { outline: 2px solid var(--focus); outline-offset: 2px; border-radius: 4px; }
+code, pre, textarea, .log { font-family: ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; }
+code { font-size: .9em; overflow-wrap: anywhere; }
+pre { margin: 0; padding: 10px 12px; background: var(--raised); border: 1px solid var(--line); border-radius: 8px;
+  font-size: 13px; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+h1 { font-size: 22px; line-height: 1.3; margin: 0; overflow-wrap: anywhere; } main > h1 { margin-bottom: 16px; }
+h2 { font-size: 16px; margin: 28px 0 10px; }
+p, ul, ol, dl, dd { margin: 0; padding: 0; } ul, ol { list-style: none; }
+.sr, .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
+  white-space: nowrap; }
+.bar { display: flex; flex-wrap: wrap; gap: 4px 20px; align-items: center; padding: 10px 24px;
+  background: var(--raised); border-bottom: 1px solid var(--line); }
+.brand { font-weight: 700; font-size: 17px; color: var(--ink); } .brand:hover { text-decoration: none; }
+.bar nav { display: flex; gap: 4px; } .bar nav a { padding: 4px 10px; border-radius: 6px; color: var(--ink); }
+.bar nav a[aria-current] { background: light-dark(#e3e8ee, #2a313c); font-weight: 600; } .who { margin-left: auto;
+    color: var(--soft); }
+main { max-width: 1280px; margin: 0 auto; padding: 24px; } .narrow { max-width: 640px; }
+.head { display: flex; flex-wrap: wrap; gap: 12px 24px; justify-content: space-between; align-items: flex-start;
+    margin-bottom: 18px; }
+.crumbs, .meta, .hint, .when, .needs { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
+.crumbs { margin-bottom: 4px; }
+.actions, .inline, .filters { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
+button, .button, input, select, textarea { font: inherit; color: inherit; border: 1px solid var(--line);
+    border-radius: 6px;
+  background: var(--ground); padding: 5px 12px; min-height: 34px; }
+button, .button { cursor: pointer; background: var(--raised); display: inline-block; font-weight: 500; }
+button:hover, .button:hover { border-color: var(--soft); text-decoration: none; }
+.primary { background: var(--link); border-color: transparent; color: light-dark(#fff, #06182d); }
+.danger { color: light-dark(#b3202a, #ff8a82); }
+button.plain { border: 0; background: none; color: var(--link); padding: 0 4px; min-height: 24px;
+    font-weight: 400; }
+.small { padding: 1px 9px; min-height: 26px; font-size: 13px; }
+label { font-size: 13px; color: var(--soft); } label input, label select, label textarea { color: var(--ink);
+    font-size: 15px; }
+.stack { display: grid; gap: 14px; } .stack > label, .stack details label { display: grid; gap: 4px; }
+.stack > button { justify-self: start; } .check { display: flex; gap: 6px; align-items: center; min-height: 34px; }
+.check input, .tools input[type=checkbox] { min-height: 0; } details details { margin: 0; }
+.filters { margin-bottom: 16px; } .inline label:not(.check), .filters label { display: grid; gap: 2px; }
+.notice, .problem, .empty { padding: 10px 14px; border-radius: 8px; margin: 10px 0; border: 1px solid var(--line);
+    background: var(--raised); }
+.problem, .notice.failed { border-color: var(--red); } .empty { color: var(--soft); padding: 20px; }
+.empty h2 { margin: 0 0 8px; color: var(--ink); }
+.empty pre, .empty p { margin: 8px 0; }
+.rows { border: 1px solid var(--line); border-radius: 10px; } .rows:empty { display: none; }
+.rows > li { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: center; padding: 10px 14px;
+    border-top: 1px solid var(--line); }
+.rows > li:first-child { border-top: 0; }
+.rows .what { flex: 1 1 300px; min-width: 0; } .title { font-weight: 600; color: var(--ink);
+    overflow-wrap: anywhere; }
+.project .title { flex: 1; } .variable > :first-child { flex: 0 1 260px; overflow-wrap: anywhere; }
+.variable details, .tokens details { flex: 1; font-size: 14px; } .variable .meta { margin-left: auto; }
+.queued .meta { flex: 1; } .runs { font-size: 14px; } .meta a { color: inherit; text-decoration: underline;
+    text-decoration-color: var(--line); }
+.pipeline .status { flex: 0 0 112px; } .when { flex: 0 0 100px; display: grid; justify-items: end;
+    white-space: nowrap; }
+.stages { display: flex; flex-wrap: wrap; gap: 3px; flex: 0 1 170px; font-size: 19px; line-height: 0; }
+.status { display: inline-flex; gap: 6px; align-items: center; font-weight: 600; font-size: 14px;
+    white-space: nowrap; color: var(--ink); }
+h1:has(.status) { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center; } h1 .status { font-size: 17px; }
+.mark { width: 1.15em; height: 1.15em; flex: none; vertical-align: -.2em; --c: var(--grey); }
+.mark circle { fill: var(--c); }
+.mark path { fill: none; stroke: #fff; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round; }
+.mark.success { --c: var(--green); } .mark.failed { --c: var(--red); } .mark.running { --c: var(--blue); }
+.mark:is(.pending, .warning, .waiting_for_resource, .preparing) { --c: var(--amber); } .mark:is(.manual,
+    .scheduled) { --c: var(--violet); }
+.online { color: light-dark(#1a7f37, #56d364); } .paused { color: light-dark(#9a6700, #e3b341); }
+.offline, .never_contacted { color: var(--soft); } .runner .status { flex: 0 0 124px; }
+.tag, .ref { font-size: 12.5px; padding: 1px 7px; border-radius: 9px; background: light-dark(#e8edf3, #262c36);
+    color: var(--ink) !important; }
+.pages { display: flex; gap: 8px; margin-top: 14px; }
+.board { display: flex; gap: 14px; overflow-x: auto; padding: 2px 2px 12px; align-items: flex-start; }
+.board section { flex: 0 0 250px; background: var(--raised); border: 1px solid var(--line); border-radius: 10px;
+    padding: 10px; }
+.board h2 { margin: 0 0 8px; font-size: 14px; overflow-wrap: anywhere; } .board ul { display: grid; gap: 6px; }
+.job { display: flex; flex-wrap: wrap; gap: 2px 8px; align-items: center; padding: 6px 8px; border-radius: 7px;
+  background: var(--ground); border: 1px solid var(--line); content-visibility: auto;
+    contain-intrinsic-size: auto 40px; }
+.job a { color: var(--ink); display: flex; gap: 7px; flex: 1 1 120px; min-width: 0; align-items: center; }
+.job .name { overflow-wrap: anywhere; }
+.job p { flex: 0 0 100%; } .icon { width: 26px; min-height: 26px; padding: 0; font-size: 13px; line-height: 1; }
+.why, .needs { font-size: 12.5px; color: var(--soft); overflow-wrap: anywhere; } .span { color: var(--soft);
+    font-size: 13px; font-variant-numeric: tabular-nums; }
+.columns { display: grid; grid-template-columns: minmax(0, 1fr) 290px; gap: 24px; align-items: start; }
+dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 5px 14px; font-size: 14px; }
+dt { color: var(--soft); } dd { overflow-wrap: anywhere; }
+aside h2 { margin: 20px 0 8px; } aside details { margin-top: 18px; } summary { cursor: pointer; }
+aside summary { font-weight: 600; margin-bottom: 8px; }
+.plain li { margin-bottom: 6px; } .copy { display: flex; gap: 8px; align-items: start; } .copy pre { flex: 1;
+    min-width: 0; } .tokens { margin-top: 8px; }
+.log { --numbers: 60px; background: var(--log); color: var(--log-ink); color-scheme: dark; border-radius: 10px;
+    border: 1px solid var(--line); font-size: 13px; min-width: 0; }
+.tools { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; padding: 8px 12px;
+    border-bottom: 1px solid #30363d; font-family: system-ui, sans-serif; }
+.tools form, .tools span { display: flex; gap: 5px; align-items: center; }
+.tools input[type=search] { width: 170px; background: #010409; border-color: #3d444d; font-size: 13px; }
+.tools button, .tools input { padding: 1px 9px; min-height: 28px; } .tools button { background: #21262d;
+    border-color: #3d444d; } .tools output { color: #9198a1; white-space: nowrap; }
+.tools a { color: #79b8ff; } .tools label { color: #c3ccd5; display: flex; gap: 5px; align-items: center; }
+.files { margin-left: auto; }
+#trace { height: max(320px, calc(100vh - 300px)); overflow: auto; padding: 8px 0; line-height: 1.5;
+    overflow-anchor: auto; }
+#trace > button { display: block; margin: 6px 12px; background: #21262d; border-color: #3d444d; }
+#trace .note { color: #9198a1; padding: 6px 14px; }
+.line { display: flex; content-visibility: auto; contain-intrinsic-size: auto 1.5em; } .line:hover,
+    .line.hit { background: #161d27; }
+.line a { flex: 0 0 var(--numbers); text-align: right; padding-right: 14px; color: #8b949e; user-select: none; }
+.line.current { background: #3b2f0b; }
+.text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
+.nowrap .text { white-space: pre; overflow-wrap: normal; }
+.section > summary { list-style: none; display: flex; }
+.section > summary::-webkit-details-marker { display: none; }
+.section > summary::before { content: "▸"; flex: 0 0 18px; text-align: right; color: #8b949e; }
+.section[open] > summary::before { content: "▾"; }
+.section > summary .line { flex: 1; min-width: 0; }
+.section > summary .line a { flex-basis: calc(var(--numbers) - 18px); } .section .took { margin: 0 14px;
+    color: #8b949e; }
+.b { font-weight: 700; } .d { opacity: .75; } .i { font-style: italic; } .u { text-decoration: underline; }
+.s { text-decoration: line-through; }
+.f0 { color: #8b949e; } .f1 { color: #ff7b72; } .f2 { color: #56d364; } .f3 { color: #e3b341; }
+.f4 { color: #79b8ff; } .f5 { color: #d2a8ff; } .f6 { color: #56d4dd; } .f7 { color: #d7dee6; }
+.f8 { color: #9aa4ae; } .f9 { color: #ffa198; } .f10 { color: #7ee787; } .f11 { color: #f2cc60; }
+.f12 { color: #a5d6ff; } .f13 { color: #e2c5ff; } .f14 { color: #76e3ea; } .f15 { color: #fff; }
+.g0 { background: #30363d; } .g1 { background: #7a1f1b; } .g2 { background: #14532d; } .g3 { background: #5c4700;
+    } .g4 { background: #0c3f7d; } .g5 { background: #50307f; } .g6 { background: #0d4f56; }
+  .g7 { background: #57606a; }
+.g8 { background: #484f58; } .g9 { background: #a12d27; } .g10 { background: #1d6e3a; }
+.g11 { background: #755b00; } .g12 { background: #1257a8; } .g13 { background: #6b40ab; }
+.g14 { background: #126a73; } .g15 { background: #7d8590; }
+::highlight(found) { background: #e3b341; color: #0d1117; }
+@media (max-width: 760px) {
+  main { padding: 16px 12px; } .bar { padding: 8px 12px; } .bar nav { order: 3; width: 100%; overflow-x: auto; }
+  .columns { grid-template-columns: minmax(0, 1fr); } #trace { height: 65vh; } .log { --numbers: 44px; }
+  .line a { padding-right: 8px; }
+  .board { flex-direction: column; align-items: stretch; } .board section { flex: none; }
+  .stages { flex: 1; } .rows > li { gap: 6px 10px; } .when { flex-basis: 84px; }
+  .pipeline .status { flex-basis: 92px; } .pipeline .what { order: -1; flex-basis: 100%; }
+  .inline label, .inline label input, .inline label select { width: 100%; } .inline .check,
+    .inline .check input { width: auto; }
+  .files { margin-left: 0; } .tools input[type=search] { width: 130px; }
+}
+@media (prefers-reduced-motion: no-preference) { .mark.running { animation: pulse 2s infinite; }
+@keyframes pulse { 50% { opacity: .55; } } }
+"""
+
+SCRIPT = r"""
+'use strict';
+(() => {
+const all = selector => document.querySelectorAll(selector);
+const make = (tag, className = '', textContent = '') =>
+  Object.assign(document.createElement(tag), {className, textContent});
+
+// Ages, and the clocks of what runs.
+const UNITS = [[31536000, 'year'], [2592000, 'month'], [86400, 'day'], [3600, 'hour'], [60, 'minute'], [1, 'second']];
+const words = new Intl.RelativeTimeFormat('en', {numeric: 'auto', style: 'short'});
+const pad = number => String(number).padStart(2, '0');
+const clock = seconds => (seconds >= 3600 ? Math.floor(seconds / 3600) + ':' + pad(Math.floor(seconds / 60) % 60)
+  : Math.floor(seconds / 60)) + ':' + pad(Math.floor(seconds) % 60);
+function tick() {
+  for (const time of all('time')) {
+    const age = (new Date(time.dateTime) - Date.now()) / 1000;
+    const [length, unit] = UNITS.find(([length]) => Math.abs(age) >= length) || [1, 'second'];
+    const text = words.format(Math.trunc(age / length), unit);
+    time.title ||= new Date(time.dateTime).toLocaleString();
+    if (time.textContent !== text) time.textContent = text;
+  }
+  for (const span of all('[data-since]')) span.textContent = clock(Math.max(0, Date.now() / 1000 - span.dataset.since));
+}
+
+// What is marked as live is fetched again now and then, and put in its place when it has changed.
+const seen = new Map(Array.from(all('[data-live]'), part => [part.id, part.outerHTML]));
+async function refresh() {
+  const answer = await fetch(location.pathname + location.search, {headers: {Accept: 'text/html'}, cache: 'no-cache'});
+  if (!answer.ok || answer.redirected) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html');
+  document.title = fresh.title;
+  document.getElementById('icon').href = fresh.getElementById('icon').href;
+  for (const part of fresh.querySelectorAll('[data-live]')) {
+    const old = document.getElementById(part.id), html = part.outerHTML;
+    if (!old || seen.get(part.id) === html) continue;
+    seen.set(part.id, html);
+    const open = Array.from(old.querySelectorAll('details'), details => details.open);
+    const focus = Array.from(old.querySelectorAll('a, button, summary')).indexOf(document.activeElement);
+    old.replaceWith(part);
+    part.querySelectorAll('details').forEach((details, index) => { details.open = open[index] || false; });
+    part.querySelectorAll('a, button, summary')[focus]?.focus();
+  }
+  tick();
+}
+async function keep(action, pause) {
+  for (;;) {
+    await new Promise(resolve => setTimeout(resolve, pause));
+    if (document.hidden) continue;
+    try { await action(); } catch (error) { await new Promise(resolve => setTimeout(resolve, 5 * pause)); }
+  }
+}
+
+// A log: what a terminal would show, as elements; no text of it is ever taken for markup.
+const ESCAPE = /\x1b(?:\[([0-?]*)[ -\/]*([@-~])|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -\/]*[0-~])/g;
+const SECTION = /section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(\[[^\]]*\])?$/;
+const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 9: 's'}, ENDS = {22: 'bd', 23: 'i', 24: 'u', 29: 's'};
+const ERASE = /\x1b\[[0-2]?K/;
+const MOST_SPANS = 2000;
+function colour(style, plane, codes) {
+  const kind = codes.shift();
+  const numbers = codes.splice(0, kind === 5 ? 1 : kind === 2 ? 3 : 0).map(number => Math.min(255, number || 0));
+  const [red, green = red, blue = red] = numbers;
+  if (kind === 5 && red < 16) style[plane] = red;
+  else if (kind === 5) style[plane] = red > 231 ? Array(3).fill(red * 10 - 2312)
+    : [red - 16, 0, 0].map((_, at) => [0, 95, 135, 175, 215, 255][Math.floor((red - 16) / [36, 6, 1][at]) % 6]);
+  else if (kind === 2) style[plane] = [red, green, blue];
+}
+function restyle(style, codes) {
+  while (codes.length) {
+    const code = codes.shift() || 0;
+    if (code === 0) { for (const key of Object.keys(style)) delete style[key]; }
+    else if (FLAGS[code]) style[FLAGS[code]] = true;
+    else if (ENDS[code]) for (const key of ENDS[code]) delete style[key];
+    else if (code === 38 || code === 48) colour(style, code === 38 ? 'f' : 'g', codes);
+    else if (code === 39 || code === 49) delete style[code === 39 ? 'f' : 'g'];
+    else if (code >= 30 && code < 48) style[code < 40 ? 'f' : 'g'] = code % 10;
+    else if (code >= 90 && code < 108) style[code < 100 ? 'f' : 'g'] = code % 10 + 8;
+  }
+}
+function paint(text, style, target) {
+  const put = piece => {
+    piece = piece.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, '');
+    if (!piece) return;
+    const classes = Object.keys(style).filter(key => style[key] === true);
+    const planes = ['f', 'g'].filter(plane => style[plane] !== undefined);
+    if (!classes.length && !planes.length || target.childNodes.length > MOST_SPANS) return target.append(piece);
+    const span = make('span', '', piece);
+    for (const plane of planes) {
+      if (Array.isArray(style[plane])) span.style[plane === 'f' ? 'color' : 'backgroundColor'] = `rgb(${style[plane]})`;
+      else classes.push(plane + style[plane]);
+    }
+    span.className = classes.join(' ');
+    target.append(span);
+  };
+  let at = 0;
+  for (const found of text.matchAll(ESCAPE)) {
+    put(text.slice(at, found.index));
+    at = found.index + found[0].length;
+    if (found[2] === 'm') restyle(style, found[1].split(/[;:]/).map(Number));
+  }
+  put(text.slice(at));
+}
+
+class Painter {
+  // Turns the text of a log into lines below `root`, the first with the number `line`, however it is cut into pieces.
+  constructor(root, line) {
+    Object.assign(this, {line, place: root, sections: [], style: {}, rest: '', partial: null});
+  }
+  feed(text) {
+    this.partial?.remove();
+    const lines = (this.rest + text).split('\n');
+    this.rest = lines.pop();
+    for (const line of lines) {
+      this.add(line, this.style);
+      this.line += 1;
+    }
+    this.partial = this.rest ? this.add(this.rest, {...this.style}, true) : null;
+  }
+  add(line, style, partial = false) {
+    let text = make('span', 'text'), place = this.place, row = null, marks = 0;
+    const put = () => {
+      const number = make('a', '', this.line), again = row;
+      row = make('div', 'line');
+      if (!again) row.id = 'L' + this.line;
+      number.href = '#L' + this.line;
+      row.append(number, text);
+      place.append(row);
+      text = make('span', 'text');
+    };
+    for (const piece of line.split('\r')) {  // each takes the place of the one before, as on a terminal
+      const mark = SECTION.exec(piece), shown = mark ? piece.slice(0, mark.index) : piece;
+      if (shown.replace(ESCAPE, '') || ERASE.test(shown)) text.replaceChildren();
+      paint(shown, style, text);
+      if (mark && !partial) {
+        if (text.textContent) put();
+        place = this.section(...mark.slice(1));
+        marks += 1;
+      }
+    }
+    if (text.textContent || !marks && !partial) put();
+    return row;
+  }
+  section(what, time, name, options = '') {
+    if (what === 'start') {
+      const details = make('details', 'section'), summary = make('summary');
+      details.open = !options.includes('collapsed=true');
+      details.append(summary);
+      this.place.append(details);
+      this.sections.push({name, time, details});
+      this.place = details;
+      return summary;
+    }
+    const at = this.sections.findLastIndex(section => section.name === name);
+    if (at >= 0) {
+      const {details, time: began} = this.sections[at];
+      if (!details.firstChild.firstChild) details.firstChild.append(make('span', 'text', name));
+      if (time >= began && time - began < 1e7) details.firstChild.append(make('span', 'took', clock(time - began)));
+      this.sections.length = at;
+      this.place = details.parentNode;
+    }
+    return this.place;
+  }
+}
+
+class Log {
+  // Shows the window of a trace from byte `start` to byte `end`, and goes on with it while it grows.
+  constructor(element) {
+    this.url = element.dataset.url;
+    this.trace = document.getElementById('trace');
+    this.piece = +(element.dataset.piece || 524288);
+    this.matches = [];
+    this.following = true;
+    this.trace.addEventListener('scroll', () => {
+      this.following = this.trace.scrollTop + this.trace.clientHeight > this.trace.scrollHeight - 8;
+    });
+  }
+  get facts() { return document.getElementById('job').dataset; }
+  get running() { return ['running', 'canceling'].includes(this.facts.status); }
+  async fetch(start, end = '') {
+    const headers = +this.facts.size || start ? {Range: `bytes=${start}-${end}`} : {};
+    const answer = await fetch(this.url + '/raw', {headers, cache: 'no-store'});
+    if (answer.status === 416) this.reset(0, 1);  // it was begun anew
+    if (!answer.ok) throw new Error(answer.status);
+    this.size = answer.status === 206 ? +answer.headers.get('Content-Range').split('/')[1] : null;
+    const bytes = new Uint8Array(await answer.arrayBuffer());
+    this.size ??= bytes.length;
+    return bytes;
+  }
+  async find(query) {
+    return (await (await fetch(this.url + '/lines?' + new URLSearchParams(query))).json()).lines;
+  }
+  async open() {
+    const size = +this.facts.size, wanted = /^#L([0-9]+)$/.exec(location.hash);
+    const [found] = wanted && size > this.piece ? await this.find({number: wanted[1]}) : [];
+    if (found) return this.show(found);
+    if (size > this.piece) {
+      const [[line, start]] = await this.find({offset: size - this.piece});
+      const skip = size - this.piece - start;
+      this.reset(skip < 65536 ? start : start + skip, line);
+    } else {
+      this.reset(0, 1);
+    }
+    await this.more();
+    if (wanted) this.mark(+wanted[1]); else if (this.running || this.start) this.bottom();
+  }
+  reset(start, line) {
+    this.trace.replaceChildren();
+    Object.assign(this, {start, end: start, first: line, body: make('div'), decoder: new TextDecoder()});
+    this.earlier = make('button', '', 'Show what is before this');
+    this.earlier.onclick = () => this.before();
+    this.later = make('button', '', 'Show what comes after this');
+    this.later.onclick = () => this.more();
+    this.note = make('p', 'note');
+    this.trace.append(this.earlier, this.body, this.later, this.note);
+    this.painter = new Painter(this.body, line);
+    this.shown();
+  }
+  shown() {
+    this.earlier.hidden = this.start === 0;
+    this.later.hidden = this.end >= (this.size ?? 0);
+    const {status} = this.facts;
+    const finished = ['success', 'failed', 'canceled', 'skipped'].includes(status);
+    this.note.textContent = this.end ? '' : this.running ? 'Nothing has been written yet.'
+      : finished ? 'There is no log.' : 'The log starts when a runner takes this job.';
+    this.note.hidden = !this.note.textContent;
+  }
+  async more() {
+    // One byte that is here already is asked for again: nothing lies beyond the end.
+    const known = this.end > 0 && this.end !== this.start ? 1 : 0;
+    const bytes = await this.fetch(this.end - known, this.end + this.piece - 1);
+    this.end += bytes.length - known;
+    if (bytes.length > known) this.painter.feed(this.decoder.decode(bytes.subarray(known), {stream: true}));
+    this.shown();
+  }
+  async follow() {
+    const done = !this.running;
+    if (this.done || this.end < (this.size ?? 0) && !this.following) return;
+    await this.more();
+    while (this.following && this.end < this.size) await this.more();
+    if (this.following) this.bottom();
+    this.done = done && this.end >= this.size;
+  }
+  async before() {
+    const start = Math.max(0, this.start - this.piece);
+    let bytes = await this.fetch(start, this.start - 1);
+    const cut = start ? bytes.indexOf(10) + 1 : 0;
+    bytes = bytes.subarray(cut);
+    const body = make('div'), height = this.trace.scrollHeight;
+    const lines = bytes.reduce((count, byte) => count + (byte === 10), 0);
+    this.start = start + cut;
+    this.first -= lines;
+    const painter = new Painter(body, this.first);
+    painter.feed(new TextDecoder().decode(bytes));
+    this.earlier.after(body);
+    this.trace.scrollTop += this.trace.scrollHeight - height;
+    this.shown();
+  }
+  async show(found) {
+    if (!found) return;
+    const [line, offset] = found;
+    this.following = false;
+    if (!document.getElementById('L' + line)) { this.reset(offset, line); await this.more(); }
+    this.mark(line);
+  }
+  mark(line) {
+    const row = document.getElementById('L' + line);
+    if (!row) return;
+    this.following = false;
+    for (const old of all('.line.current')) old.classList.remove('current');
+    for (let at = row; (at = at.parentElement.closest('details'));) at.open = true;
+    row.classList.add('current');
+    row.scrollIntoView({block: 'center'});
+  }
+  bottom() { this.trace.scrollTop = this.trace.scrollHeight; this.following = true; }
+  async go(where) {
+    if (where === 'error') {
+      const [found] = await this.find({errors: 1});
+      found ? await this.show(found) : this.say('no error');
+    } else if (where === 'top') {
+      if (this.start) { this.reset(0, 1); await this.more(); }
+      this.following = false;
+      this.trace.scrollTop = 0;
+    } else {
+      if (this.end < this.size) { history.replaceState(null, '', location.pathname); await this.open(); }
+      this.bottom();
+    }
+  }
+  say(text) { document.querySelector('#find output').textContent = text; }
+  async search(text, step) {
+    if (text !== this.searched) {
+      this.matches = text ? await this.find({search: text}) : [];
+      this.searched = text;
+      this.at = step > 0 ? -1 : 0;
+    }
+    const count = this.matches.length;
+    if (!count) return this.say(text ? 'no match' : '');
+    this.at = (this.at + step + count) % count;
+    this.say(`${this.at + 1} of ${count}${count === 1000 ? '+' : ''}`);
+    await this.show(this.matches[this.at]);
+    this.highlight(text.toLowerCase());
+  }
+  highlight(text) {
+    if (!CSS.highlights) return;
+    const ranges = [], walker = document.createTreeWalker(this.trace, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode() && ranges.length < 1000) {
+      const node = walker.currentNode, at = node.data.toLowerCase().indexOf(text);
+      if (at < 0 || !node.parentElement.closest('.text')) continue;
+      const range = new Range();
+      range.setStart(node, at);
+      range.setEnd(node, at + text.length);
+      ranges.push(range);
+    }
+    CSS.highlights.set('found', new Highlight(...ranges));
+  }
+}
+
+addEventListener('click', event => {
+  const button = event.target.closest('button, .line a');
+  if (!button) return;
+  if (button.dataset.confirm && !confirm(button.dataset.confirm)) event.preventDefault();
+  if (button.dataset.copy) navigator.clipboard?.writeText(document.querySelector(button.dataset.copy).textContent)
+    .then(() => { button.textContent = 'Copied'; });
+  if (button.dataset.go) log.go(button.dataset.go);
+  if (button.dataset.step) log.search(document.querySelector('#find input').value, +button.dataset.step);
+  if (button.hash) {
+    event.preventDefault();
+    history.replaceState(null, '', button.hash);
+    log.mark(+button.hash.slice(2));
+  }
+});
+addEventListener('submit', event => {
+  if (event.target.id !== 'find') return;
+  event.preventDefault();
+  log.search(event.target.elements.text.value, 1);
+});
+addEventListener('change', event => {
+  if (event.target.id === 'wrap') document.getElementById('trace').classList.toggle('nowrap', !event.target.checked);
+});
+let log = null;
+tick();
+setInterval(tick, 1000);
+document.querySelector('form[data-submit]')?.submit();
+if (seen.size) keep(refresh, 3000);
+if (document.getElementById('log')) {
+  log = new Log(document.getElementById('log'));
+  log.open().finally(() => keep(() => log.follow(), 1000));
+}
+window.minici = {Painter};
+})();
+"""
+
+ASSETS_VERSION = hashlib.sha256((STYLE + SCRIPT).encode()).hexdigest()[:12]
+
+
+def asset(content: str, content_type: str) -> bottle.HTTPResponse:
+    """Return what never changes under its address."""
+    return bottle.HTTPResponse(content.encode(), 200, {
+        'Content-Type': content_type, 'Cache-Control': 'public, max-age=31536000, immutable',
+        'Cross-Origin-Resource-Policy': 'same-origin', 'Content-Security-Policy': "default-src 'none'"})
+
+
+@web('GET', '/-/minici.css', auth=public)
+def show_style(call: Call) -> bottle.HTTPResponse:
+    """Send the style of the pages."""
+    return asset(STYLE, 'text/css; charset=utf-8')
+
+
+@web('GET', '/-/minici.js', auth=public)
+def show_script(call: Call) -> bottle.HTTPResponse:
+    """Send the script of the pages."""
+    return asset(SCRIPT, 'text/javascript; charset=utf-8')
+
+
+@web('GET', '/-/favicon/<status>.svg', auth=public)
+def show_favicon(call: Call, status: str) -> bottle.HTTPResponse:
+    """Draw a status for the browser's tab."""
+    if status not in MARKS:
+        status = 'created'
+    colour = BADGE_COLOURS.get('pending' if status == 'warning' else status, '#868f99')
+    return asset(f'<svg xmlns="http://www.w3.org/20/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7.5" '
+                 f'fill="{colour}"/><path d="{MARKS[status]}" fill="none" stroke="#fff" stroke-width="1.8" '
+                 'stroke-linecap="round" stroke-linejoin="round"/></svg>', 'image/svg+xml')
+
+
 # 18. Application ##############################################################################
 
 class Application:
@@ -6063,6 +7980,7 @@ class Application:
         self.coordinator = coordinator
         self.routes = tuple(ROUTES)
         self._bottle = bottle.Bottle()
+        self._bottle.router.add_filter('project', lambda config: (NO_API + '.+?', None, None))
         self._bottle.install(ApiPlugin(coordinator))
         self._bottle.default_error_handler = self._no_route
         for declared in self.routes:
@@ -6537,6 +8455,7 @@ def serve_command(ci: Coordinator, options: argparse.Namespace) -> int:
         if options.host not in ('127.0.0.1', '::1', 'localhost'):
             print(f'warning: {options.host} is reachable from other machines, over plain HTTP', file=sys.stderr)
         print(f'minici {__version__} serves {options.db} at {server.url}\n'
+              f'sign in once:\n  {server.url}/-/sign_in?code={ci.create_sign_in_code()}\n'
               'register a runner:\n'
               f'  gitlab-runner register --non-interactive --url {server.url}/ '
               f'--registration-token {ci.registration_token} --executor shell', flush=True)
