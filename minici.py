@@ -3650,6 +3650,23 @@ def read_environment(spot: Spot) -> dict[str, Any]:
                         'action': one_of('start', 'prepare', 'stop', 'verify', 'access')})
 
 
+def read_release(spot: Spot) -> dict[str, Any]:
+    """Return the release that a job makes once its script has succeeded."""
+    release = spot.fields(RELEASE_FIELDS)
+    for keyword in ('tag_name', 'description'):
+        if isinstance(spot.value, dict) and keyword not in spot:
+            spot.wrong(f'must have a {keyword}')
+    return release
+
+
+def read_link(spot: Spot) -> dict[str, str]:
+    """Return one of the links that a release shows."""
+    link = spot.fields(dict.fromkeys(('name', 'url', 'filepath', 'link_type'), Spot.text))
+    if not {'name', 'url'} <= set(link):
+        spot.wrong('must have a name and a url')
+    return link
+
+
 def read_coverage(spot: Spot) -> str:
     """Return the pattern that finds a job's coverage in its trace."""
     text = spot.text()
@@ -3738,6 +3755,9 @@ RULE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables,
     'interruptible': Spot.flag,
     'auto_cancel': anything}
+RELEASE_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    **dict.fromkeys(('name', 'description', 'tag_name', 'tag_message', 'ref', 'released_at'), Spot.text),
+    'milestones': Spot.texts, 'assets': lambda spot: spot.fields({'links': listed(read_link)})}
 DEFAULT_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'image': read_image, 'services': listed(read_service), 'before_script': Spot.texts, 'after_script': Spot.texts,
     'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': read_timeout, 'retry': read_retry,
@@ -3748,7 +3768,7 @@ JOB_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'needs': listed(read_need), 'when': one_of(*WHENS), 'start_in': Spot.seconds, 'allow_failure': read_allow_failure,
     'only': read_refs, 'except': read_refs, 'rules': listed(read_rule), 'parallel': read_parallel, 'extends': anything,
     'inherit': read_inherit, 'resource_group': Spot.text, 'coverage': read_coverage, 'environment': read_environment,
-    'release': anything, 'manual_confirmation': Spot.text, 'pages': anything, 'publish': Spot.text,
+    'release': read_release, 'manual_confirmation': Spot.text, 'pages': anything, 'publish': Spot.text,
     'secrets': refused('minici reads no vaults'), 'run': refused('use script'),
     'identity': refused('minici knows no cloud providers')}
 GLOBAL_FIELDS: dict[str, Callable[[Spot], Any]] = {
@@ -4052,8 +4072,13 @@ class Compiler:
                     job['spot']['dependencies'].wrong(f'names {name}, and there is no such job')
                 elif job.get('needs') and name not in {need.get('job') for need in job['needs']}:
                     job['spot']['dependencies'].wrong(f'names {name}, which must be among its needs')
-                elif jobs[name] and needs is None and stages.index(jobs[name]['stage']) >= stages.index(job['stage']):
-                    job['spot']['dependencies'].wrong(f'names {name}, which is not in an earlier stage')
+                elif name == job['name']:
+                    job['spot']['dependencies'].wrong(f'names {name}, the job itself')
+                elif jobs[name] and needs is None and stages.index(jobs[name]['stage']) > stages.index(job['stage']):
+                    job['spot']['dependencies'].wrong(f'names {name}, which is in a later stage')
+            stops = (job.get('environment') or {}).get('on_stop')
+            if stops and stops not in jobs:
+                job['spot']['environment'].wrong(f'has on_stop: {stops}, and there is no such job')
             known = self._known(job['variables'], job['spot'])
             specs += [job_spec(job, name, variables, known, needs, copies) for name, variables in copies[job['name']]]
         self._check_circles(specs, included)
@@ -5211,6 +5236,8 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
     depth = {item['key']: item['value'] for item in variables}.get('GIT_DEPTH', '')
     step = {'timeout': timeout, 'when': 'on_success', 'allow_failure': False}
     steps = [{'name': 'script', 'script': spec['script'], **step}]
+    if spec['release']:
+        steps.append({'name': 'release', 'script': [release_command(spec['release'])], **step})
     if spec['after_script']:
         steps.append({'name': 'after_script', 'script': spec['after_script'], **step,
                       'when': 'always', 'allow_failure': True})
@@ -5235,6 +5262,20 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
         'features': {'trace_sections': True, 'failure_reasons': sorted(FAILURE_REASONS),
                      'token_mask_prefixes': ['mcb-', 'mcp-', 'mcr-', 'mcg-', 'glrt-']},
     }
+
+
+def release_command(release: Mapping[str, Any]) -> str:
+    """Return the command with which a runner makes a job's release; variables in it are the shell's to expand."""
+    def quoted(text: str) -> str:
+        return '"' + re.sub(r'(["`\\])', r'\\\1', text) + '"'
+
+    flags = [('name', release.get('name')), ('description', release['description']), ('tag-name', release['tag_name']),
+             ('tag-message', release.get('tag_message')), ('ref', release.get('ref')),
+             ('released-at', release.get('released_at')),
+             *(('milestone', milestone) for milestone in release.get('milestones', ())),
+             *(('assets-link', json.dumps(link, separators=(',', ':')))
+               for link in release.get('assets', {}).get('links', ()))]
+    return ' '.join(['release-cli create', *(f'--{flag} {quoted(value)}' for flag, value in flags if value)])
 
 
 def dependency_entity(row: Row, token: str) -> dict[str, Any]:
@@ -5290,13 +5331,14 @@ def token_response(token: str, status: int = 201, **more: Any) -> bottle.HTTPRes
 def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
                    nothing: Callable[[Mapping[str, str]], bottle.HTTPResponse]) -> bottle.HTTPResponse:
     """Hand the runner a job, or `nothing` with the queue's value for it to bring along next time."""
-    runner, system_id = call.actor, call.text('system_id') or ''
-    call.ci.contact(runner, runner_info(call), call.remote_address, system_id)
-    claim = call.ci.request_job(runner, last_update=call.text('last_update'), job_age=call.integer('job_age'),
-                                system_id=system_id or None)
-    if claim is None:
-        return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
-    return json_response(payload(claim, call, runner), 201)
+    runner, system_id, info = call.actor, call.text('system_id') or '', runner_info(call)
+    call.ci.contact(runner, info, call.remote_address, system_id)
+    while claim := call.ci.request_job(runner, last_update=call.text('last_update'), job_age=call.integer('job_age'),
+                                       system_id=system_id or None):
+        if 'multi_build_steps' in info.get('features', ()) or not json.loads(claim.job['spec'])['release']:
+            return json_response(payload(claim, call, runner), 201)
+        call.ci.update_job(claim.job, 'failed', failure_reason='runner_unsupported')  # it would leave the release out
+    return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
 
 
 def trace_interval(call: Call, job: Row) -> dict[str, str]:
@@ -6317,19 +6359,22 @@ def csrf_token(call: Call) -> str:
     return hmac.new(session_cookie(call).encode('utf-8', 'surrogatepass'), b'csrf', hashlib.sha256).hexdigest()
 
 
-def page_reader(call: Call) -> Row | None:
-    """Let in who is signed in, and everybody with --public."""
+def page_user(call: Call) -> Row:
+    """Let in who is signed in."""
     user = visitor(call)
-    if user is None and not call.ci.settings.public:
+    if user is None:
         raise Unauthorized('sign in first')
     return user
 
 
+def page_reader(call: Call) -> Row | None:
+    """Let in who is signed in, and everybody with --public."""
+    return visitor(call) if call.ci.settings.public else page_user(call)
+
+
 def page_owner(call: Call) -> Row:
     """Let in who is signed in with a token of scope `api`."""
-    user = visitor(call)
-    if user is None:
-        raise Unauthorized('sign in first')
+    user = page_user(call)
     if user['scope'] != 'api':
         raise Forbidden('you are signed in with a token of scope read_api, this needs api')
     return user
@@ -7068,13 +7113,13 @@ def browse_artifacts(call: Call, project: str, job_id: int, folder: str = '') ->
                 artifact=artifact, entries=call.ci.artifacts.list_entries(artifact['stored_as'], folder))
 
 
-@web('GET', f'{WEB_JOB}/artifacts/file/<path:path>', auth=page_reader)
+@web('GET', f'{WEB_JOB}/artifacts/file/<path:path>', auth=page_user)
 def download_web_file(call: Call, project: str, job_id: int, path: str) -> bottle.HTTPResponse:
     """Send one file out of a job's archive."""
     return entry_response(call, shown_job(call), path)
 
 
-@web('GET', f'{WEB_JOB}/artifacts/download', auth=page_reader)
+@web('GET', f'{WEB_JOB}/artifacts/download', auth=page_user)
 def download_web_artifacts(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
     """Send a job's archive, or the report of a `file_type`."""
     return artifacts_response(call, shown_job(call), call.text('file_type') or 'archive')

@@ -1,5 +1,6 @@
 """Keywords of jobs: what each means, one by one, and how a wrong one is told."""
 
+import json
 import textwrap
 
 import pytest
@@ -328,7 +329,7 @@ def test_environment_is_a_name_or_a_mapping():
     assert job('environment: production').environment == {'name': 'production'}
     mapping = {'name': 'review/x', 'url': 'https://x.example.com', 'on_stop': 'stop', 'auto_stop_in': '1 day',
                'deployment_tier': 'testing', 'action': 'start'}
-    assert job(f'environment: {mapping}').environment == mapping
+    assert job(f'environment: {mapping}', before='stop: {script: make}').environment == mapping
 
 
 @pytest.mark.parametrize('text, seconds', [
@@ -342,11 +343,37 @@ def test_a_delay_of_more_than_a_week_is_refused():
     assert 'at most a week' in complaint('when: delayed\nstart_in: 8 days')
 
 
-def test_release_and_pages_do_not_keep_a_job_from_running():
-    release = '{tag_name: $CI_COMMIT_TAG, description: Notes, assets: {links: [{name: a, url: https://a.example}]}}'
-    assert list(job(f'release: {release}').script) == ['make']
+def test_pages_do_not_keep_a_job_from_running():
     assert list(job('pages: true\npublish: dist').script) == ['make']
     assert by_name('pages: {script: make, artifacts: {paths: [public]}}')['pages'].artifacts[0]['paths'] == ['public']
+
+
+def test_a_release_is_kept_with_its_links():
+    links = [{'name': 'manual', 'url': 'https://a.example', 'link_type': 'other'}]
+    release = {'tag_name': '$CI_COMMIT_TAG', 'description': 'Notes', 'milestones': ['m1'], 'assets': {'links': links}}
+    assert job(f'release: {json.dumps(release)}').release == release
+
+
+@pytest.mark.parametrize('release, wrong', [
+    ('{tag_name: v1}', 'release must have a description'), ('{description: Notes}', 'release must have a tag_name'),
+    ('v1', 'release must be a mapping'), ('{tag_name: v1, description: a, title: b}', 'release:title is a keyword'),
+    ('{tag_name: v1, description: a, assets: {links: [{name: a}]}}', 'must have a name and a url')])
+def test_a_release_that_could_not_be_made_is_refused(release, wrong):
+    text = complaint(f'release: {release}')
+    assert wrong in text
+    assert text.startswith('.gitlab-ci.yml:3:')
+
+
+def test_an_environment_is_stopped_by_a_job_that_exists():
+    stop = 'end: {script: make, environment: {name: x, action: stop}}'
+    assert job('environment: {name: x, on_stop: end}', before=stop).environment['on_stop'] == 'end'
+    assert 'has on_stop: end, and there is no such job' in complaint('environment: {name: x, on_stop: end}')
+
+
+def test_dependencies_may_name_a_job_of_the_same_stage_but_not_of_a_later_one():
+    assert list(job('dependencies: [twin]', before='twin: {script: make}').dependencies) == ['twin']
+    later = 'test: {script: make, dependencies: [last]}\nlast: {stage: deploy, script: make}'
+    assert 'test:dependencies names last, which is in a later stage' in refusal(later)[0]
 
 
 def test_a_job_with_trigger_is_left_out_and_the_others_run():

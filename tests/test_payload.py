@@ -472,3 +472,40 @@ def test_the_environment_of_a_job_is_in_its_variables(ci, client, project, runne
     job = client.call('POST', '/api/v4/jobs/request', json={'token': runner.token}, status=201).json
     assert {item['key'].removeprefix('CI_ENVIRONMENT_'): item['value'] for item in job['variables']
             if item['key'].startswith('CI_ENVIRONMENT_')} == expected
+
+
+# -- releases
+
+RELEASE = {'tag_name': '$CI_COMMIT_TAG', 'name': 'Release $CI_COMMIT_TAG', 'description': 'A "quoted" `note`',
+           'milestones': ['m1', 'm2'], 'assets': {'links': [{'name': 'manual', 'url': 'https://a.example/$CI_COMMIT_TAG'}]}}
+
+
+def release_job(ci, project):
+    return ci.create_pipeline(project, 'v1', sha=SHA, tag=True, content={
+        'publish': {'script': ['make'], 'release': RELEASE, 'after_script': ['make clean']}})
+
+
+def test_a_release_is_a_step_between_the_script_and_what_comes_after_it(ci, client, project, runner, tmp_path):
+    release_job(ci, project)
+    job = client.call('POST', '/api/v4/jobs/request', status=201, json={
+        'token': runner.token, 'info': {'features': {'multi_build_steps': True}}}).json
+    assert list(misfits(job, V4)) == []
+    assert [(step['name'], step['when'], step['allow_failure']) for step in job['steps']] == [
+        ('script', 'on_success', False), ('release', 'on_success', False), ('after_script', 'always', True)]
+    tool = tmp_path / 'release-cli'
+    tool.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    tool.chmod(0o755)
+    said = subprocess.run(['bash', '-c', job['steps'][1]['script'][0]], capture_output=True, text=True, check=True,
+                          env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'CI_COMMIT_TAG': 'v1'}).stdout.splitlines()
+    assert said == ['create', '--name', 'Release v1', '--description', 'A "quoted" `note`', '--tag-name', 'v1',
+                    '--milestone', 'm1', '--milestone', 'm2',
+                    '--assets-link', '{"name":"manual","url":"https://a.example/v1"}']
+
+
+@pytest.mark.parametrize('path', ['/api/v4/jobs/request', '/ci/api/v1/builds/register'])
+def test_a_runner_that_would_leave_the_release_out_gets_the_next_job_instead(ci, client, project, runner, path):
+    release_job(ci, project)
+    ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)
+    assert 'make test' in client.call('POST', path, json={'token': runner.token}, status=201).text
+    dropped, = ci.list_jobs(project=project, scope=['failed'])
+    assert (dropped['name'], dropped['failure_reason']) == ('publish', 'runner_unsupported')

@@ -294,17 +294,16 @@ def test_dependencies_name_jobs_of_earlier_stages_none_at_all_or_everything():
     assert list(found[', dependencies: [compile]']) == ['compile']
 
 
-@pytest.mark.parametrize('name', ['nowhere', 'later', 'beside', 'test', '.hidden'])
-def test_a_dependency_that_is_unknown_or_not_earlier_is_refused(name):
+@pytest.mark.parametrize('name', ['nowhere', 'later', 'test', '.hidden'])
+def test_a_dependency_that_is_unknown_later_or_the_job_itself_is_refused(name):
     only, = refusal(f'''
         .hidden: {{stage: build, script: make}}
-        beside: {{script: make}}
         later: {{stage: deploy, script: make}}
         test:
           script: make
           dependencies: [{name}]
         ''')
-    assert only.startswith('.gitlab-ci.yml:7:')
+    assert only.startswith('.gitlab-ci.yml:6:')
     assert ' test:dependencies' in only
     assert name in only
 
