@@ -7810,6 +7810,7 @@ class Log {
   }
   get facts() { return document.getElementById('job').dataset; }
   get running() { return ['running', 'canceling'].includes(this.facts.status); }
+  get finished() { return ['success', 'failed', 'canceled', 'skipped'].includes(this.facts.status); }
   async fetch(start, end = '') {
     const headers = +this.facts.size || start ? {Range: `bytes=${start}-${end}`} : {};
     const answer = await fetch(this.url + '/raw', {headers, cache: 'no-store'});
@@ -7852,10 +7853,8 @@ class Log {
   shown() {
     this.earlier.hidden = this.start === 0;
     this.later.hidden = this.end >= (this.size ?? 0);
-    const {status} = this.facts;
-    const finished = ['success', 'failed', 'canceled', 'skipped'].includes(status);
     this.note.textContent = this.end ? '' : this.running ? 'Nothing has been written yet.'
-      : finished ? 'There is no log.' : 'The log starts when a runner takes this job.';
+      : this.finished ? 'There is no log.' : 'The log starts when a runner takes this job.';
     this.note.hidden = !this.note.textContent;
   }
   async more() {
@@ -7867,7 +7866,7 @@ class Log {
     this.shown();
   }
   async follow() {
-    const done = !this.running;
+    const done = this.finished;
     if (this.done || this.end < (this.size ?? 0) && !this.following) return;
     await this.more();
     while (this.following && this.end < this.size) await this.more();
