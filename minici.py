@@ -1035,7 +1035,7 @@ class Database:
 # 7. Traces ####################################################################################
 
 #: What terminals obey and do not show: control sequences, and operating system commands such as titles and links.
-ESCAPES = re.compile(rb'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)?|[ -/]*[0-~])')
+ESCAPES = re.compile(rb'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?')
 SECTION_MARKS = re.compile(rb'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\]\n]*\])?\r')
 
 
@@ -1377,8 +1377,11 @@ class ArtifactStore:
                 if entry.filename.startswith(folder) and entry.filename != folder:
                     name, slash, _ = entry.filename[len(folder):].partition('/')
                     entries[name + slash] = None if slash else entry.file_size
-            if not entries:
+                elif entry.filename == folder:
+                    entries.setdefault('', None)
+            if not entries and folder:
                 raise KeyError(folder)
+        entries.pop('', None)
         return sorted(entries.items(), key=lambda item: (item[1] is not None, item[0]))
 
     @contextlib.contextmanager
@@ -6359,6 +6362,12 @@ def csrf_token(call: Call) -> str:
     return hmac.new(session_cookie(call).encode('utf-8', 'surrogatepass'), b'csrf', hashlib.sha256).hexdigest()
 
 
+def check_csrf(call: Call) -> None:
+    """Raise Forbidden unless the form that came is one that we made for this browser."""
+    if not same_secret(call.text('csrf'), csrf_token(call)):
+        raise Forbidden('the form is out of date: go back, load the page again and repeat')
+
+
 def page_user(call: Call) -> Row:
     """Let in who is signed in."""
     user = visitor(call)
@@ -6383,8 +6392,7 @@ def page_owner(call: Call) -> Row:
 def page_form(call: Call) -> Row:
     """Let in the form that a page of ours made for this browser, from who may change things."""
     user = page_owner(call)
-    if not same_secret(call.text('csrf'), csrf_token(call)):
-        raise Forbidden('the form is out of date: go back, load the page again and repeat')
+    check_csrf(call)
     return user
 
 
@@ -6597,14 +6605,17 @@ def sign_in(call: Call) -> bottle.HTTPResponse:
     except Forbidden as refusal:
         return page(call, SIGN_IN, 'Sign in', code=403, sign_in_code='', next=following, problem=refusal.detail)
     mounted = root(call)
-    safe = re.fullmatch(r'/(?![/\\])[\x21-\x7e]*', following) and following.startswith(mounted)
+    path = following.partition('?')[0]
+    safe = re.fullmatch(r'/(?![/\\])[\x21-\x7e]*', following) and f'{path}/'.startswith(f'{mounted}/') \
+        and not re.search(r'/(\.|%2e){2}', path, re.I)
     return seen(call, following[len(mounted):] if safe else '/', session_header(call, token, SIGNED_IN_FOR))
 
 
 @web('POST', '/-/sign_out', auth=visitor)
 def sign_out(call: Call) -> bottle.HTTPResponse:
     """Forget a browser; a token that the sign-in link made is void then."""
-    if same_secret(call.text('csrf'), csrf_token(call)):
+    if call.actor is not None:
+        check_csrf(call)
         call.ci.sign_out(session_cookie(call))
     return seen(call, '/-/sign_in', session_header(call, '', 0))
 
@@ -7090,6 +7101,9 @@ BROWSE = bottle.SimpleTemplate(r"""
 / <a href="{{here}}/artifacts/browse/{{quote('/'.join(parts[:depth]))}}">{{part}}</a>
 % end
 </p>
+% if not entries:
+<p class="empty">This folder is empty.</p>
+% end
 <ul class="rows files">
 % for name, size in entries[:1000]:
 %     kind, path = 'browse' if size is None else 'file', quote((folder + name).rstrip('/'))
@@ -8010,7 +8024,7 @@ def show_favicon(call: Call, status: str) -> bottle.HTTPResponse:
     if status not in MARKS:
         status = 'created'
     colour = BADGE_COLOURS.get('pending' if status == 'warning' else status, '#868f99')
-    return asset(f'<svg xmlns="http://www.w3.org/20/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7.5" '
+    return asset(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7.5" '
                  f'fill="{colour}"/><path d="{MARKS[status]}" fill="none" stroke="#fff" stroke-width="1.8" '
                  'stroke-linecap="round" stroke-linejoin="round"/></svg>', 'image/svg+xml')
 
