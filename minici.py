@@ -6526,7 +6526,7 @@ ERROR_PAGE = bottle.SimpleTemplate(r"""
 <div class="narrow">
 <h1>{{title}}</h1>
 % for text in error.problems:
-<p>{{text}}</p>
+<p>{{'There is nothing at this address; it may have been removed.' if text == title else text}}</p>
 % end
 <p><a href="{{root}}/">Back to the pipelines</a></p>
 </div>
@@ -6976,13 +6976,18 @@ text</a>.</p></noscript>
 <h2>Artifacts</h2>
 <ul class="plain">
 % for item in artifacts:
-<li><a href="{{here}}/artifacts/download?file_type={{item['file_type']}}">{{item['filename']}}</a>
+<li>
+% if user:
+<a href="{{here}}/artifacts/download?file_type={{item['file_type']}}">{{item['filename']}}</a>
+% else:
+{{item['filename']}}
+% end
 <span class="hint">{{size_text(item['size'])}}</span>
 % if item['file_type'] == 'archive':
 <a href="{{here}}/artifacts/browse">Browse</a>
 % end
 % if item['expire_at']:
-<span class="hint">until {{!moment(item['expire_at'])}}</span>
+<span class="hint">expires {{!moment(item['expire_at'])}}</span>
 % end
 </li>
 % end
@@ -7254,7 +7259,7 @@ value="{{given['search']}}"></label>
 %     status = pipeline['status']
 <a class="status {{status}}"
 href="{{root}}/{{row['path']}}/-/pipelines/{{pipeline['id']}}">{{!mark(status)}}{{word(status)}}</a>
-{{!moment(pipeline['created_at'])}}
+<span class="hint">{{!moment(pipeline['created_at'])}}</span>
 % end
 </li>
 % end
@@ -7456,7 +7461,7 @@ here.</p>
 <span class="meta">{{row['username']}} · {{row['scope']}} · made {{!moment(row['created_at'])}}
 {{'· this browser' if same_secret(row['token_hash'], user['token_hash']) else ''}}
 % if row['expires_at']:
-· until {{!moment(row['expires_at'])}}
+· expires {{!moment(row['expires_at'])}}
 % end
 </span>
 <button class="small danger" name="revoke" value="{{row['token_hash']}}"
@@ -7507,7 +7512,8 @@ code, pre, textarea, .log { font-family: ui-monospace, SFMono-Regular, Menlo, "D
 code { font-size: .9em; overflow-wrap: anywhere; }
 pre { margin: 0; padding: 10px 12px; background: var(--raised); border: 1px solid var(--line); border-radius: 8px;
   font-size: 13px; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-h1 { font-size: 22px; line-height: 1.3; margin: 0; overflow-wrap: anywhere; } main > h1 { margin-bottom: 16px; }
+h1 { font-size: 22px; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
+:is(main, .narrow) > h1 { margin-bottom: 16px; } main > p { margin: 0 0 12px; }
 h2 { font-size: 16px; margin: 28px 0 10px; }
 p, ul, ol, dl, dd { margin: 0; padding: 0; } ul, ol { list-style: none; }
 .sr, .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
@@ -7551,7 +7557,7 @@ label { font-size: 13px; color: var(--soft); } label input, label select, label 
 .rows > li:first-child { border-top: 0; }
 .rows .what { flex: 1 1 300px; min-width: 0; } .title { font-weight: 600; color: var(--ink);
     overflow-wrap: anywhere; }
-.project .title { flex: 1; } .variable > :first-child { flex: 0 1 260px; overflow-wrap: anywhere; }
+.project .title { flex: 1 1 160px; } .variable > :first-child { flex: 0 1 260px; overflow-wrap: anywhere; }
 .variable details, .tokens details { flex: 1; font-size: 14px; } .variable .meta { margin-left: auto; }
 .queued .meta { flex: 1; } .runs { font-size: 14px; } .meta a { color: inherit; text-decoration: underline;
     text-decoration-color: var(--line); }
@@ -7611,12 +7617,12 @@ aside summary { font-weight: 600; margin-bottom: 8px; }
 .line.current { background: #3b2f0b; }
 .text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .nowrap .text { white-space: pre; overflow-wrap: normal; }
-.section > summary { list-style: none; display: flex; }
-.section > summary::-webkit-details-marker { display: none; }
-.section > summary::before { content: "▸"; flex: 0 0 18px; text-align: right; color: #8b949e; }
-.section[open] > summary::before { content: "▾"; }
-.section > summary .line { flex: 1; min-width: 0; }
-.section > summary .line a { flex-basis: calc(var(--numbers) - 18px); } .section .took { margin: 0 14px;
+.header { display: flex; align-items: start; } .header .text { cursor: pointer; } .folded > .lines { display: none; }
+.header .line { flex: 1; min-width: 0; } .header .line a { flex-basis: calc(var(--numbers) - 24px); }
+button.fold { border: 0; background: none; width: 24px; min-height: 20px; padding: 0 0 0 8px; color: #8b949e;
+    line-height: 1.5; }
+.fold::before { content: "\25be"; } .folded > .header .fold::before { content: "\25b8"; }
+.section .took { margin: 0 14px;
     color: #8b949e; }
 .b { font-weight: 700; } .d { opacity: .75; } .i { font-style: italic; } .u { text-decoration: underline; }
 .s { text-decoration: line-through; }
@@ -7633,7 +7639,8 @@ aside summary { font-weight: 600; margin-bottom: 8px; }
 ::highlight(found) { background: #e3b341; color: #0d1117; }
 @media (max-width: 760px) {
   main { padding: 16px 12px; } .bar { padding: 8px 12px; } .bar nav { order: 3; width: 100%; overflow-x: auto; }
-  .columns { grid-template-columns: minmax(0, 1fr); } #trace { height: 65vh; } .log { --numbers: 44px; }
+  .columns { grid-template-columns: minmax(0, 1fr); } #trace { height: 65vh; }
+  .tokens { grid-template-columns: 1fr; } .log { --numbers: 44px; }
   .line a { padding-right: 8px; }
   .board { flex-direction: column; align-items: stretch; } .board section { flex: none; }
   .stages { flex: 1; } .rows > li { gap: 6px 10px; } .when { flex-basis: 84px; }
@@ -7790,24 +7797,31 @@ class Painter {
   }
   section(what, time, name, options = '') {
     if (what === 'start') {
-      const details = make('details', 'section'), summary = make('summary');
-      details.open = !options.includes('collapsed=true');
-      details.append(summary);
-      this.place.append(details);
-      this.sections.push({name, time, details});
-      this.place = details;
-      return summary;
+      const section = make('div', 'section'), header = make('div', 'header'), lines = make('div', 'lines');
+      const fold = make('button', 'fold');
+      fold.setAttribute('aria-label', 'Section ' + name);
+      header.append(fold);
+      section.append(header, lines);
+      this.place.append(section);
+      this.sections.push({name, time, header, parent: this.place});
+      this.place = lines;
+      turn(section, options.includes('collapsed=true'));
+      return header;
     }
     const at = this.sections.findLastIndex(section => section.name === name);
     if (at >= 0) {
-      const {details, time: began} = this.sections[at];
-      if (!details.firstChild.firstChild) details.firstChild.append(make('span', 'text', name));
-      if (time >= began && time - began < 1e7) details.firstChild.append(make('span', 'took', clock(time - began)));
+      const {header, time: began, parent} = this.sections[at];
+      if (!header.querySelector('.text')) header.append(make('span', 'text', name));
+      if (time >= began && time - began < 1e7) header.append(make('span', 'took', clock(time - began)));
       this.sections.length = at;
-      this.place = details.parentNode;
+      this.place = parent;
     }
     return this.place;
   }
+}
+function turn(section, folded = !section.classList.contains('folded')) {
+  section.classList.toggle('folded', folded);
+  section.querySelector('.fold').setAttribute('aria-expanded', !folded);
 }
 
 class Log {
@@ -7914,7 +7928,7 @@ class Log {
     if (!row) return;
     this.following = false;
     for (const old of all('.line.current')) old.classList.remove('current');
-    for (let at = row; (at = at.parentElement.closest('details'));) at.open = true;
+    for (let at = row; (at = at.parentElement.closest('.section'));) turn(at, false);
     row.classList.add('current');
     row.scrollIntoView({block: 'center'});
   }
@@ -7962,8 +7976,9 @@ class Log {
 }
 
 addEventListener('click', event => {
-  const button = event.target.closest('button, .line a');
+  const button = event.target.closest('button, .line a, .header .text');
   if (!button) return;
+  if (button.matches('.fold, .header .text')) turn(button.closest('.section'));
   if (button.dataset.confirm && !confirm(button.dataset.confirm)) event.preventDefault();
   if (button.dataset.copy) navigator.clipboard?.writeText(document.querySelector(button.dataset.copy).textContent)
     .then(() => { button.textContent = 'Copied'; });
