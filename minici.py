@@ -4374,8 +4374,8 @@ class Route:
 
 
 ROUTES: list[Route] = []
-#: What the path of a project cannot begin with, so that no address of the API is ever taken for a page.
-NO_API = r'(?!(?:api/v[0-9]+|ci/(?:api|builds|runners)|hooks|-)(?:/|$))'
+#: A project's path in an address: none of its segments is ``-``, and no address of the API is ever taken for one.
+PROJECT_PATTERN = r'(?!(?:api/v[0-9]+|ci/(?:api|builds|runners)|hooks|-)(?:/|$))(?:(?!/-(?:/|$)).)+?'
 
 
 def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -8053,7 +8053,7 @@ class Application:
         self.coordinator = coordinator
         self.routes = tuple(ROUTES)
         self._bottle = bottle.Bottle()
-        self._bottle.router.add_filter('project', lambda config: (NO_API + '.+?', None, None))
+        self._bottle.router.add_filter('project', lambda config: (PROJECT_PATTERN, None, None))
         self._bottle.install(ApiPlugin(coordinator))
         self._bottle.default_error_handler = self._no_route
         for declared in self.routes:
