@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import zipfile
 from wsgiref.validate import validator
 
 import pytest
 import webtest
+from browser import Chromium
 
 import minici
 
@@ -149,3 +151,20 @@ def server(ci):
     """The coordinator behind a real socket."""
     with minici.Server(ci) as running:
         yield running
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    """Headless Chromium: one process a module, for asyncio.run refuses to work in this thread until it has ended."""
+    if Chromium.path is None:
+        (pytest.fail if os.environ.get('CI') else pytest.skip)('no Chromium here: apt install chromium')
+    with Chromium() as process:
+        yield process
+
+
+@pytest.fixture
+def browser(chromium, server):
+    """A window on the server, without cookies; its console must be free of errors in the end."""
+    with chromium.browser(server.url) as window:
+        yield window
+        assert window.console() == []
