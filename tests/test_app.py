@@ -261,9 +261,12 @@ def test_head_answers_as_get_without_the_body(server, token, kept):
         assert bare_headers['Content-Type'] == headers['Content-Type']
 
 
-def test_head_needs_the_same_token(server):
+def test_head_needs_the_same_token(ci, server, token):
     assert fetch(server.port, 'HEAD', '/api/v4/projects')[0] == 401
-    assert fetch(server.port, 'HEAD', '/')[0] in (200, 303, 404)
+    assert fetch(server.port, 'HEAD', '/')[0] == 401
+    assert fetch(server.port, 'HEAD', '/', PRIVATE_TOKEN=token)[0] == 401
+    cookie = f'minici_{ci.instance}={token}'
+    assert fetch(server.port, 'HEAD', '/', Cookie=cookie)[::2] == (200, b'')
 
 
 def test_unknown_address_is_404_in_json(client):

@@ -41,7 +41,8 @@ NAMES = [
     'shared_runners_enabled', 'expire_in', 'artifact_type', 'artifact_format', 'exit_code', 'failure_reason', 'file',
     'filesize', 'job', 'search', 'last_update', 'job_age', 'private_token', 'job_token', 'tag', 'include_retried', 'id',
     'status', 'source', 'system_id', 'session', 'checksum', 'output', 'runner_type', 'project_id', 'runner_id',
-    'features']
+    'features', 'csrf', 'project', 'key', 'value', 'variable_type', 'masked', 'remove', 'revoke', 'back', 'number',
+    'offset', 'errors', 'code', 'next', 'file_type']
 WORDS = [
     'success', 'failed', 'running', 'main', SHA, '2 days', 'never', 'archive', 'zip', 'junit', 'gzip', 'keyset', 'true',
     '1',
@@ -64,6 +65,8 @@ class Surface:
         self.app = minici.create_app(self.ci)
         self.routes = self.app.routes
         self.token, self.project, self.runner, self.claim = self.ci.create_private_token(), None, None, None
+        self.cookie = f'minici_{self.ci.instance}={self.token}'
+        self.csrf = minici.csrf_token(minici.Call(self.ci, self.routes[0], {'HTTP_COOKIE': self.cookie}))
 
     def ready(self):
         """Make sure that there is a project and a runner with a running job, and that the job has an archive."""
@@ -86,11 +89,15 @@ class Surface:
         self.ready()
         job = self.claim.job
         values = {'id': self.project['id'] if '/projects/' in route.path else job['id'], 'job_id': job['id'],
-                  'pipeline_id': job['pipeline_id'], 'runner_id': self.runner.id, 'ref': 'main', 'path': 'a'}
+                  'pipeline_id': job['pipeline_id'], 'runner_id': self.runner.id, 'ref': 'main', 'path': 'a',
+                  'project': 'group/demo', 'sha': SHA, 'status': 'running',
+                  'action': 'pause' if '/runners/' in route.path else 'cancel'}
         return re.sub(r'<(\w+)(?::\w+)?>', lambda match: str(values.get(match[1], 1)), route.path)
 
     def key(self, route):
-        """Return the query parameter that opens a route."""
+        """Return the query parameter that opens a route; a page wants one only if it changes anything."""
+        if not re.match(r'/(api/v[0-9]+|ci/(api|builds|runners|projects)|hooks)(/|$)', route.path):
+            return f'csrf={self.csrf}' if route.method == 'POST' else ''
         if route.path.endswith(('/trigger', '/trigger/pipeline')):
             return f'token={self.trigger}'
         if '/projects' in route.path or '/user' in route.path or route.path.count('/runners/') and '<' in route.path:
@@ -102,11 +109,12 @@ class Surface:
         return f'token={self.runner.token}&private_token={self.token}'
 
     def send(self, method, path, query='', body=b'', kind='', length=None, **headers):
-        """Call the application; return its status, its headers and its body."""
+        """Call the application as a browser that is signed in; return its status, its headers and its body."""
         uri = path + (f'?{query}' if query else '')
         environ = {'REQUEST_METHOD': method, 'PATH_INFO': unquote_to_bytes(path).decode('latin-1'), 'REQUEST_URI': uri,
                    'QUERY_STRING': query, 'CONTENT_TYPE': kind, 'wsgi.input': io.BytesIO(body), **headers,
                    'CONTENT_LENGTH': str(len(body)) if length is None else length}
+        environ.setdefault('HTTP_COOKIE', self.cookie)
         setup_testing_defaults(environ)
         started = []
         result = self.app(environ, lambda status, fields, exc_info=None: started.append((status, dict(fields))))
@@ -131,7 +139,11 @@ def calm(caplog):
         status, headers, body = answer
         assert 200 <= status < 500 or status == 501, (answer, *request)
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [], request
-        if status >= 400 and status != 501:
+        if status >= 400 and headers.get('Content-Type', '').startswith('text/html'):  # a page, for a person
+            assert headers['Content-Security-Policy'].startswith("default-src 'none'"), (answer, *request)
+            assert body.startswith(b'<!doctype html>'), (answer, *request)
+            assert body.endswith(b'</html>\n'), (answer, *request)
+        elif status >= 400 and status != 501:
             assert headers['Content-Type'] == 'application/json', (answer, *request)
             assert json.loads(body).keys() & {'message', 'error'}, (answer, *request)
     return check
@@ -257,7 +269,8 @@ HEADERS = st.dictionaries(st.sampled_from([
     'HTTP_PRIVATE_TOKEN', 'HTTP_BUILD_TOKEN', 'HTTP_HOST', 'HTTP_USER_AGENT', 'HTTP_X_FORWARDED_FOR', 'HTTP_COOKIE',
     'HTTP_ACCEPT', 'CONTENT_TYPE']),
     st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30) | st.sampled_from([
-        'bytes=0-0', 'bytes=-1', 'bytes=99-', '0-5', '0-', '9' * 18 + '-0', 'Bearer', 'Bearer  ', '"x"', '*']))
+        'bytes=0-0', 'bytes=-1', 'bytes=99-', '0-5', '0-', '9' * 18 + '-0', 'Bearer', 'Bearer  ', '"x"', '*',
+        'text/html']))
 
 
 @fuzz(400)

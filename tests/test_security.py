@@ -17,19 +17,43 @@ from conftest import PLAIN, SHA, Client, Clock, Runner, archive
 
 import minici
 
-#: What answers without a guard, for a reason.
-PUBLIC = {('GET', '/api/v4/runners/router/discovery')}  # says "not implemented" to everybody
 DISCOVERY = ('GET', '/api/v4/runners/router/discovery')
+#: What pages refer to: they tell nothing of anybody, and the sign-in page needs them.
+ASSETS = {('GET', '/-/minici.css'), ('GET', '/-/minici.js'), ('GET', '/-/favicon/<status>.svg')}
+#: What answers without a guard, for a reason.
+PUBLIC = {DISCOVERY, *ASSETS}  # the first says "not implemented" to everybody
+#: What lets everybody in from a proper host: who is not signed in yet signs in here.
+DOORS = {('GET', '/-/sign_in'), ('POST', '/-/sign_in'), ('POST', '/-/sign_out')}
 PASSWORD, VARIABLE = 'hunter2-of-the-url', 'value-of-a-variable'
 #: Parameters with which every route does its work once its guard has let the call in.
 GOOD = {'state': 'success', 'ref': 'main', 'sha': SHA, 'content': json.dumps(PLAIN), 'name': 'fresh', 'job': 'test',
         'path': 'fresh', 'runner_type': 'instance_type', 'runner_id': 2, 'key': 'FRESH', 'value': 'fresh',
-        'description': 'fresh'}
+        'description': 'fresh', 'project': 'group/demo', 'number': 1}
+
+
+def is_open(route):
+    """Tell whether a route lets everybody in."""
+    return (route.method, route.path) in PUBLIC | DOORS
+
+
+def is_page(route):
+    """Tell whether a route is for browsers: a cookie alone opens it, as it opens nothing else."""
+    return not re.match(r'/(api/v[0-9]+|ci/(api|builds|runners|projects)|hooks)(/|$)', route.path)
+
+
+def entitled_in_cookie(route):
+    """Return the names of the tokens that open a route in a cookie, beside the CSRF token if it changes anything."""
+    if not is_page(route):
+        return set()
+    return {'api'} if route.method == 'POST' or route.path in ('/-/tokens', '/-/pipelines/new') \
+        else {'api', 'read_api'}
 
 
 def entitled(route):
     """Return the names of the tokens that may use a route, told from its address alone."""
     method, path = route.method, route.path
+    if is_page(route):
+        return set()
     if (method, path) == ('GET', '/api/v4/job'):
         return {'job', 'other_job'}
     if path.startswith('/hooks/'):
@@ -69,7 +93,9 @@ class World:
         """Return a route's path about the job of that name."""
         job = self.row(name)
         values = {'id': job['project_id' if '/projects/' in route.path else 'id'], 'job_id': job['id'],
-                  'pipeline_id': job['pipeline_id'], 'ref': 'main', 'path': 'out/a'}
+                  'pipeline_id': job['pipeline_id'], 'ref': 'main', 'path': 'out/a', 'folder': 'out', 'sha': SHA,
+                  'action': 'pause' if '/runners/' in route.path else 'cancel',
+                  'project': 1 if '/hooks/' in route.path else 'group/demo'}
         return re.sub(r'<(\w+)(?::\w+)?>', lambda match: str(values.get(match[1], 1)), route.path)
 
     def send(self, route, how, token, name='job', **changes):
@@ -88,6 +114,10 @@ class World:
         elif how == 'header':
             headers |= {'PRIVATE-TOKEN': token, 'JOB-TOKEN': token, 'BUILD-TOKEN': token,
                         'Authorization': f'Bearer {token}'}
+        elif how == 'cookie':
+            headers['Cookie'] = f'minici_{self.ci.instance}={token}'
+            body |= {'csrf': minici.csrf_token(minici.Call(self.ci, route, {'HTTP_COOKIE': headers['Cookie']})),
+                     **changes}
         elif how == 'query':
             path += '?' + '&'.join(f'{name}={quote(token)}' for name in tokens)
         else:
@@ -201,10 +231,11 @@ def intruders(world, routes, how, token):
     'canceled_job', 'erased_job'])
 def test_token_opens_no_route_that_it_is_not_for(world, name):
     before = world.stored()
-    closed = [route for route in world.routes
-              if name not in entitled(route) and (route.method, route.path) != DISCOVERY]
+    closed = [route for route in world.routes if name not in entitled(route) and not is_open(route)]
     for how in ('header', 'query', 'json'):
         assert intruders(world, closed, how, world.tokens[name]) == []
+    closed = [route for route in world.routes if name not in entitled_in_cookie(route) and not is_open(route)]
+    assert intruders(world, closed, 'cookie', world.tokens[name]) == []
     assert world.stored() == before
 
 
@@ -213,8 +244,8 @@ def test_token_opens_no_route_that_it_is_not_for(world, name):
     'mcr-' + '0' * 40])
 def test_text_that_is_no_token_opens_nothing(world, token):
     before = world.stored()
-    closed = [route for route in world.routes if (route.method, route.path) != DISCOVERY]
-    for how in ('query', 'json') if token in ('\0', '\u20ac') else ('header', 'query', 'json'):
+    closed = [route for route in world.routes if not is_open(route)]
+    for how in ('query', 'json') if token in ('\0', '\u20ac') else ('header', 'cookie', 'query', 'json'):
         assert intruders(world, closed, how, token) == []
     assert world.stored() == before
 
@@ -225,8 +256,10 @@ def test_text_that_is_no_token_opens_nothing(world, token):
     ids=['upper', 'shorter', 'longer', 'nul', 'half', 'hash'])
 def test_token_that_is_nearly_right_opens_nothing(world, twist):
     for route in world.routes:
-        for name in entitled(route) if (route.method, route.path) != DISCOVERY else ():
+        for name in entitled(route) if not is_open(route) else ():
             assert intruders(world, [route], 'json', twist(world.tokens[name])) == []
+        for name in entitled_in_cookie(route) if not is_open(route) else ():
+            assert intruders(world, [route], 'cookie', twist(world.tokens[name]).replace('\0', '%00')) == []
 
 
 @pytest.mark.parametrize('wrap', [
@@ -236,7 +269,7 @@ def test_token_that_is_nearly_right_opens_nothing(world, twist):
 def test_token_of_another_json_type_opens_nothing(world, wrap):
     before = world.stored()
     for route in world.routes:
-        for name in entitled(route) if (route.method, route.path) != DISCOVERY else ():
+        for name in entitled(route) if not is_open(route) else ():
             if route.method != 'PATCH' and not route.path.endswith('<id>/artifacts') and name != 'webhook':  # no JSON
                 assert intruders(world, [route], 'json', wrap(world.tokens[name])) == []
     assert world.stored() == before
@@ -245,7 +278,7 @@ def test_token_of_another_json_type_opens_nothing(world, wrap):
 def test_every_route_lets_in_each_token_it_is_for(copies):
     shut = []
     for route in copies().routes:
-        if route.path.startswith(('/api/v1', '/ci/builds', '/ci/runners')) or (route.method, route.path) == DISCOVERY:
+        if route.path.startswith(('/api/v1', '/ci/builds', '/ci/runners')) or is_open(route):
             continue  # further names of what stands at /ci/api/v1
         for name in sorted(entitled(route)):
             world = copies()
@@ -253,7 +286,27 @@ def test_every_route_lets_in_each_token_it_is_for(copies):
             stranger, owner = (world.send(route, 'usual', text) for text in (token[:-1], token))
             if (stranger.status, stranger.body) == (owner.status, owner.body):
                 shut.append((route.method, route.path, name, owner.status))
-    assert shut == []
+    assert shut == [], shut
+
+
+def test_every_page_lets_in_each_private_token_that_it_is_for(copies):
+    shut = []
+    for route in copies().routes:
+        for name in sorted(entitled_in_cookie(route)) if not is_open(route) else ():
+            answer = copies().send(route, 'cookie', copies().tokens[name])
+            if answer.status_int not in (200, 206, 303):
+                shut.append((route.method, route.path, name, answer.status))
+    assert shut == [], shut
+
+
+@pytest.mark.parametrize('csrf', [None, '', 'wrong', '0' * 64, ['0' * 64], 0, True])
+def test_form_without_the_csrf_token_of_its_browser_changes_nothing(world, csrf):
+    before = world.stored()
+    for route in world.routes:
+        if route.method == 'POST' and is_page(route) and not is_open(route):
+            answer = world.send(route, 'cookie', world.tokens['api'], csrf=csrf)
+            assert answer.status_int in (400, 403), (route.path, answer.status)
+    assert world.stored() == before
 
 
 @pytest.mark.parametrize('name', ['finished_job', 'canceled_job'])
@@ -384,6 +437,8 @@ def test_forwarded_headers_of_strangers_change_nothing(world):
 
 def test_every_answer_carries_the_security_headers(world):
     addresses = [(route.method, world.address(route)) for route in world.routes if route.method != 'DELETE']
+    assets, doors = ({(method, world.address(route)) for route in world.routes if (route.method, route.path) in paths}
+                     for paths, method in ((ASSETS, 'GET'), (DOORS, 'POST')))
     addresses += [('GET', '/'), ('GET', '/nothing/here'), ('PUT', '/api/v4/projects'), ('OPTIONS', '/api/v4/projects'),
                   ('GET', '/api/v4/projects/1/jobs/x'), ('PATCH', '/api/v4/user'), ('GET', '/api/v4/projects/%FF')]
     wrong = []
@@ -391,9 +446,12 @@ def test_every_answer_carries_the_security_headers(world):
         for token in (None, world.tokens['api'], world.tokens['job']):
             answer = world.client.call(method, path, token=token, headers={
                 'Origin': 'https://evil.example', 'Access-Control-Request-Method': 'POST', 'JOB-TOKEN': token or ''})
+            kept = 'public, max-age=[0-9]+, immutable' if (method, path) in assets \
+                else '(private, )?(no-store|no-cache)'
+            barred = ('access-control-',) if (method, path) in doors else ('access-control-', 'set-cookie')
             if (answer.headers.get('X-Content-Type-Options') != 'nosniff'
-                    or not re.search('private|no-store|no-cache', answer.headers.get('Cache-Control', ''))
-                    or [name for name in answer.headers if name.lower().startswith(('access-control-', 'set-cookie'))]):
+                    or not re.fullmatch(kept, answer.headers.get('Cache-Control', ''))
+                    or [name for name in answer.headers if name.lower().startswith(barred)]):
                 wrong.append((method, path, answer.status))
     assert wrong == []
 
