@@ -163,10 +163,10 @@ class Browser(Client):
         assert answer.status_int == status, (path, answer.status, answer.text[-2000:])
         return answer
 
-    def press(self, page, label, status=303, **changes):
-        """Press the button of that label or name, its form filled in as it is but for `changes`; return what comes."""
+    def press(self, page, label, status=303, /, **changes):
+        """Press the button of that name, its form filled in as it is but for `changes`; return what comes."""
         button, = [button for button in page.all('button')
-                   if label in (button.text, button.attributes.get('aria-label'), button.attributes.get('title'))]
+                   if label == (button.attributes.get('aria-label') or button.text)]
         form = button.within('form')
         fields = {}
         for field in form:
@@ -183,7 +183,8 @@ class Browser(Client):
             fields[button['name']] = button['value']
         assert set(changes) <= {field['name'] for field in form if 'name' in field.attributes}
         fields.update(changes)
-        path = button.attributes.get('formaction') or form.attributes.get('action') or urlsplit(page.answer.request.url).path
+        path = button.attributes.get('formaction') or form.attributes.get('action') \
+            or urlsplit(page.answer.request.url).path
         if form.attributes.get('method') != 'post':
             return self.open(f'{path[len(self.prefix):]}?{urlencode(fields)}')
         answer = self.submit(path, fields, status)

@@ -1,6 +1,7 @@
 """Pages: what they show, what their forms do, and where their links lead."""
 
 import dataclasses
+import json
 import re
 from urllib.parse import quote, unquote, urlsplit
 
@@ -202,9 +203,8 @@ def test_assets_are_kept_for_ever_under_an_address_that_changes_with_them(browse
 def test_every_status_has_a_favicon_that_is_an_image(client, status):
     answer = client.call('GET', f'/-/favicon/{status}.svg', status=200)
     assert answer.headers['Content-Type'] == 'image/svg+xml'
-    svg = answer.lxml if False else answer.text
-    assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg" ')
-    assert minici.MARKS[status] in svg
+    assert answer.text.startswith('<svg xmlns="http://www.w3.org/2000/svg" ')
+    assert minici.MARKS[status] in answer.text
 
 
 def test_favicon_of_an_unknown_status_is_the_plain_one(client):
@@ -223,8 +223,7 @@ def test_what_does_not_exist_is_a_404_page_that_leads_home(ci, browser, pipeline
 
 
 def test_refusals_to_what_is_no_browser_are_json(ci, client, pipeline):
-    assert client.call('GET', PIPELINE, status=401).json == {'message': '401 Unauthorized'} \
-        or client.call('GET', PIPELINE, status=401).json['message']
+    assert client.call('GET', PIPELINE, status=401).json['message'].startswith('401')
     cookie = {'Cookie': f'minici_{ci.instance}={ci.create_private_token()}'}
     assert client.call('GET', '/nope', status=404, headers=cookie).json['message'].startswith('404')
 
@@ -342,13 +341,11 @@ def test_list_says_that_jobs_will_wait_when_there_is_no_runner(ci, browser, pipe
 def test_form_makes_a_pipeline_with_variables_and_leads_to_it(ci, browser, token, project):
     form = browser.open('/-/pipelines/new?project=group%2Fdemo')
     page = browser.press(form, 'Run pipeline', ref='feature/x', sha=f' {SHA} ', content='test:\n  script: make',
-                         variables='A=1\n\n  B = two = 2 \nC=')
+                         variables='A=1\n\n  B=two = 2 \nC=')
     assert page.answer.request.path == PIPELINE
     row = ci.find_pipeline(1)
     assert (row['ref'], row['sha'], row['source'], row['username']) == ('feature/x', SHA, 'web', 'root')
-    given = {item['key'].strip(): item['value'] for item in minici.json.loads(row['variables'])}
-    assert given['A'] == '1'
-    assert given['C'] == ''
+    assert {item['key']: item['value'] for item in json.loads(row['variables'])} == {'A': '1', 'B': 'two = 2', 'C': ''}
 
 
 def test_form_without_a_ref_takes_the_default_branch_of_the_repository(ci, browser, tmp_path):
@@ -361,7 +358,7 @@ def test_form_without_a_ref_takes_the_default_branch_of_the_repository(ci, brows
 
 
 @pytest.mark.parametrize('given, told', [
-    (dict(variables='no equals sign'), 'variables must be a line NAME=value for each'),
+    (dict(variables='no equals sign'), 'must be a line NAME=value for each'),
     (dict(variables='A-B=1'), "'A-B' is not a name"), (dict(variables='=1'), 'is not a name'),
     (dict(ref='a..b'), "Reference not found: 'a..b'"), (dict(sha='12'), 'must be a whole commit id'),
     (dict(content='test: {script: make, nonsense: 1}'), 'nonsense'), (dict(content='a: ['), ''),
@@ -416,12 +413,12 @@ def test_pipeline_shows_its_jobs_by_stage_with_status_and_duration(ci, browser, 
 
 @pytest.mark.parametrize('prepare, reason', [
     ('', 'no runner is registered for its project'),
-    ('ci.register_runner(ci.registration_token, tags=["b"])',
+    ('ci.register_runner(ci.registration_token, tag_list=["b"])',
      'no runner has all of its tags; the nearest lacks a<b'),
-    ('ci.edit_runner(ci.register_runner(ci.registration_token, tags=["a<b"])[0], active=False)',
+    ('ci.edit_runner(ci.register_runner(ci.registration_token, tag_list=["a<b"])[0], active=False)',
      'every runner that could take it is paused'),
-    ('ci.register_runner(ci.registration_token, tags=["a<b"])', 'every runner that could take it is offline'),
-    ('ci.contact(ci.register_runner(ci.registration_token, tags=["a<b"])[0], {}, None, "")',
+    ('ci.register_runner(ci.registration_token, tag_list=["a<b"])', 'every runner that could take it is offline'),
+    ('ci.contact(ci.register_runner(ci.registration_token, tag_list=["a<b"])[0], {}, None, "")',
      'every runner that could take it is busy')])
 def test_pending_job_says_why_it_waits(ci, browser, run, prepare, reason):
     run(test=job(tags=['a<b']))
@@ -456,8 +453,6 @@ STATUSES = {  # a status, and what a job in it offers
 @pytest.fixture
 def job_in(ci, run, clock):
     """A function that returns the page of a job in a status."""
-    graceful = {'features': {'cancel_gracefully': True}}
-
     def reach(status):
         runner = Runner(ci)
         ci.contact(runner.row, {'features': ['cancel_gracefully']} if status == 'canceling' else {}, None, '')
@@ -476,7 +471,7 @@ def job_in(ci, run, clock):
                 finish(ci, claim, status)
             elif status != 'running':
                 ci.cancel_job(claim.job)
-        assert graceful and ci.find_job(2)['status'] == status
+        assert ci.find_job(2)['status'] == status
         return '/group/demo/-/jobs/2'
     return reach
 
@@ -528,7 +523,7 @@ def test_buttons_of_a_pipeline_cancel_and_retry_it(ci, browser, run, runner):
 
 def test_pipeline_that_has_passed_offers_nothing(browser, pipeline, runner):
     runner.run()
-    assert browser.open(PIPELINE).all('button', formaction=None) == []
+    assert browser.open(PIPELINE).all('p', class_='actions')[0].text == ''
 
 
 def test_button_beside_a_job_comes_back_to_its_pipeline(ci, browser, run):
@@ -542,7 +537,7 @@ def test_button_beside_a_job_comes_back_to_its_pipeline(ci, browser, run):
 # -- a job
 
 def test_job_tells_what_is_known_of_it(ci, browser, token, run, clock):
-    runner = Runner(ci, description='rack 2', tags=['a', 'b'],
+    runner = Runner(ci, description='rack 2', tag_list=['a', 'b'],
                     info={'name': 'gitlab-runner', 'version': '18.1.0', 'platform': 'linux', 'executor': 'shell'})
     run('v1/x', user=ci.find_user(token), test=job(tags=['b', 'a'], environment={'name': 'prod'}))
     clock.advance(30)
@@ -727,8 +722,8 @@ def test_lines_are_found_by_what_people_see_of_them(log, trace, search):
 def test_first_error_is_the_first_line_that_tells_of_one_and_not_of_none(log, trace):
     def tells(text):
         words = re.sub(rb'\x1b\[[0-9]*m', b'', text).lower()
-        return not re.search(rb'\b(0|no) (error|fail)', words) and \
-            re.search(rb'\b(error|failed|traceback|oserror)\b', words)
+        return not re.search(rb'\b(0|no) (error|fail)', words) and any(
+            word in (b'failed', b'traceback') or word.endswith(b'error') for word in re.split(rb'[^a-z0-9_]', words))
 
     assert log(trace, errors=1) == [[n, at] for n, at, text in lines_of(trace) if tells(text)][:1]
 
@@ -818,7 +813,7 @@ def test_runners_tell_whether_they_are_there_and_what_they_run(ci, browser, run,
     for name in ('away', 'idle', 'paused', 'busy'):
         if name == 'idle':
             clock.advance(hours=2)
-        runner = Runner(ci, description=name, tags=['x', name], run_untagged=name == 'busy')
+        runner = Runner(ci, description=name, tag_list=['x', name], run_untagged=name == 'busy')
         ci.contact(runner.row, info, '10.0.0.1', '')
         if name == 'paused':
             ci.edit_runner(runner.row, active=False)
@@ -839,14 +834,13 @@ def test_runners_tell_whether_they_are_there_and_what_they_run(ci, browser, run,
 
 
 def test_buttons_pause_resume_and_remove_a_runner(ci, browser, runner):
-    page = browser.press(browser.open('/-/runners'), 'Pause')
+    page = browser.press(browser.open('/-/runners'), 'Pause runner 1')
     assert not runner.row['active']
     page = browser.press(page, 'Resume runner 1')
     assert runner.row['active']
     assert page.one('button', aria_label='Remove runner 1')['data-confirm']
-    page = browser.press(page, 'Remove')
-    assert page.one('p', class_='empty').text == 'No runner is registered yet. Jobs wait until one is.' \
-        or 'No runner is registered yet' in page.text
+    page = browser.press(page, 'Remove runner 1')
+    assert page.texts('p', class_='empty')[0] == 'No runner is registered yet. Jobs wait until one is.'
     assert ci.list_runners() == []
     browser.post('/-/runners/1/pause', 404)
     browser.post('/-/runners/x/pause', 404)
@@ -888,8 +882,7 @@ def test_form_adds_a_project_and_leads_to_it(ci, browser):
     (dict(path='a b'), 'can contain only letters'), (dict(path='group/demo'), 'has already been taken'),
     (dict(import_url='git@host:x'), 'must be an address'), (dict(default_branch='a..b'), 'Reference not found')])
 def test_project_that_cannot_be_added_is_told_with_what_was_entered(ci, browser, project, given, told):
-    fields = dict(path='<new>' if 'path' not in given else 'x', import_url='https://host/x.git') | given
-    fields['path'] = fields['path'] if 'path' in given else 'fresh'
+    fields = dict(path='fresh', import_url='https://host/x.git') | given
     page = browser.press(browser.open('/-/projects'), 'Add', 400, **fields)
     assert told in page.one(role='alert').text
     assert page.one('input', name='path')['value'] == fields['path']
@@ -968,7 +961,7 @@ def test_variable_that_cannot_be_set_is_told_in_words(ci, browser, project, give
 def test_triggers_of_a_project_are_made_used_and_removed(ci, browser, client, project):
     page = browser.press(browser.open('/group/demo'), 'Add a trigger', description='nightly')
     row = page.one('form', action='/group/demo/-/triggers').one('li', class_='variable')
-    assert (row.one('span').text, row.one('span', class_='meta').text) == ('nightly', 'never used')
+    assert (row.texts('span')[0], row.one('span', class_='meta').text) == ('nightly', 'never used')
     client.call('POST', '/api/v4/projects/1/trigger/pipeline', status=201, json={
         'token': row.one('code').text, 'ref': 'main', 'sha': SHA, 'content': PLAIN})
     page = browser.open('/group/demo')
@@ -999,7 +992,7 @@ def test_token_is_shown_once_works_and_can_be_revoked(ci, browser, clock):
     page = browser.open('/-/tokens')
     assert fresh not in page.answer.text
     row = page.all('li', class_='variable')[0]
-    assert row.one('span').text == 'for <ann>'
+    assert row.texts('span')[0] == 'for <ann>'
     assert row.one('span', class_='meta').text.startswith('root · read_api · made')
     browser.post('/-/tokens', revoke=row.one('button')['value'])
     assert ci.find_user(fresh) is None
@@ -1013,7 +1006,7 @@ def test_tokens_page_marks_the_one_of_this_browser_and_tells_when_it_ends(ci, cl
     ci.create_private_token()
     other, mine = browser.open('/-/tokens').all('li', class_='variable')
     assert ('this browser' in mine.text, 'this browser' in other.text) == (True, False)
-    assert mine.one('span').text == 'Signed in by link'
+    assert mine.texts('span')[0] == 'Signed in by link'
     assert mine.all('time')[1]['datetime'] == '2023-12-14T22:13:20Z'
 
 
@@ -1053,7 +1046,7 @@ def test_registration_token_is_for_who_has_scope_api(ci, browser, reader, strang
 
 def test_who_may_only_read_is_told_so(reader, project):
     page = reader.open('/-/pipelines/new', 403)
-    assert page.one('main').one('p').text == 'you are signed in with a token of scope read_api, this needs api'
+    assert page.one('main').texts('p')[0] == '403 Forbidden - you are signed in with a token of scope read_api, this needs api'
 
 
 # -- addresses
@@ -1102,7 +1095,7 @@ NAMES = ['test', 'a b: c', '"quoted" \'too\'', '<script>alert(1)</script>', 'na�
 @pytest.fixture
 def crowd(ci, run):
     """Jobs, stages and refs of every name that GitLab allows, some finished, with artifacts."""
-    runner = Runner(ci, description='<i>rack</i>', tags=['<t>', 'a&b'])
+    runner = Runner(ci, description='<i>rack</i>', tag_list=['<t>', 'a&b'])
     run('feature/a#b%25c&d', stages=NAMES, **{name: job(stage=name, needs=[]) for name in NAMES})
     run("it's/ö<b>&\"q\"")
     for _ in range(3):
