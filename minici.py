@@ -984,9 +984,9 @@ class Database:
 
     def _version(self, c: sqlite3.Connection) -> int:
         """Return the schema's version; raise CIError when this is not our file or a later one of ours."""
+        tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()  # first: another process may be at it
         version, = c.execute('PRAGMA user_version').fetchone()
         application, = c.execute('PRAGMA application_id').fetchone()
-        tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()
         if application != APPLICATION_ID and (application or tables):
             raise CIError(f'{self.path} is a database of another program; name another file')
         if version > len(MIGRATIONS):
@@ -7559,7 +7559,8 @@ label { font-size: 13px; color: var(--soft); } label input, label select, label 
     overflow-wrap: anywhere; }
 .project .title { flex: 1 1 160px; } .variable > :first-child { flex: 0 1 260px; overflow-wrap: anywhere; }
 .variable details, .tokens details { flex: 1; font-size: 14px; } .variable .meta { margin-left: auto; }
-.queued .meta { flex: 1; } .runs { font-size: 14px; } .meta a { color: inherit; text-decoration: underline;
+.queued .meta { flex: 1; } .runs { font-size: 14px; } :is(.meta, .notice, .empty p) a { text-decoration: underline; }
+.meta a { color: inherit;
     text-decoration-color: var(--line); }
 .pipeline .status { flex: 0 0 112px; } .when { flex: 0 0 100px; display: grid; justify-items: end;
     white-space: nowrap; }
@@ -8033,8 +8034,8 @@ def show_script(call: Call) -> bottle.HTTPResponse:
     return asset(SCRIPT, 'text/javascript; charset=utf-8')
 
 
-@web('GET', '/-/favicon/<status>.svg', auth=public)
-def show_favicon(call: Call, status: str) -> bottle.HTTPResponse:
+@web('GET', '/-/favicon/<status>.svg', '/favicon.ico', auth=public)
+def show_favicon(call: Call, status: str = '') -> bottle.HTTPResponse:
     """Draw a status for the browser's tab."""
     if status not in MARKS:
         status = 'created'
