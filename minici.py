@@ -838,8 +838,13 @@ CREATE INDEX artifact_expiry ON artifact (expire_at) WHERE expire_at IS NOT NULL
 
 ALTER TABLE private_token ADD COLUMN description TEXT NOT NULL DEFAULT '';  -- what it is for, in its owner's words
 ALTER TABLE private_token ADD COLUMN expires_at REAL;                       -- NULL: it works until it is revoked
-CREATE INDEX pipeline_status ON pipeline (status, id);
+CREATE INDEX pipeline_of_project ON pipeline (project_id, id);
+CREATE INDEX pipeline_of_project_ref ON pipeline (project_id, ref, id);
+CREATE INDEX pipeline_of_project_status ON pipeline (project_id, status, id);
 CREATE INDEX pipeline_of_ref ON pipeline (ref, id);
+CREATE INDEX pipeline_of_ref_status ON pipeline (ref, status, id);
+CREATE INDEX pipeline_status ON pipeline (status, id);
+CREATE INDEX pipeline_of_sha ON pipeline (sha, id);
 CREATE INDEX job_queue ON job (id) WHERE status = 'pending';
 """)
 
@@ -2754,7 +2759,9 @@ class Coordinator:
         return self._all(
             'SELECT job.id, job.project_id, job.pipeline_id, job.name, stage, stage_idx, status, when_, allow_failure, '
             '       retried, job.tag_set_id, tags, needs, resource_group, scheduled_at, queued_at, started_at, '
-            "       finished_at, failure_reason, json_extract(spec, '$.manual_confirmation') AS manual_confirmation "
+            '       finished_at, failure_reason, '
+            "       CASE WHEN status IN ('manual', 'scheduled') THEN json_extract(spec, '$.manual_confirmation') END "
+            '       AS manual_confirmation '
             '  FROM job JOIN tag_set ON tag_set.id = job.tag_set_id '
             ' WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, job.id', id=pipeline['id'])
 
@@ -2903,9 +2910,8 @@ class Coordinator:
             reason = None
             if job['status'] == 'created':
                 unfinished = once(self._unfinished, job['pipeline_id'])
-                needs = json.loads(job['needs']) if job['needs'] else None
-                before = [row['name'] for row in unfinished if (row['stage_idx'] < job['stage_idx'] if needs is None
-                                                                else row['name'] in needs)]
+                before = [name for name in json.loads(job['needs']) if name in unfinished] if job['needs'] else [
+                    *itertools.islice((name for name, stage in unfinished.items() if stage < job['stage_idx']), 6)]
                 reason = f'it waits for {", ".join(before[:5])}' + (', ...' if before[5:] else '')
             elif job['status'] == 'pending':
                 reason = once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
@@ -2918,12 +2924,13 @@ class Coordinator:
             reasons[job['id']] = reason
         return reasons
 
-    def _unfinished(self, pipeline_id: int) -> list[Row]:
-        """Return the jobs of a pipeline that hold others back."""
-        return self._all('SELECT name, stage_idx FROM job WHERE pipeline_id = :id AND retried = 0 '
-                         'AND status NOT IN (SELECT value FROM json_each(:finished)) '
-                         "AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
-                         id=pipeline_id, finished=json.dumps(FINISHED))
+    def _unfinished(self, pipeline_id: int) -> dict[str, int]:
+        """Return the jobs of a pipeline that hold others back: their names and the places of their stages."""
+        return {row['name']: row['stage_idx'] for row in self._all(
+            'SELECT name, stage_idx FROM job WHERE pipeline_id = :id AND retried = 0 '
+            'AND status NOT IN (SELECT value FROM json_each(:finished)) '
+            "AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
+            id=pipeline_id, finished=json.dumps(FINISHED))}
 
     def _resource_holder(self, project_id: int, name: str) -> str:
         """Say which job holds a resource group."""
@@ -6546,6 +6553,14 @@ def page_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
                 headers=error.headers)
 
 
+def complaint(refusal: CIError) -> str:
+    """Return what is wrong with a form, a line for each thing, behind the field's name."""
+    if isinstance(refusal.message, str):
+        return refusal.message
+    return '\n'.join(text if name == 'base' else f'{name} {text}' for name, texts in refusal.message.items()
+                     for text in texts)
+
+
 def seen(call: Call, path: str, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
     """Send the browser on to a page of ours, as the answer to a form."""
     return empty_response(303, {'Location': root(call) + path, **(headers or {})})
@@ -6784,7 +6799,7 @@ def make_pipeline(call: Call) -> bottle.HTTPResponse:
             project, call.text('ref') or project['default_branch'], sha=(call.text('sha') or '').strip() or None,
             content=call.text('content') or None, variables=variables, source='web', user=call.actor)
     except (BadRequest, NotFound) as refusal:
-        return new_pipeline_page(call, '\n'.join(refusal.problems), refusal.status)
+        return new_pipeline_page(call, complaint(refusal), refusal.status)
     return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
 
 
@@ -7285,7 +7300,7 @@ href="{{root}}/{{row['path']}}/-/pipelines/{{pipeline['id']}}">{{!mark(status)}}
 <label>Path <input name="path" value="{{given['path']}}" placeholder="group/demo" required></label>
 <label>Repository <input name="import_url" value="{{given['import_url']}}"
 placeholder="https://host/group/demo.git or file:///srv/git/demo.git"></label>
-<label>Default branch <input name="default_branch" value="main"></label>
+<label>Default branch <input name="default_branch" value="{{given['default_branch'] or 'main'}}"></label>
 <button class="primary">Add</button>
 </form>
 % end
@@ -7304,7 +7319,7 @@ def projects_page(call: Call, problem: str = '', code: int = 200) -> bottle.HTTP
     rows, total = call.ci.list_projects(search=call.text('search') or '', limit=per_page,
                                         offset=(number - 1) * per_page)
     newest = {row['id']: call.ci.list_pipelines(row, limit=1, count_to=1)[0] for row in rows}
-    given = {name: call.text(name) or '' for name in ('path', 'import_url', 'search')}
+    given = {name: call.text(name) or '' for name in ('path', 'import_url', 'default_branch', 'search')}
     return page(call, PROJECTS_PAGE, 'Projects', code=code, projects=rows, newest=newest, number=number, given=given,
                 more=total > number * per_page, problem=problem)
 
@@ -7317,7 +7332,7 @@ def add_project(call: Call) -> bottle.HTTPResponse:
                                          import_url=(call.text('import_url') or '').strip() or None,
                                          default_branch=call.text('default_branch') or 'main')
     except BadRequest as refusal:
-        return projects_page(call, '\n'.join(refusal.problems), 400)
+        return projects_page(call, complaint(refusal), 400)
     return seen(call, f'/{project["path"]}')
 
 
@@ -8043,6 +8058,12 @@ def show_favicon(call: Call, status: str = '') -> bottle.HTTPResponse:
     return asset(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7.5" '
                  f'fill="{colour}"/><path d="{MARKS[status]}" fill="none" stroke="#fff" stroke-width="1.8" '
                  'stroke-linecap="round" stroke-linejoin="round"/></svg>', 'image/svg+xml')
+
+
+@web('GET', '/-/<rest:path>', '/<project:project>/-/<rest:path>', auth=page_reader)
+def show_nothing(call: Call, rest: str, project: str = '') -> bottle.HTTPResponse:
+    """Say that there is no such page."""
+    raise NotFound()
 
 
 # 18. Application ##############################################################################
