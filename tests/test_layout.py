@@ -197,3 +197,12 @@ def test_without_pipeline_files_and_repositories_the_coordinator_still_works(tmp
         listed = client.call('GET', '/api/v4/projects/group%2Fdemo/jobs', token=token, status=200).json
         assert [(item['name'], item['status']) for item in listed] == [('check', 'success')]
         client.call('GET', '/api/v4/projects/group%2Fdemo', token=token, status=200)
+
+
+def test_without_pages_the_api_still_works(tmp_path, monkeypatch):
+    reduced = without(monkeypatch, 17)
+    assert not hasattr(reduced, 'show_pipelines')
+    with reduced.Coordinator(tmp_path / 'ci.sqlite', fsync=False) as ci:
+        client, token = Client(ci, reduced.create_app(ci)), ci.create_private_token()
+        client.call('POST', '/api/v4/projects', token=token, json={'path': 'group/demo'}, status=201)
+        client.call('GET', '/', status=404)
