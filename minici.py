@@ -2756,12 +2756,11 @@ class Coordinator:
 
     def list_cards(self, pipeline: Row) -> list[Row]:
         """Return the latest jobs of a pipeline in the order of its stages, with what an overview shows and no more."""
-        return self._all(
-            'SELECT job.id, job.project_id, job.pipeline_id, job.name, stage, stage_idx, status, when_, allow_failure, '
-            '       retried, job.tag_set_id, tags, needs, resource_group, scheduled_at, queued_at, started_at, '
-            '       finished_at, failure_reason, '
+        return self._all(  # a Row is searched from its first column: what each card reads stands first
+            'SELECT status, job.id, job.name, started_at, finished_at, needs, failure_reason, allow_failure, retried, '
             "       CASE WHEN status IN ('manual', 'scheduled') THEN json_extract(spec, '$.manual_confirmation') END "
-            '       AS manual_confirmation '
+            '       AS manual_confirmation, stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, '
+            '       resource_group, scheduled_at '
             '  FROM job JOIN tag_set ON tag_set.id = job.tag_set_id '
             ' WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, job.id', id=pipeline['id'])
 
@@ -6834,14 +6833,15 @@ PIPELINE_PAGE = bottle.SimpleTemplate(r"""
 <section aria-label="Stage {{stage}}"><h2>{{stage}}</h2>
 <ul>
 % for job in jobs:
-%     here, status, reason = f'{root}{base}/jobs/{job["id"]}', job_mark(job), reasons[job['id']]
-<li class="job {{status}}"><a href="{{here}}" title="{{job['name']}}: {{word(status)}}">{{!mark(status)}}<span
-class="sr">{{word(status)}}: </span>
-<span class="name">{{job['name']}}</span></a>{{!span(job, now)}}
+%     name, here = job['name'], f'{root}{base}/jobs/{job["id"]}'
+%     status, reason = job_mark(job), reasons[job['id']]
+<li class="job {{!status}}"><a href="{{here}}" title="{{f'{name}: {word(status)}'}}">{{!mark(status)}}<span
+class="sr">{{!word(status)}}: </span>
+<span class="name">{{name}}</span></a>{{!span(job, now)}}
 % if owner:
 % for action, label, confirm in job_actions(job)[:1]:
-<button class="icon" formaction="{{here}}/{{action}}" title="{{label}}" aria-label="{{label}} {{job['name']}}"
-{{!f' data-confirm="{escape(confirm)}"' if confirm else ''}}>{{icons[action]}}</button>
+<button class="icon" formaction="{{f'{here}/{action}'}}" title="{{!label}}" aria-label="{{f'{label} {name}'}}"
+{{!f' data-confirm="{escape(confirm)}"' if confirm else ''}}>{{!icons[action]}}</button>
 % end
 % end
 % if reason:

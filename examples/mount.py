@@ -3,7 +3,7 @@
 
     python mount.py --port 8080
 
-Runners are given the address with the prefix (http://127.0.0.1:8080/ci), the Jobs API is at /ci/api/v4, and all
+Runners are given the address with the prefix (http://127.0.0.1:8080/ci), pages and the Jobs API are below it, and all
 addresses that minici makes carry the prefix, because it finds it where WSGI puts it: in SCRIPT_NAME.
 """
 
@@ -46,6 +46,7 @@ def main():
     with minici.Coordinator(options.db) as ci, \
             minici.Server(ci, port=options.port, application=make_app(ci)) as server:
         print(f'the site is at {server.url}/, minici at {server.url}/ci\n'
+              f'sign in once with {server.url}/ci/-/sign_in?code={ci.create_sign_in_code()}\n'
               f'register a runner with --url {server.url}/ci --registration-token {ci.registration_token}', flush=True)
         try:
             threading.Event().wait()
