@@ -274,6 +274,7 @@ JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled'
                 'scheduled', 'canceling', 'preparing', 'waiting_for_resource')
 FINISHED = ('success', 'failed', 'canceled', 'skipped')
 PIPELINE_FILE = '.gitlab-ci.yml'
+RESERVED_PATHS = 'api/v[0-9]+|ci/(?:api|builds|runners)|hooks'     # of projects: these addresses are the API's
 ALIVE = ('running', 'canceling')    # a runner has it, and its token works
 CANCELABLE = ('created', 'waiting_for_resource', 'pending', 'running', 'canceling', 'manual', 'scheduled')
 RETRYABLE = ('success', 'failed', 'canceled')
@@ -1252,7 +1253,8 @@ class TraceStore:
                 wanted = [block.count(b'\n', 0, offset - at)]
             if wanted:
                 starts = [0, *(match.end() for match in re.finditer(b'\n', block))]
-                found += [(first + line, at + starts[line]) for line in wanted]
+                found += [(first + line, at + starts[line]) for line in wanted
+                          if not found or found[-1][0] != first + line]     # a long line may go on from block to block
             if len(found) >= limit:
                 break
         return found[:limit]
@@ -1785,9 +1787,11 @@ class Coordinator:
         seconds. Raises BadRequest when the path is taken or cannot be one, or the address is unusable.
         """
         if not re.fullmatch(r'[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*){0,19}', path, re.A) or len(path) > 255 \
-                or path.isdigit() or re.search(r'\.(git|atom|json)$', path):
+                or path.isdigit() or re.search(r'\.(git|atom|json)$', path) \
+                or re.match(f'({RESERVED_PATHS})(/|$)', path):
             raise BadRequest({'path': ['can contain only letters, digits, "_", "-" and ".", may carry a namespace '
-                                       'before a "/", cannot be a mere number and cannot end in .git, .atom or .json']})
+                                       'before a "/", cannot be a mere number, cannot end in .git, .atom or .json '
+                                       'and cannot begin as the addresses of the API do']})
         if import_url is not None:
             check_import_url(import_url)
         if build_timeout is not None and build_timeout < 1:
@@ -4381,7 +4385,7 @@ class Route:
 
 ROUTES: list[Route] = []
 #: A project's path in an address: none of its segments is ``-``, and no address of the API is ever taken for one.
-PROJECT_PATTERN = r'(?!(?:api/v[0-9]+|ci/(?:api|builds|runners)|hooks|-)(?:/|$))(?:(?!/-(?:/|$)).)+?'
+PROJECT_PATTERN = rf'(?!(?:{RESERVED_PATHS}|-)(?:/|$))(?:(?!/-(?:/|$)).)+?'
 
 
 def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -6334,7 +6338,7 @@ def visitor(call: Call) -> Row | None:
     """
     host = re.sub(':[0-9]*$', '', call.environ.get('HTTP_HOST', '')).rstrip('.').lower()
     ours = urllib.parse.urlsplit(call.ci.settings.external_url).hostname
-    if host != ours and not re.fullmatch(r'(.+\.)?localhost', host):
+    if host != ours and not re.fullmatch(r'([a-z0-9_-]+\.)*localhost', host):
         try:
             ipaddress.ip_address(host.strip('[]'))
         except ValueError:
@@ -6517,7 +6521,8 @@ def page(call: Call, template: bottle.SimpleTemplate, title: str, *, status: str
                   csrf=csrf_token(call) if user else '', now=call.ci.clock(), quote=urllib.parse.quote, mark=mark,
                   moment=moment, span=span, clock=clock, word=word, size_text=size_text, job_mark=job_mark, about=about,
                   job_actions=job_actions, commit_of=commit_of, failures=FAILURES, icons=ICONS, escape=html.escape,
-                  loads=json.loads, title=title, status=status)
+                  loads=json.loads, title=title, status=status,
+                  link=lambda number: page_link(call, page=number).partition('?')[2])
     shared['pipeline_list'] = lambda pipelines, stages: PIPELINE_LIST.render(
         shared, pipelines=pipelines, stages=stages)
     body = LAYOUT.render(shared, body=template.render(shared, **values), version=ASSETS_VERSION).encode()
@@ -6728,10 +6733,13 @@ def show_pipelines(call: Call) -> bottle.HTTPResponse:
         project, limit=per_page, offset=first, count_to=first + per_page + 1, ref=wanted['ref'] or None,
         status=wanted['status'] or None, sha=wanted['sha'] or None)
     newest = pipelines[0]['status'] if pipelines and number == 1 else ''
+    projects = call.ci.list_projects(limit=100)[0]
+    if project is not None:
+        wanted['project'] = project['path']
+        projects = [project, *(row for row in projects if row['id'] != project['id'])]
     return page(call, PIPELINES_PAGE, 'Pipelines', status=newest, wanted=wanted, pipelines=pipelines, number=number,
                 stages=call.ci.list_stages(pipelines), more=total > first + per_page,
-                projects=call.ci.list_projects(limit=100)[0], runners=call.ci.list_runners(),
-                link=lambda page: page_link(call, page=page).partition('?')[2])
+                projects=projects, runners=call.ci.list_runners())
 
 
 def commit_of(pipeline: Row) -> dict[str, str]:
@@ -7284,10 +7292,10 @@ href="{{root}}/{{row['path']}}/-/pipelines/{{pipeline['id']}}">{{!mark(status)}}
 % end
 <nav class="pages" aria-label="Pages">
 % if number > 1:
-<a class="button" rel="prev" href="?page={{number - 1}}&amp;search={{quote(given['search'])}}">Newer</a>
+<a class="button" rel="prev" href="?{{link(number - 1)}}">Newer</a>
 % end
 % if more:
-<a class="button" rel="next" href="?page={{number + 1}}&amp;search={{quote(given['search'])}}">Older</a>
+<a class="button" rel="next" href="?{{link(number + 1)}}">Older</a>
 % end
 </nav>
 % if owner:
