@@ -213,12 +213,19 @@ def test_favicon_of_an_unknown_status_is_the_plain_one(client):
 
 @pytest.mark.parametrize('path', [
     '/nope', '/group/nope', '/group/demo/-/jobs/99', '/group/demo/-/jobs/x', '/group/demo/-/pipelines/99',
-    '/group/demo/-/nothing', '/other/-/jobs/1', '/other/-/pipelines/1', f'{JOB}/nothing', '/?project=nope',
+    '/group/demo/-/nothing', '/-/nothing', '/other/-/jobs/1', '/other/-/pipelines/1', '/?project=nope',
     f'{JOB}/artifacts/browse', f'{JOB}/artifacts/download', f'{JOB}/artifacts/file/a', '/group/demo/-/jobs/-1'])
 def test_what_does_not_exist_is_a_404_page_that_leads_home(ci, browser, pipeline, path):
     ci.create_project('other')
     page = browser.open(path, 404)
     assert page.one('h1').text == '404 Not Found'
+    assert page.one('main').one('a')['href'] == '/'
+
+
+@pytest.mark.parametrize('path', [f'{JOB}/cancel', f'{PIPELINE}/retry', '/-/runners/1/pause', '/-/sign_out'])
+def test_address_of_a_form_opened_by_hand_is_a_page_that_leads_home(ci, browser, pipeline, path):
+    page = browser.open(path, 405)
+    assert page.one('h1').text == '405 Method Not Allowed'
     assert page.one('main').one('a')['href'] == '/'
 
 
