@@ -1,5 +1,6 @@
 """A browser without a screen: pages as trees of elements, cookies kept, buttons pressed as people press them."""
 
+import re
 from html.parser import HTMLParser
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urlencode, urlsplit
@@ -193,3 +194,24 @@ class Browser(Client):
         answer.page = read_page(answer.text)
         answer.page.answer = answer
         return answer.page
+
+
+def crawl(browser):
+    """Follow every link that leads to a page of ours, from the home page on; yield each page and its address."""
+    seen, todo = set(), ['/']
+    while todo:
+        path = todo.pop()
+        if path in seen or re.search('/(raw|plain|artifacts/(file/.*|download))$', path.partition('?')[0]):
+            continue
+        seen.add(path)
+        page = browser.open(path)
+        yield path, page
+        here = page.answer.request.path
+        for link in page.all('a', href=None):
+            href = link['href']
+            if href.startswith(('#', '?')):
+                href = here + ('' if href[0] == '#' else href)
+            assert href.startswith(f'{browser.prefix}/'), href
+            todo.append(href[len(browser.prefix):])
+        for form in page.all('form', action=None):
+            assert form['action'].startswith(f'{browser.prefix}/'), form['action']
