@@ -142,7 +142,8 @@ class Browser(Client):
 
     def get(self, path, status=200, **headers):
         """Send a GET and return the answer, wherever it leads."""
-        answer = self.send('GET', self.prefix + path, {name.replace('_', '-'): value for name, value in headers.items()})
+        headers = {name.replace('_', '-'): value for name, value in headers.items()}
+        answer = self.send('GET', self.prefix + path, headers)
         assert answer.status_int == status, (path, answer.status, answer.text[-2000:])
         return answer
 
@@ -151,7 +152,7 @@ class Browser(Client):
         """What the forms of this browser carry."""
         return self.open('/').all('input', name='csrf')[0]['value']
 
-    def post(self, path, status=303, headers=None, **fields):
+    def post(self, path, status=303, headers=None, /, **fields):
         """Send a form to an address; return the answer."""
         fields = {'csrf': self.csrf, **fields} if self.cookie else fields
         return self.submit(self.prefix + path, fields, status, headers)

@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from browsing import Browser, crawl
-from conftest import PLAIN, SHA, TWO_STAGES, Runner, archive
+from conftest import PLAIN, SHA, Runner, archive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_app import dispatcher
@@ -441,7 +441,8 @@ def test_jobs_that_wait_for_something_else_say_for_what(browser, run):
         again=job(stage='build', resource_group='prod'), ask=job(stage='build', when='manual'),
         later=job(stage='build', when='delayed', start_in='2 hours'))
     page = browser.open(PIPELINE)
-    told = {card.one('span', class_='name').text: card.texts('p', class_='why') for card in page.all('li', class_='job')}
+    told = {card.one('span', class_='name').text: card.texts('p', class_='why')
+            for card in page.all('li', class_='job')}
     assert told['check'] == ['it waits for compile']
     assert told['ask'] == ['it waits for somebody to play it']
     assert told['later'] == ['it is delayed until 2023-11-15T00:13:20.000Z']
@@ -667,10 +668,13 @@ def test_reading_the_log_counts_as_watching_it(ci, browser, job):
 
 
 @pytest.mark.parametrize('trace, plain', [
-    (b'', b''), (b'no end', b'no end'), (b'a\r\nb\r\n', b'a\nb\n'), (b'\x1b[0;31;1mred\x1b[0m \x1b[38;5;12mblue\n', b'red blue\n'),
-    (b'10%\r20%\r100%\n', b'100%\n'), (b'\x1b]0;title\x07text', b'text'), (b'\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\', b'link'),
+    (b'', b''), (b'no end', b'no end'), (b'a\r\nb\r\n', b'a\nb\n'),
+    (b'\x1b[0;31;1mred\x1b[0m \x1b[38;5;12mblue\n', b'red blue\n'),
+    (b'10%\r20%\r100%\n', b'100%\n'), (b'\x1b]0;title\x07text', b'text'),
+    (b'\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\', b'link'),
     (b'section_start:1600000000:build\r\x1b[0KBuild\nok\nsection_end:1600000009:build\r\x1b[0K', b'Build\nok\n'),
-    (b'section_start:1:a.b-c[collapsed=true]\r\x1b[0KHead\n', b'Head\n'), (b'section_start: 1 is text', b'section_start: 1 is text'),
+    (b'section_start:1:a.b-c[collapsed=true]\r\x1b[0KHead\n', b'Head\n'),
+    (b'section_start: 1 is text', b'section_start: 1 is text'),
     (b'\x1b[2K\x1b[1Gx\x1b(B\n', b'x\n'), (b'<b>&amp;</b>\n', b'<b>&amp;</b>\n'), (b'\x1b\x1b[0m[0m', b'[0m')])
 def test_plain_text_is_the_log_without_what_terminals_obey(ci, browser, job, trace, plain):
     ci.append_trace(job.job, 0, trace)
@@ -699,8 +703,8 @@ def log(ci, browser, job):
     return ask
 
 
-PIECES = st.sampled_from([b'error', b'ERROR', b'a', b'', b' ', b'0 errors', b'no failures', b'Traceback (most', b'failed',
-                          b'OSError: x', b'terror', b'\x1b[31m', b'err\x1b[0mor', b'\xff', b'\r', 'é'.encode(), b'.*'])
+PIECES = st.sampled_from([b'error', b'ERROR', b'a', b'', b' ', b'0 errors', b'no failures', b'Traceback (most',
+                          b'failed', b'OSError: x', b'terror', b'\x1b[31m', b'err\x1b[0mor', b'\xff', b'\r', 'é'.encode(), b'.*'])
 TRACES = st.lists(st.lists(PIECES, max_size=4).map(b' '.join), max_size=8).map(b'\n'.join)
 CALM = settings(derandomize=True, deadline=None, database=None, max_examples=150,
                 suppress_health_check=list(HealthCheck))
@@ -721,7 +725,8 @@ def test_lines_are_found_by_what_people_see_of_them(log, trace, search):
     def seen(text):
         return re.sub(rb'\x1b\[[0-9]*m', b'', text).lower()
 
-    assert log(trace, search=search) == [[n, at] for n, at, text in lines_of(trace) if search.lower().encode() in seen(text)]
+    wanted = search.lower().encode()
+    assert log(trace, search=search) == [[n, at] for n, at, text in lines_of(trace) if wanted in seen(text)]
 
 
 @CALM
@@ -747,7 +752,8 @@ def test_lines_want_something_to_look_for_and_a_log(ci, browser, pipeline):
 
 # -- artifacts
 
-ODD = ['a b.txt', 'ü/€.txt', 'q?x=1#y', 'per%25cent', '<b>"\'&', 'back\\slash', 'semi;colon', 'x' * 200, '.hidden', 'plus+']
+ODD = ['a b.txt', 'ü/€.txt', 'q?x=1#y', 'per%25cent', '<b>"\'&', 'back\\slash', 'semi;colon', 'x' * 200,
+       '.hidden', 'plus+']
 
 
 def test_archive_is_browsed_folder_by_folder_and_its_files_come_as_they_are(ci, browser, job):
@@ -907,7 +913,8 @@ def test_projects_are_searched_and_paged(ci, browser):
     assert (len(rows), rows[0].one('a', class_='title').text) == (20, 'group/p24')
     assert rows[0].one('a', class_='status')['href'] == '/group/p24/-/pipelines/1'
     page = browser.open('/-/projects' + page.one('a', rel='next')['href'])
-    assert [row.one('a').text for row in page.all('li', class_='project')] == [f'group/p{n:02}' for n in range(4, -1, -1)]
+    names = [row.one('a').text for row in page.all('li', class_='project')]
+    assert names == [f'group/p{number:02}' for number in range(4, -1, -1)]
     page = browser.press(browser.open('/-/projects'), 'Search', search='P1')
     assert len(page.all('li', class_='project')) == 10
     assert page.one('input', name='search')['value'] == 'P1'
@@ -1053,7 +1060,8 @@ def test_registration_token_is_for_who_has_scope_api(ci, browser, reader, strang
 
 def test_who_may_only_read_is_told_so(reader, project):
     page = reader.open('/-/pipelines/new', 403)
-    assert page.one('main').texts('p')[0] == '403 Forbidden - you are signed in with a token of scope read_api, this needs api'
+    told = page.one('main').texts('p')[0]
+    assert told == '403 Forbidden - you are signed in with a token of scope read_api, this needs api'
 
 
 # -- addresses

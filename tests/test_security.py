@@ -19,7 +19,8 @@ import minici
 
 DISCOVERY = ('GET', '/api/v4/runners/router/discovery')
 #: What pages refer to: they tell nothing of anybody, and the sign-in page needs them.
-ASSETS = {('GET', '/favicon.ico'), ('GET', '/-/minici.css'), ('GET', '/-/minici.js'), ('GET', '/-/favicon/<status>.svg')}
+ASSETS = {('GET', '/favicon.ico'), ('GET', '/-/minici.css'), ('GET', '/-/minici.js'),
+          ('GET', '/-/favicon/<status>.svg')}
 #: What answers without a guard, for a reason.
 PUBLIC = {DISCOVERY, *ASSETS}  # the first says "not implemented" to everybody
 #: What lets everybody in from a proper host: who is not signed in yet signs in here.
