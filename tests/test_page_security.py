@@ -103,7 +103,8 @@ OURS = ['localhost', 'localhost:8080', 'LOCALHOST', 'localhost.', 'ci.localhost:
 FOREIGN = ['evil.example', 'evil.example:80', 'localhost.evil.example', '127.0.0.1.evil.example', 'evillocalhost',
            'localhost.evil.example.', 'ci.example.com.evil.example', 'xci.example.com', 'example.com', '0x7f000001',
            '127.1', '2130706433', 'localhost, evil.example', '', ':80', 'localhost@evil.example',
-           'localhost evil.example', 'evil.example/.localhost', 'evil.example?.localhost', '127.0.0.1:80.evil.example', '::1', '[localhost]']
+           'localhost evil.example', 'evil.example/.localhost', 'evil.example?.localhost',
+           '127.0.0.1:80.evil.example', '::1', '[localhost]']
 
 
 @pytest.mark.parametrize('host', OURS)
@@ -277,7 +278,8 @@ ELSEWHERE = [
     '//evil.example', '///evil.example', '/\\evil.example', '\\\\evil.example', '\\/evil.example', '/\\/evil.example',
     'https://evil.example', 'http:evil.example', 'https:/evil.example', 'javascript:alert(1)', 'data:text/html,x',
     'evil.example', '@evil.example', '.evil.example', '/\tevil', '/\t/evil.example', '/\n/evil.example',
-    '\t//evil.example', ' //evil.example', '/\r\nSet-Cookie: a=b', '/a\r\nX-Evil: 1', '/%0d%0aX-Evil:1\n', '/\0', '/\x85', '/\u2028', '/é',
+    '\t//evil.example', ' //evil.example', '/\r\nSet-Cookie: a=b', '/a\r\nX-Evil: 1', '/%0d%0aX-Evil:1\n',
+    '/\0', '/\x85', '/\u2028', '/é',
     '/\u3002/evil', '', 'x', '?', '#', '/a b', '//', '/\\', '/..//evil.example', '/./../evil', '/a/../../evil',
     '/%2e%2e/evil', '/.%2e/evil']
 
@@ -423,10 +425,11 @@ def test_assets_are_the_same_for_everybody(ci, site, browser):
 
 PIECES = [
     '<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>", "' x='",
-    '" onmouseover="x', '</title>', '</textarea>', '</pre>', '</li></ul>', '</form>', '<form action=//evil.example>', '<!--', '-->', ']]>',
+    '" onmouseover="x', '</title>', '</textarea>', '</pre>', '</li></ul>', '</form>',
+    '<form action=//evil.example>', '<!--', '-->', ']]>',
     '<![CDATA[', '&lt;b&gt;', '&#x3c;b&#62;', '&amp', '&', '<', '>', '"', "'", '`', '{{7*7}}', '{{!x}}', '% end', '\\',
-    '${x}', 'javascript:alert(1)', '//evil.example', '\u2028', '\u202e', '\x0b', '\x1b[31m', '\x7f', '=', ' ', '/', '?', '#',
-    '%3C', '\ufeff', '\uff1cscript\uff1e', '<a href=x>', '<base href=//evil>', '</body>',
+    '${x}', 'javascript:alert(1)', '//evil.example', '\u2028', '\u202e', '\x0b', '\x1b[31m', '\x7f', '=', ' ', '/', '?',
+    '#', '%3C', '\ufeff', '\uff1cscript\uff1e', '<a href=x>', '<base href=//evil>', '</body>',
     '<meta http-equiv=refresh content=0>']
 ANY = st.characters(exclude_categories=['Cs'], exclude_characters='\0\r\n')
 HOSTILE = st.lists(st.sampled_from(PIECES) | st.text(ANY, max_size=4), min_size=1, max_size=4).map(''.join)
@@ -564,7 +567,8 @@ def echoes(browser, names):
         browser.post('/-/sign_in', 403, token=one, next=two),
         *(browser.send('GET', path + urlencode(fields)) for path, fields in (
             ('/?', {'ref': f'{one}x', 'status': two}), ('/?', {'project': f'{one}x'}),
-            ('/-/projects?', {'search': f'{one}x'}), ('/-/sign_in?', {'next': one, 'code': f'{two}x'}), ('/-/pipelines/new?', {'ref': one, 'project': two}),
+            ('/-/projects?', {'search': f'{one}x'}), ('/-/sign_in?', {'next': one, 'code': f'{two}x'}),
+            ('/-/pipelines/new?', {'ref': one, 'project': two}),
             (f'/{quote(one, safe="")}x?', {}), ('/group/demo?', {'page': one})))]
 
 

@@ -704,7 +704,8 @@ def log(ci, browser, job):
 
 
 PIECES = st.sampled_from([b'error', b'ERROR', b'a', b'', b' ', b'0 errors', b'no failures', b'Traceback (most',
-                          b'failed', b'OSError: x', b'terror', b'\x1b[31m', b'err\x1b[0mor', b'\xff', b'\r', 'é'.encode(), b'.*'])
+                          b'failed', b'OSError: x', b'terror', b'\x1b[31m', b'err\x1b[0mor', b'\xff', b'\r',
+                          'é'.encode(), b'.*'])
 TRACES = st.lists(st.lists(PIECES, max_size=4).map(b' '.join), max_size=8).map(b'\n'.join)
 CALM = settings(derandomize=True, deadline=None, database=None, max_examples=150,
                 suppress_health_check=list(HealthCheck))
