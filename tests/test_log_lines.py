@@ -130,8 +130,8 @@ def test_line_longer_than_a_block_is_one_line(traces):
 
 
 @pytest.mark.parametrize('data', [
-    b'a', b'a ', b'errorx', b'\x1b[', b'\x1b', b'\x1b]', b'section_start:1:', b'\r', b'0 ', b'aerrorb ', b'no ', b'\x1b[0;',
-    b'; '],
+    b'a', b'a ', b'errorx', b'\x1b[', b'\x1b', b'\x1b]', b'section_start:1:', b'\r', b'0 ', b'aerrorb ', b'no ',
+    b'\x1b[0;', b'; '],
     ids=repr)
 def test_megabytes_of_anything_without_an_error_hold_none(traces, data):
     write(traces, (b'\x1b[' if data == b'; ' else b'') + data * (MIB // len(data)))

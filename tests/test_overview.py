@@ -151,7 +151,7 @@ def test_reasons_of_many_jobs_are_those_of_each(ci, project):
     for _ in range(2):
         ci.create_pipeline(project, 'main', sha=SHA, content={
             'stages': ['one', 'two'], 'x': job(stage='one', tags=['x']), 'y': job(stage='one', tags=['x', 'y']),
-            'z': job(stage='one'), 'm': job(stage='one', when='manual'), 
+            'z': job(stage='one'), 'm': job(stage='one', when='manual'),
             'd': job(stage='one', when='delayed', start_in='1h'),
             'r': job(stage='one', resource_group='g'), 's': job(stage='one', resource_group='g'),
             'n': job(stage='two', needs=['z']), 'all': job(stage='two')})

@@ -296,6 +296,17 @@ def test_pipelines_are_filtered_by_what_the_form_says(ci, browser, run, runner):
     assert page.one('p', class_='empty').text == 'No pipeline matches. Show all'
 
 
+def test_filter_keeps_a_project_whatever_number_there_are(ci, browser, run):
+    run()
+    for number in range(100):
+        ci.create_project(f'other/p{number}')
+    for wanted in ('group/demo', '1'):
+        page = browser.open(f'/?project={wanted}')
+        assert page.one('select', name='project').one('option', selected=None).text == 'group/demo'
+        page = browser.press(page, 'Filter', status='pending')
+        assert len(page.all('li', class_='pipeline')) == 1
+
+
 def test_ref_of_a_pipeline_leads_to_the_pipelines_of_that_ref(browser, run):
     for ref in ('main', 'feature/a&b=c#d'):
         run(ref)
@@ -920,6 +931,17 @@ def test_projects_are_searched_and_paged(ci, browser):
     assert len(page.all('li', class_='project')) == 10
     assert page.one('input', name='search')['value'] == 'P1'
     assert browser.open('/-/projects?search=zzz').one('p', class_='empty').text == 'No project matches.'
+
+
+def test_pages_of_projects_lead_through_all_of_them_once(ci, browser):
+    for number in range(12):
+        ci.create_project(f'p{number}')
+    seen, older = [], [{'href': '?per_page=5&search=p'}]
+    while older:
+        page = browser.open('/-/projects' + older[0]['href'])
+        seen += [row.one('a').text for row in page.all('li', class_='project')]
+        older = page.all('a', rel='next')
+    assert seen == [f'p{number}' for number in range(11, -1, -1)]
 
 
 def test_no_project_is_said(browser):
