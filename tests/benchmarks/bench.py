@@ -1,17 +1,23 @@
 """Measure minici against itself, side by side in one run, and print ratios.
 
-    python tests/benchmarks/bench.py [--jobs 100000] [--rounds 5]
+    python tests/benchmarks/bench.py [queues] [pages] [--jobs 100000] [--rounds 5]
 
 Times on a shared machine mean little; a ratio taken within one round means something. Each line says
-how much longer the second thing takes than the first: the median of the rounds, and their range.
+how much longer the second thing takes than the first: the median of the rounds, and their range. The
+pages are those of ten jobs in one pipeline, then the same with very many jobs behind a pipeline of 150.
 """
 
 import argparse
+import contextlib
+import functools
+import http.client
 import io
 import statistics
 import sys
+import threading
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
@@ -34,12 +40,18 @@ def filled(jobs):
     return ci, ci.register_runner(ci.registration_token, tag_list=['mine'])[1]
 
 
-def seconds(action, repeat):
-    """Return the seconds that one of `repeat` actions takes."""
+def seconds(action):
+    """Return the seconds that an action takes."""
     began = time.perf_counter()
-    for _ in range(repeat):
-        action()
-    return (time.perf_counter() - began) / repeat
+    action()
+    return time.perf_counter() - began
+
+
+def ratio(first, second, repeat):
+    """Return how much longer the second action takes than the first: they take turns, their medians count."""
+    turns = [(seconds(first), seconds(second)) for _ in range(repeat)]
+    one, other = (statistics.median(times) for times in zip(*turns, strict=True))
+    return other / one
 
 
 def call(app, method, path, body=b'', **headers):
@@ -82,9 +94,6 @@ def polls(ci, token, *, known):
 
 def hellos(options):
     """Return an action that asks waitress with these options for nothing, eight at a time, and its end."""
-    import http.client
-    import threading
-
     def hello(environ, start_response):
         start_response('200 OK', [('Content-Length', '2')])
         return [b'ok']
@@ -108,33 +117,145 @@ def hellos(options):
     return action
 
 
+def queues(options, ends):
+    """Yield pairs about the queue, the API and the server below it."""
+    (small, small_token), (large, large_token) = filled(1000), filled(options.jobs)
+    ends.callback(small.close)
+    ends.callback(large.close)
+    yield (f'claim behind 1,000 pending jobs -> behind {options.jobs:,}', claims(small, small_token),
+           claims(large, large_token))
+    yield f'list 20 of 1,000 jobs -> of {options.jobs:,}', lists(small), lists(large)
+    yield 'PATCH of 1 KB -> of 64 KB', patches(small, small_token, 1024), patches(large, large_token, 65536)
+    yield ('idle poll with the queue value -> without', polls(small, small_token, known=True),
+           polls(large, large_token, known=False))
+    yield ('8 x 25 requests to waitress as minici sets it -> at its defaults',
+           hellos({'send_bytes': minici.MIB, 'asyncore_use_poll': True}), hellos({}))
+
+
+def board(jobs, stages):
+    """Return a pipeline file of that many jobs, a tenth of them a matrix, some with needs, in that many stages."""
+    names = [f'stage {number}' for number in range(stages)]
+    wide = max(2, jobs // 10)
+    plain = [(f'job {number}', number * stages // (jobs - wide)) for number in range(jobs - wide)]
+    content = {'stages': names, 'default': {'tags': ['linux']}, 'matrix': {
+        'stage': names[1], 'script': ['make'],
+        'parallel': {'matrix': [{'BROWSER': [f'v{number}' for number in range(wide)]}]}}}
+    for number, (name, stage) in enumerate(plain):
+        content[name] = {'stage': names[stage], 'script': ['make'], 'variables': {'NUMBER': number}}
+        if stage and number % 4 == 0:
+            content[name]['needs'] = [other for other, before in plain if before == stage - 1][:2]
+    return content
+
+
+def history(ci, projects, jobs):
+    """Make that many finished jobs in pipelines of 20: one ref and one status are rare."""
+    stages = ['build'] * 5 + ['test'] * 10 + ['deploy'] * 5
+    spec = minici.PipelineSpec(stages=('build', 'test', 'deploy'), auto_cancel='none', jobs=[
+        minici.JobSpec(name=f'job {number}', stage=stage, script=['make']) for number, stage in enumerate(stages)])
+    for number in range(jobs // len(stages)):
+        ref = 'rare' if number % 1000 == 7 else 'main' if number % 3 else f'feature-{number % 50}'
+        ci.create_pipeline(projects[number % len(projects)], ref, sha=SHA, content=spec)
+    for table, pipeline in (('job', 'pipeline_id'), ('pipeline', 'id')):
+        with ci.db.write() as c:
+            c.execute(f"UPDATE {table} SET started_at = created_at, finished_at = created_at + 60, status = CASE "
+                      f"WHEN {pipeline} % 500 = 7 THEN 'canceled' WHEN {pipeline} % 7 = 0 THEN 'failed' "
+                      "ELSE 'success' END")
+
+
+def bundle(entries):
+    """Return a zip file of that many reports."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as archive:
+        for number in range(entries):
+            archive.writestr(f'report-{number}.html', 'all is well')
+    return buffer.getvalue()
+
+
+def site(ends, jobs):
+    """Return how a browser gets a path from a coordinator that has something to see on every page, and three paths."""
+    ci = minici.Coordinator(fsync=False)
+    ends.callback(ci.close)
+    projects = [ci.create_project(f'group/demo-{number}') for number in range(20 if jobs else 1)]
+    wide, stages, done = (150, 10, 80) if jobs else (10, 3, 5)
+    history(ci, projects, jobs)
+    if jobs:
+        waiting = {f'job {number}': {'script': ['make'], 'tags': ['windows']} for number in range(30)}
+        ci.create_pipeline(projects[1], 'main', sha=SHA, content=waiting)
+        for number in range(4):
+            ci.register_runner(ci.registration_token, tag_list=['macos'], description=f'mac {number}')
+    pipeline = ci.create_pipeline(projects[0], 'main', sha=SHA, content=board(wide, stages))
+    token = ci.register_runner(ci.registration_token, tag_list=['linux'])[1]
+    first = None
+    for number in range(done + max(2, wide // 50)):
+        claim = ci.request_job(ci.find_runner(token))
+        job = ci.authenticate_job(claim.job['id'], claim.token)
+        ci.append_trace(job, 0, b'\x1b[32ma line of the log\x1b[0m\n' * 10_000)
+        if first is None:
+            first, part = job, ci.artifacts.receive()
+            part.write(bundle(entries=100))
+            ci.store_artifacts(job, part)
+        if number < done:
+            ci.update_job(job, 'failed' if number == done - 1 else 'success', failure_reason='script_failure')
+    server = minici.Server(ci)
+    ends.callback(server.stop)
+    here = f'/{pipeline["project_path"]}/-'
+    return visitor(ci, server), {'pipeline': f'{here}/pipelines/{pipeline["id"]}', 'job': f'{here}/jobs/{job["id"]}',
+                                 'archive': f'{here}/jobs/{first["id"]}/artifacts/browse'}
+
+
+def visitor(ci, server):
+    """Return how a signed-in browser gets a path, over one connection."""
+    client = http.client.HTTPConnection(server.host, server.port)
+    cookie = f'minici_{ci.instance}={ci.create_private_token()}'
+
+    def get(path, **headers):
+        client.request('GET', path, headers={'Cookie': cookie, 'Accept': 'text/html', **headers})
+        answer = client.getresponse()
+        answer.read()
+        if answer.status not in (200, 206):
+            raise SystemExit(f'{path}: {answer.status} {answer.reason}')
+    return get
+
+
+def pages(options, ends):
+    """Yield, for each page, how to get it where there are ten jobs, and where there are very many."""
+    (get, paths), (get_other, others) = site(ends, 0), site(ends, options.jobs)
+    for name, path, other in (
+            ('home', '/', '/'), ('home, page 50', '/', '/?page=50'),
+            ('home, a project', '/?project=group/demo-0', '/?project=group/demo-0'),
+            ('home, a ref', '/?ref=main', '/?ref=main'), ('home, a rare ref', '/?ref=main', '/?ref=rare'),
+            ('home, a status', '/?status=running', '/?status=success'),
+            ('home, a rare status', '/?status=running', '/?status=canceled'),
+            ('home, a status of none', '/?status=scheduled', '/?status=scheduled'),
+            ('home, a project and a rare status', '/?project=group/demo-0&status=running',
+             '/?project=group/demo-6&status=canceled'),
+            ('home, a ref and a rare status', '/?ref=main&status=running', '/?ref=main&status=canceled'),
+            ('pipeline', paths['pipeline'], others['pipeline']), ('job', paths['job'], others['job']),
+            ('runners', '/-/runners', '/-/runners'), ('projects', '/-/projects', '/-/projects'),
+            ('project', '/group/demo-0', '/group/demo-0'), ('new pipeline', '/-/pipelines/new', '/-/pipelines/new'),
+            ('tokens', '/-/tokens', '/-/tokens'), ('artifacts', paths['archive'], others['archive'])):
+        yield (f'page of 10 jobs -> of {options.jobs:,}: {name}', functools.partial(get, path),
+               functools.partial(get_other, other))
+    yield (f'page of 10 jobs -> of {options.jobs:,}: the end of a trace',
+           functools.partial(get, f'{paths["job"]}/raw', Range='bytes=-65536'),
+           functools.partial(get_other, f'{others["job"]}/raw', Range='bytes=-65536'))
+
+
 def main(argv=None):
     """Measure each pair in turn and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    groups = {'pages': pages, 'queues': queues}
+    parser.add_argument('groups', nargs='*', choices=[[], *groups], help='what to measure (default: everything)')
     parser.add_argument('--jobs', type=int, default=100_000)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--repeat', type=int, default=100)
     options = parser.parse_args(argv)
-    (small, small_token), (large, large_token) = filled(1000), filled(options.jobs)
-    pairs = [
-        (f'claim behind 1,000 pending jobs -> behind {options.jobs:,}', claims(small, small_token),
-         claims(large, large_token)),
-        (f'list 20 of 1,000 jobs -> of {options.jobs:,}', lists(small), lists(large)),
-        ('PATCH of 1 KB -> of 64 KB', patches(small, small_token, 1024), patches(large, large_token, 65536)),
-        ('idle poll with the queue value -> without', polls(small, small_token, known=True),
-         polls(large, large_token, known=False)),
-        ('8 x 25 requests to waitress as minici sets it -> at its defaults',
-         hellos({'send_bytes': minici.MIB, 'asyncore_use_poll': True}), hellos({})),
-    ]
-    for name, first, second in pairs:
-        repeat = options.repeat if 'waitress' not in name else 1
-        ratios = []
-        for _ in range(options.rounds):
-            base = seconds(first, repeat)
-            ratios.append(seconds(second, repeat) / base)
-        print(f'{name}: x {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
-    small.close()
-    large.close()
+    for group in options.groups or groups:
+        with contextlib.ExitStack() as ends:
+            for name, first, second in groups[group](options, ends):
+                repeat = options.repeat if 'waitress' not in name else 1
+                ratios = [ratio(first, second, repeat) for _ in range(options.rounds)]
+                print(f'{name}: x {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})', flush=True)
     return 0
 
 
