@@ -1,10 +1,11 @@
 """Measure minici against itself, side by side in one run, and print ratios.
 
-    python tests/benchmarks/bench.py [queues] [pages] [--jobs 100000] [--rounds 5]
+    python tests/benchmarks/bench.py [pages] [queues] [traces] [browser] [--jobs 100000] [--trace 100]
 
 Times on a shared machine mean little; a ratio taken within one round means something. Each line says
 how much longer the second thing takes than the first: the median of the rounds, and their range. The
-pages are those of ten jobs in one pipeline, then the same with very many jobs behind a pipeline of 150.
+pages are those of ten jobs in one pipeline, then the same with very many jobs behind a pipeline of 150;
+what is asked of a long trace stands beside counting its lines. `browser` needs Chromium and Playwright.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import functools
 import http.client
 import io
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -241,19 +243,100 @@ def pages(options, ends):
            functools.partial(get_other, f'{others["job"]}/raw', Range='bytes=-65536'))
 
 
+def lines(size):
+    """Return a trace of about so many bytes: sections, colours, progress bars."""
+    part = b''.join(
+        b'section_start:%d:step_%d\r\x1b[0K\x1b[36;1mStep %d of the script\x1b[0;m\n' % (number, number, number)
+        + b''.join(b'\x1b[32m[%4d]\x1b[0m compiling src/module_%d/file_%d.c with all warnings: ok\n'
+                   % (line, number, line) for line in range(98))
+        + b'downloading  10%%\rdownloading 100%%\nsection_end:%d:step_%d\r\x1b[0K' % (number + 60, number)
+        for number in range(100))
+    return part * (size // len(part)) + b'\x1b[31mthe needle\x1b[0m\n'
+
+
+def colours(size):
+    """Return a hostile trace of about so many bytes: a colour for every three letters, and a single line."""
+    part = b''.join(b'\x1b[%dmabc' % (31 + number % 7) for number in range(70))
+    return part * (size // len(part)) + b'the needle'
+
+
+def logs(ends, *contents):
+    """Return a coordinator, its server, and of a finished job for each trace its path and the trace's file."""
+    ci = minici.Coordinator(fsync=False, max_trace_size=minici.GIB)
+    ends.callback(ci.close)
+    project, runner = ci.create_project('logs'), ci.find_runner(ci.register_runner(ci.registration_token)[1])
+    found = []
+    for content in contents:
+        ci.create_pipeline(project, 'main', sha=SHA, content={'test': {'script': ['make']}})
+        claim = ci.request_job(runner)
+        job = ci.authenticate_job(claim.job['id'], claim.token)
+        ci.append_trace(job, 0, content)
+        ci.update_job(job, 'success')
+        found.append((f'/logs/-/jobs/{job["id"]}', ci.traces.path(job['id'])))
+    server = minici.Server(ci)
+    ends.callback(server.stop)
+    return ci, server, found
+
+
+def traces(options, ends):
+    """Yield, for what is asked of a long trace, how to count its lines, and how to ask."""
+    size = options.trace * minici.MIB
+    ci, server, found = logs(ends, lines(size), colours(size))
+    get = visitor(ci, server)
+    for kind, (job, path) in zip(('a trace', 'a trace of colours alone'), found, strict=True):
+        count = functools.partial(subprocess.run, ['wc', '-l', path], stdout=subprocess.DEVNULL, check=True)
+        size = path.stat().st_size
+        for name, asked in (('a byte near its end', f'lines?offset={size - 524288}'),
+                            ('a search that ends there', 'lines?search=the+needle'),
+                            ('a search in vain', 'lines?search=nothing+like+that'),
+                            ('the first error of none', 'lines?errors=1'), ('plain text', 'plain')):
+            yield (f'wc -l of {options.trace} MiB -> {kind}: {name}', count, functools.partial(get, f'{job}/{asked}'))
+        yield (f'wc -l of {options.trace} MiB -> {kind}: its last half MiB', count,
+               functools.partial(get, f'{job}/raw', Range='bytes=-524288'))
+
+
+def browser(options, ends):
+    """Yield how Chromium opens a job until the end of its log is there: a log of ten lines, then long ones."""
+    sys.path[:0] = [str(Path(__file__).parents[1])]
+    from browser import Chromium
+    size = options.trace * minici.MIB
+    ci, server, found = logs(ends, b'a line\n' * 9 + b'the needle\n', lines(size), colours(size))
+    window = ends.enter_context(ends.enter_context(Chromium()).browser(server.url))
+    window.page.context.add_cookies([dict(name=f'minici_{ci.instance}', value=ci.create_private_token(),
+                                          url=server.url)])
+    window.page.add_init_script('window.tasks = [0]; new PerformanceObserver(list => tasks.push(...list.getEntries()'
+                                ".map(entry => entry.duration))).observe({type: 'longtask', buffered: true});")
+    longest = dict.fromkeys(found, 0)
+
+    def visit(log):
+        window.open(log[0])
+        window.wait(lambda: window.page.evaluate(
+            "document.getElementById('trace').lastElementChild && "
+            "document.querySelector('#trace .line:last-of-type') && "
+            "document.getElementById('trace').textContent.includes('the needle')"))
+        longest[log] = max(longest[log], *window.page.evaluate(
+            '() => new Promise(done => requestAnimationFrame(() => setTimeout(() => done(tasks), 0)))'))
+    short, *long = found
+    for kind, log in zip(('a trace', 'a trace of colours alone'), long, strict=True):
+        yield (f'browser: a log of ten lines -> of {options.trace} MiB, {kind}', functools.partial(visit, short),
+               functools.partial(visit, log))
+    print('browser: the longest tasks took', ', '.join(f'{task:.0f} ms' for task in longest.values()))
+
+
 def main(argv=None):
     """Measure each pair in turn and print its ratio."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    groups = {'pages': pages, 'queues': queues}
-    parser.add_argument('groups', nargs='*', choices=[[], *groups], help='what to measure (default: everything)')
+    groups = {'pages': pages, 'queues': queues, 'traces': traces, 'browser': browser}
+    parser.add_argument('groups', nargs='*', choices=[[], *groups], help='what to measure (default: all but browser)')
     parser.add_argument('--jobs', type=int, default=100_000)
+    parser.add_argument('--trace', type=int, default=100, help='MiB of a long trace')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--repeat', type=int, default=100)
     options = parser.parse_args(argv)
-    for group in options.groups or groups:
+    for group in options.groups or [*groups][:3]:
         with contextlib.ExitStack() as ends:
             for name, first, second in groups[group](options, ends):
-                repeat = options.repeat if 'waitress' not in name else 1
+                repeat = 1 if group in ('traces', 'browser') or 'waitress' in name else options.repeat
                 ratios = [ratio(first, second, repeat) for _ in range(options.rounds)]
                 print(f'{name}: x {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})', flush=True)
     return 0
