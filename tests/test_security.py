@@ -295,7 +295,7 @@ def test_every_page_lets_in_each_private_token_that_it_is_for(copies):
     for route in copies().routes:
         for name in sorted(entitled_in_cookie(route)) if not is_open(route) else ():
             answer = copies().send(route, 'cookie', copies().tokens[name])
-            if answer.status_int not in (200, 206, 303):
+            if answer.status_int != 404 if '<rest:' in route.path else answer.status_int not in (200, 206, 303):
                 shut.append((route.method, route.path, name, answer.status))
     assert shut == [], shut
 
