@@ -1236,14 +1236,14 @@ class TraceStore:
                    pattern: re.Pattern[bytes] | None = None, limit: int = 1) -> list[tuple[int, int]]:
         """Return the numbers (from 1) and offsets of the lines that have a number, hold a byte, or match `pattern`.
 
-        What moves a terminal's cursor or colours its text is no part of a line here. Raises NotFound
-        when there is no trace.
+        What moves a terminal's cursor or colours its text is no part of a line here, and `pattern` sees
+        small letters alone, which is much faster than one that ignores case. Raises NotFound when there is no trace.
         """
         found: list[tuple[int, int]] = []
         for at, first, block in self.blocks(job_id):
             wanted: list[int] = []
             if pattern is not None:
-                text, position, line = ESCAPES.sub(b'', block), 0, 0
+                text, position, line = ESCAPES.sub(b'', block).lower(), 0, 0
                 for match in pattern.finditer(text):
                     line, position = line + text.count(b'\n', position, match.start()), match.start()
                     wanted += [line] if wanted[-1:] != [line] else []
@@ -6320,8 +6320,8 @@ PAGE_HEADERS = {
     'Content-Security-Policy': "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
                                "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
-ERROR_LINE = re.compile(rb'(?im)^(?!.*\b(?:0|no) (?:errors?|fail))[^\n]*?'
-                        rb'\b(?:error|fatal|panic|failed|traceback|\w+(?:error|exception))\b')
+ERROR_LINE = re.compile(rb'(?:error|exception|fatal|panic|failed|traceback)\b'
+                        rb'(?<!\b0 error)(?<!\bno error)(?<!\b0 failed)(?<!\bno failed)')
 
 
 # -- who may see and do what
@@ -7107,7 +7107,7 @@ def find_lines(call: Call, project: str, job_id: int) -> dict[str, Any]:
     shown_job(call)
     search, pattern = call.text('search'), None
     if search or call.flag('errors'):
-        pattern = re.compile(re.escape(search.encode()), re.I) if search else ERROR_LINE
+        pattern = re.compile(re.escape(search.encode().lower())) if search else ERROR_LINE
     number, offset = call.integer('number'), call.integer('offset')
     if pattern is None and number is None and offset is None:
         raise InvalidParameter('number, offset, search, errors are missing, exactly one parameter must be provided')
@@ -7853,7 +7853,7 @@ class Log {
   constructor(element) {
     this.url = element.dataset.url;
     this.trace = document.getElementById('trace');
-    this.piece = +(element.dataset.piece || 524288);
+    this.piece = +(element.dataset.piece || 131072);
     this.matches = [];
     this.following = true;
     this.trace.addEventListener('scroll', () => {

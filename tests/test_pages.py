@@ -745,9 +745,10 @@ def test_lines_are_found_by_what_people_see_of_them(log, trace, search):
 @given(trace=TRACES)
 def test_first_error_is_the_first_line_that_tells_of_one_and_not_of_none(log, trace):
     def tells(text):
-        words = re.sub(rb'\x1b\[[0-9]*m', b'', text).lower()
-        return not re.search(rb'\b(0|no) (error|fail)', words) and any(
-            word in (b'failed', b'traceback') or word.endswith(b'error') for word in re.split(rb'[^a-z0-9_]', words))
+        words = re.split(rb'([^a-z0-9_])', re.sub(rb'\x1b\[[0-9]*m', b'', text).lower())
+        return any(word.endswith((b'error', b'failed', b'traceback'))
+                   and not (word in (b'error', b'failed') and words[at - 2:at] in ([b'0', b' '], [b'no', b' ']))
+                   for at, word in enumerate(words))
 
     assert log(trace, errors=1) == [[n, at] for n, at, text in lines_of(trace) if tells(text)][:1]
 
