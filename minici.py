@@ -6636,7 +6636,7 @@ def sign_out(call: Call) -> bottle.HTTPResponse:
     if call.actor is not None:
         check_csrf(call)
         call.ci.sign_out(session_cookie(call))
-    return seen(call, '/-/sign_in', session_header(call, '', 0))
+    return seen(call, '/-/sign_in', {**session_header(call, '', 0), 'Clear-Site-Data': '"cache"'})
 
 
 # -- pipelines
@@ -7112,6 +7112,8 @@ def find_lines(call: Call, project: str, job_id: int) -> dict[str, Any]:
     if pattern is None and number is None and offset is None:
         raise InvalidParameter('number, offset, search, errors are missing, exactly one parameter must be provided')
     limit = 1 if search is None else 1000
+    if not call.ci.traces.size(job_id):
+        return {'lines': []}
     return {'lines': call.ci.traces.find_lines(job_id, number=number, offset=offset, pattern=pattern, limit=limit)}
 
 
@@ -7641,6 +7643,7 @@ aside summary { font-weight: 600; margin-bottom: 8px; }
 .line.current { background: #3b2f0b; }
 .text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .nowrap .text { white-space: pre; overflow-wrap: normal; }
+.nowrap .line { content-visibility: visible; width: max-content; min-width: 100%; }
 .header { display: flex; align-items: start; } .header .text { cursor: pointer; } .folded > .lines { display: none; }
 .header .line { flex: 1; min-width: 0; } .header .line a { flex-basis: calc(var(--numbers) - 24px); }
 button.fold { border: 0; background: none; width: 24px; min-height: 20px; padding: 0 0 0 8px; color: #8b949e;
@@ -7702,15 +7705,17 @@ function tick() {
 }
 
 // What is marked as live is fetched again now and then, and put in its place when it has changed.
-const seen = new Map(Array.from(all('[data-live]'), part => [part.id, part.outerHTML]));
+const gist = part => part.outerHTML.replace(/(data-since="[0-9]+">)[^<]*/g, '$1');
+const seen = new Map(Array.from(all('[data-live]'), part => [part.id, gist(part)]));
 async function refresh() {
   const answer = await fetch(location.pathname + location.search, {headers: {Accept: 'text/html'}, cache: 'no-cache'});
-  if (!answer.ok || answer.redirected) return;
+  if (answer.redirected) return location.reload();  // to the page for signing in
+  if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html');
   document.title = fresh.title;
   document.getElementById('icon').href = fresh.getElementById('icon').href;
   for (const part of fresh.querySelectorAll('[data-live]')) {
-    const old = document.getElementById(part.id), html = part.outerHTML;
+    const old = document.getElementById(part.id), html = gist(part);
     if (!old || seen.get(part.id) === html) continue;
     seen.set(part.id, html);
     const open = Array.from(old.querySelectorAll('details'), details => details.open);
@@ -7734,6 +7739,7 @@ const ESCAPE = /\x1b(?:\[([0-?]*)[ -\/]*([@-~])|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?
 const SECTION = /section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(\[[^\]]*\])?$/;
 const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 9: 's'}, ENDS = {22: 'bd', 23: 'i', 24: 'u', 29: 's'};
 const ERASE = /\x1b\[[0-2]?K/;
+const UNFINISHED = /\x1b(?:\[[0-?]*[ -\/]*)?$/;
 const MOST_SPANS = 2000;
 function colour(style, plane, codes) {
   const kind = codes.shift();
@@ -7793,7 +7799,7 @@ class Painter {
       this.add(line, this.style);
       this.line += 1;
     }
-    this.partial = this.rest ? this.add(this.rest, {...this.style}, true) : null;
+    this.partial = this.rest ? this.add(this.rest.replace(UNFINISHED, ''), {...this.style}, true) : null;
   }
   add(line, style, partial = false) {
     let text = make('span', 'text'), place = this.place, row = null, marks = 0;
@@ -7802,6 +7808,7 @@ class Painter {
       row = make('div', 'line');
       if (!again) row.id = 'L' + this.line;
       number.href = '#L' + this.line;
+      number.tabIndex = -1;
       row.append(number, text);
       place.append(row);
       text = make('span', 'text');
@@ -7836,7 +7843,7 @@ class Painter {
     if (at >= 0) {
       const {header, time: began, parent} = this.sections[at];
       if (!header.querySelector('.text')) header.append(make('span', 'text', name));
-      if (time >= began && time - began < 1e7) header.append(make('span', 'took', clock(time - began)));
+      if (+time >= +began && time - began < 1e7) header.append(make('span', 'took', clock(time - began)));
       this.sections.length = at;
       this.place = parent;
     }
@@ -7857,7 +7864,8 @@ class Log {
     this.matches = [];
     this.following = true;
     this.trace.addEventListener('scroll', () => {
-      this.following = this.trace.scrollTop + this.trace.clientHeight > this.trace.scrollHeight - 8;
+      const {scrollTop, clientHeight, scrollHeight} = this.trace;
+      this.following = this.later.hidden && scrollTop + clientHeight > scrollHeight - 8;
     });
   }
   get facts() { return document.getElementById('job').dataset; }
@@ -7978,24 +7986,29 @@ class Log {
       this.at = step > 0 ? -1 : 0;
     }
     const count = this.matches.length;
-    if (!count) return this.say(text ? 'no match' : '');
+    if (!count) {
+      this.highlight('');
+      return this.say(text ? 'no match' : '');
+    }
     this.at = (this.at + step + count) % count;
     this.say(`${this.at + 1} of ${count}${count === 1000 ? '+' : ''}`);
     await this.show(this.matches[this.at]);
-    this.highlight(text.toLowerCase());
+    this.highlight(text);
   }
   highlight(text) {
-    if (!CSS.highlights) return;
+    const words = new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'), 'giu');
     const ranges = [], walker = document.createTreeWalker(this.trace, NodeFilter.SHOW_TEXT);
-    while (walker.nextNode() && ranges.length < 1000) {
-      const node = walker.currentNode, at = node.data.toLowerCase().indexOf(text);
-      if (at < 0 || !node.parentElement.closest('.text')) continue;
-      const range = new Range();
-      range.setStart(node, at);
-      range.setEnd(node, at + text.length);
-      ranges.push(range);
+    while (text && walker.nextNode() && ranges.length < 1000) {
+      const node = walker.currentNode;
+      if (!node.parentElement.closest('.text')) continue;
+      for (const found of node.data.matchAll(words)) {
+        const range = new Range();
+        range.setStart(node, found.index);
+        range.setEnd(node, found.index + found[0].length);
+        ranges.push(range);
+      }
     }
-    CSS.highlights.set('found', new Highlight(...ranges));
+    CSS.highlights?.set('found', new Highlight(...ranges));
   }
 }
 
@@ -8004,8 +8017,10 @@ addEventListener('click', event => {
   if (!button) return;
   if (button.matches('.fold, .header .text')) turn(button.closest('.section'));
   if (button.dataset.confirm && !confirm(button.dataset.confirm)) event.preventDefault();
-  if (button.dataset.copy) navigator.clipboard?.writeText(document.querySelector(button.dataset.copy).textContent)
-    .then(() => { button.textContent = 'Copied'; });
+  if (button.dataset.copy) {
+    getSelection().selectAllChildren(document.querySelector(button.dataset.copy));
+    if (document.execCommand('copy')) button.textContent = 'Copied';  // the clipboard API wants https
+  }
   if (button.dataset.go) log.go(button.dataset.go);
   if (button.dataset.step) log.search(document.querySelector('#find input').value, +button.dataset.step);
   if (button.hash) {
@@ -8021,6 +8036,10 @@ addEventListener('submit', event => {
 });
 addEventListener('change', event => {
   if (event.target.id === 'wrap') document.getElementById('trace').classList.toggle('nowrap', !event.target.checked);
+});
+addEventListener('hashchange', async () => {
+  const wanted = /^#L([0-9]+)$/.exec(location.hash);
+  if (log && wanted) log.show((await log.find({number: wanted[1]}))[0]);
 });
 let log = null;
 tick();
@@ -8042,7 +8061,7 @@ def asset(content: str, content_type: str) -> bottle.HTTPResponse:
     """Return what never changes under its address."""
     return bottle.HTTPResponse(content.encode(), 200, {
         'Content-Type': content_type, 'Cache-Control': 'public, max-age=31536000, immutable',
-        'Cross-Origin-Resource-Policy': 'same-origin', 'Content-Security-Policy': "default-src 'none'"})
+        'Content-Security-Policy': "default-src 'none'"})
 
 
 @web('GET', '/-/minici.css', auth=public)
