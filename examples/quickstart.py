@@ -279,7 +279,7 @@ def run(options, screen, work):
         screen.fact('coordinator', server.url)
         runner = shell_runner.Runner(
             server.url, registration_token=ci.registration_token, name='quickstart', tag_list=tags, run_untagged=True,
-            builds_dir=work / 'builds', interval=0.1, say=lambda text: None)
+            builds_dir=work, interval=0.1, say=lambda text: None)
         runner.register()
         screen.fact('runner', 'shell_runner.py, a plain shell on this machine'
                     + (f' with the tags {", ".join(tags)}' if tags else ''))
@@ -315,7 +315,7 @@ def main():
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description="Run a git repository's pipeline on this machine, all in one go.")
     parser.add_argument('path', nargs='?', help='the repository (default: a small one, made for this)')
-    parser.add_argument('--keep', metavar='DIR', help='leave the database, repository and working copies in DIR')
+    parser.add_argument('--keep', metavar='DIR', help='leave the database and the repository in DIR, too')
     options = parser.parse_args()
     sys.stdout.reconfigure(errors='replace')
     screen = Screen()
@@ -330,7 +330,7 @@ def main():
         texts = [error.message] if isinstance(error.message, str) else [
             text for texts in error.message.values() for text in texts]
         print('quickstart: the pipeline cannot be made\n  ' + '\n  '.join(texts), file=sys.stderr)
-    except (Problem, shell_runner.Failed, shell_runner.Unavailable, OSError) as error:
+    except (Problem, shell_runner.Failed, OSError) as error:
         print(f'quickstart: {error}', file=sys.stderr)
     finally:
         if not options.keep:  # what remains is what somebody wants to look at

@@ -105,7 +105,7 @@ def main():
             return 130
         except minici.CIError as error:
             print('run_local: the pipeline cannot be made\n  ' + '\n  '.join(error.problems), file=sys.stderr)
-        except (Problem, shell_runner.Failed, shell_runner.Unavailable, OSError) as error:
+        except (Problem, shell_runner.Failed, OSError) as error:
             print(f'run_local: {error}', file=sys.stderr)
     return 2
 

@@ -114,7 +114,7 @@ def test_run_local_of_a_failing_job_shows_why_and_exits_with_1(run_local, tree):
     tree.joinpath('new.txt').unlink()
     status, out, _ = run_local(tree / '.', 'check')
     assert status == 1
-    assert '$ test -e new.txt\nERROR: exit status 1\n' in out
+    assert '\ntest -e new.txt\nERROR: exit status 1\n' in out
     assert 'pipeline 1: failed' in out
 
 
