@@ -6,6 +6,7 @@ import os
 import zipfile
 from wsgiref.validate import validator
 
+import gitlab
 import pytest
 import webtest
 from browser import Chromium
@@ -101,6 +102,16 @@ def archive(**files):
     return buffer.getvalue()
 
 
+def fail_of_silence(ci, clock):
+    """Let the time pass until the job that nothing more is heard of fails, which is after ten minutes sharp."""
+    clock.advance(599)
+    ci.sweep()
+    assert ci.find_job(1)['status'] == 'running'
+    clock.advance(1)
+    ci.sweep()
+    assert (ci.find_job(1)['status'], ci.find_job(1)['failure_reason']) == ('failed', 'stuck_or_timeout_failure')
+
+
 @pytest.fixture
 def clock():
     return Clock()
@@ -168,3 +179,16 @@ def browser(chromium, server):
     with chromium.browser(server.url) as window:
         yield window
         assert window.console() == []
+
+
+@pytest.fixture
+def gl(server, token):
+    """python-gitlab with a private token."""
+    with gitlab.Gitlab(server.url, private_token=token) as client:
+        yield client
+
+
+@pytest.fixture
+def demo(gl, project):
+    """The project group/demo as python-gitlab sees it."""
+    return gl.projects.get('group/demo')

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive
+from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, fail_of_silence
 from test_database import python
 
 import minici
@@ -342,12 +342,7 @@ def test_a_job_is_kept_alive_and_from_requeueing_by(sign, ci, client, clock, job
     body = {'json': {**options['json'], 'token': job.token}} if 'json' in options else {}
     call = client.call(method, path, **{**options, **body, 'headers': {**tokens, **options.get('headers', {})}})
     assert call.status_int in (200, 201, 202)
-    clock.advance(599)
-    ci.sweep()
-    assert ci.find_job(1)['status'] == 'running'
-    clock.advance(1)
-    ci.sweep()
-    assert (ci.find_job(1)['status'], ci.find_job(1)['failure_reason']) == ('failed', 'stuck_or_timeout_failure')
+    fail_of_silence(ci, clock)
 
 
 def test_a_job_that_fell_silent_lets_its_pipeline_go_on(ci, clock, project, runner):

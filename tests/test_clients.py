@@ -22,19 +22,6 @@ deploy: {script: [make deploy], rules: [{if: '$TARGET'}]}
 
 
 @pytest.fixture
-def gl(server, token):
-    """python-gitlab with a private token."""
-    with gitlab.Gitlab(server.url, private_token=token) as client:
-        yield client
-
-
-@pytest.fixture
-def demo(gl, project):
-    """The project as python-gitlab sees it."""
-    return gl.projects.get('group/demo')
-
-
-@pytest.fixture
 def checkout(tmp_path):
     """A git repository with a pipeline file, its branch checked out."""
     directory = tmp_path / 'checkout'

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, SHA, Runner, archive
+from conftest import PLAIN, SHA, Runner, archive, fail_of_silence
 from test_database import python
 
 import minici
@@ -243,12 +243,7 @@ def test_a_runner_killed_in_the_middle_of_its_trace_has_its_job_failed_and_the_t
     client.kill()
     rest = client.stdout.read()
     client.communicate()
-    clock.advance(599)
-    ci.sweep()
-    assert ci.find_job(1)['status'] == 'running'
-    clock.advance(1)
-    ci.sweep()
-    assert (ci.find_job(1)['status'], ci.find_job(1)['failure_reason']) == ('failed', 'stuck_or_timeout_failure')
+    fail_of_silence(ci, clock)
     acknowledged = [int(length) for length in rest.splitlines(keepends=True) if length.endswith('\n')]
     whole = ''.join(f'line {number}\n' for number in range(100_000)).encode()
     trace = ci.read_trace(1)

@@ -14,19 +14,6 @@ TRACE = '\x1b[32m✓ grün\x1b[0m\r\n'.encode() * 500
 MANUAL = {'test': {'script': ['make test']}, 'deploy': {'script': ['make deploy'], 'when': 'manual'}}
 
 
-@pytest.fixture
-def gl(server, token):
-    """A client with a private token."""
-    with gitlab.Gitlab(server.url, private_token=token) as client:
-        yield client
-
-
-@pytest.fixture
-def demo(gl, project):
-    """The project group/demo as python-gitlab sees it."""
-    return gl.projects.get('group/demo')
-
-
 def create(demo, content, ref='main', **options):
     """Make a pipeline of a project that has no repository."""
     return demo.pipelines.create({'ref': ref, 'sha': SHA, 'content': json.dumps(content), **options})
