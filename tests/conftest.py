@@ -1,9 +1,18 @@
-"""Fixtures: a coordinator with a clock that tests move, and clients for it."""
+"""Fixtures: a coordinator with a clock that tests move, and clients for it; and what several test files use."""
 
+import http.client
 import io
 import json
 import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import venv
 import zipfile
+from pathlib import Path
+from urllib.parse import quote
 from wsgiref.validate import validator
 
 import gitlab
@@ -13,6 +22,7 @@ from browser import Chromium
 
 import minici
 
+TOP = Path(__file__).parent.parent
 SHA = '0123456789abcdef0123456789abcdef01234567'
 PLAIN = {'test': {'script': ['make test']}}
 TWO_STAGES = {
@@ -20,6 +30,17 @@ TWO_STAGES = {
     'compile': {'stage': 'build', 'script': ['make'], 'artifacts': {'paths': ['out/']}},
     'check': {'stage': 'test', 'script': ['make check']},
 }
+#: What goes before and after an archive in a form that uploads it, and the form's headers.
+UPLOAD = (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\n', b'\r\n--x--\r\n')
+FORM = {'Content-Type': 'multipart/form-data; boundary=x'}
+DISCOVERY = ('GET', '/api/v4/runners/router/discovery')
+#: What pages refer to: they tell nothing of anybody, and the sign-in page needs them.
+ASSETS = {('GET', '/favicon.ico'), ('GET', '/-/minici.css'), ('GET', '/-/minici.js'),
+          ('GET', '/-/favicon/<status>.svg')}
+#: What answers without a guard, for a reason.
+PUBLIC = {DISCOVERY, *ASSETS}  # the first says "not implemented" to everybody
+#: What lets everybody in from a proper host: who is not signed in yet signs in here.
+DOORS = {('GET', '/-/sign_in'), ('POST', '/-/sign_in'), ('POST', '/-/sign_out')}
 
 
 def pytest_configure(config):
@@ -100,6 +121,131 @@ def archive(**files):
         for name, content in files.items():
             bundle.writestr(name.replace('__', '/'), content)
     return buffer.getvalue()
+
+
+def python(script, *arguments):
+    """Start `script` in a process of its own that can import minici and conftest; return the Popen."""
+    return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], text=True, cwd=Path(__file__).parent,
+                            env={**os.environ, 'PYTHONPATH': str(Path(minici.__file__).parent)},
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def call(connection, method, path, body=b'', headers=()):
+    """Send a request; return the status, the headers and the body of its answer."""
+    connection.request(method, path, body, dict(headers))
+    with connection.getresponse() as answer:
+        return answer.status, answer.headers, answer.read()
+
+
+class Served:
+    """The standalone server over some files, as a process of its own; it listens once this is made."""
+
+    def __init__(self, db, *options):
+        self.log = Path(db).with_suffix('.log')
+        with self.log.open('a') as log:
+            self.process = subprocess.Popen([sys.executable, minici.__file__, '--db', str(db), '--port', '0', *options],
+                                            stdout=subprocess.PIPE, stderr=log, text=True)
+        for line in self.process.stdout:
+            if found := re.search(r' at http://127\.0\.0\.1:([0-9]+)', line):
+                self.port = int(found[1])
+                return
+        raise AssertionError(f'the server did not start: {self.log.read_text()}')
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.end(signal.SIGKILL)
+
+    def end(self, number):
+        """Send a signal, unless the process has ended already; return its exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+            self.process.communicate()
+        return self.process.returncode
+
+    def connect(self):
+        return http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+
+
+class Origin:
+    """A git repository on disk, and what tests do in it."""
+
+    def __init__(self, path):
+        self.path = path
+        path.mkdir(parents=True)
+        self.git('init', '--quiet', '--initial-branch=main')
+
+    def git(self, *arguments, **environment):
+        names = {f'GIT_{who}_{what}': value for who in ('AUTHOR', 'COMMITTER')
+                 for what, value in (('NAME', 'Ann'), ('EMAIL', 'ann@example.com'), ('DATE', '1700000000 +0000'))}
+        return subprocess.run(['git', *arguments], cwd=self.path, env={**os.environ, **names, **environment},
+                              check=True, capture_output=True).stdout.decode().strip()
+
+    def commit(self, content='test: {script: make}\n', message='change', **environment):
+        """Commit a pipeline file, or none if `content` is None; return the sha."""
+        file = self.path / '.gitlab-ci.yml'
+        if content is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        self.git('add', '--all')
+        self.git('commit', '--quiet', '--allow-empty', '-m', message, **environment)
+        return self.git('rev-parse', 'HEAD')
+
+    @property
+    def url(self):
+        return 'file://' + quote(str(self.path))
+
+
+def dispatcher(app, prefix):
+    """Mount an application the way a plain WSGI dispatcher does."""
+    def dispatch(environ, start_response):
+        path = environ['PATH_INFO']
+        if not path.startswith(f'{prefix}/'):
+            start_response('404 Not Found', [('Content-Type', 'text/plain')])
+            return [b'somebody else']
+        return app({**environ, 'SCRIPT_NAME': environ['SCRIPT_NAME'] + prefix, 'PATH_INFO': path[len(prefix):]},
+                   start_response)
+    return dispatch
+
+
+def noting(app, events):
+    """Return a WSGI application around another that adds the status of each answer to `events`."""
+    def wrapped(environ, start_response):
+        def start(status, headers, *rest):
+            events.append(('answer', status[:3]))
+            return start_response(status, headers, *rest)
+        return app(environ, start)
+    return wrapped
+
+
+def record_disk(monkeypatch):
+    """Return a list that grows by each flush, with inode and size (0 for a folder), and by each rename."""
+    happened, fsync, replace = [], os.fsync, os.replace
+
+    def recorded_fsync(handle):
+        fsync(handle)
+        found = os.fstat(handle)
+        happened.append(('fsync', found.st_ino, 0 if stat.S_ISDIR(found.st_mode) else found.st_size))
+
+    def recorded_replace(source, target):
+        replace(source, target)
+        happened.append(('rename', os.path.basename(target)))
+
+    monkeypatch.setattr(os, 'fsync', recorded_fsync)
+    monkeypatch.setattr(os, 'replace', recorded_replace)
+    return happened
+
+
+def is_open(route):
+    """Tell whether a route lets everybody in."""
+    return (route.method, route.path) in PUBLIC | DOORS
+
+
+def is_page(route):
+    """Tell whether a route is for browsers: a cookie alone opens it, as it opens nothing else."""
+    return not re.match(r'/(api/v[0-9]+|ci/(api|builds|runners|projects)|hooks)(/|$)', route.path)
 
 
 def fail_of_silence(ci, clock):
@@ -192,3 +338,17 @@ def gl(server, token):
 def demo(gl, project):
     """The project group/demo as python-gitlab sees it."""
     return gl.projects.get('group/demo')
+
+
+@pytest.fixture(scope='session')
+def gpr_python():
+    """The interpreter of an environment with gitlab-python-runner; it is made once, beside the project's own.
+
+    MINICI_GPR_VENV names another one.
+    """
+    home = Path(os.environ.get('MINICI_GPR_VENV') or TOP / '.venv-gpr')
+    python = home / 'bin' / 'python'
+    if not any(home.glob('lib/*/site-packages/gitlab_python_runner-14.3.20.dist-info')):
+        venv.create(home, with_pip=True)
+        subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', TOP / 'tests' / 'requirements-gpr.txt'], check=True)
+    return python

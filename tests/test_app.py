@@ -16,24 +16,12 @@ from wsgiref.validate import validator
 import bottle
 import pytest
 import waitress
-from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive
+from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, dispatcher
 from waitress.adjustments import Adjustments
 
 import minici
 
 ENCODED = '/api/v4/projects/group%2Fdemo'
-
-
-def dispatcher(app, prefix):
-    """Mount an application the way a plain WSGI dispatcher does."""
-    def dispatch(environ, start_response):
-        path = environ['PATH_INFO']
-        if not path.startswith(f'{prefix}/'):
-            start_response('404 Not Found', [('Content-Type', 'text/plain')])
-            return [b'somebody else']
-        return app({**environ, 'SCRIPT_NAME': environ['SCRIPT_NAME'] + prefix, 'PATH_INFO': path[len(prefix):]},
-                   start_response)
-    return dispatch
 
 
 @contextlib.contextmanager

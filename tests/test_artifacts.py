@@ -16,8 +16,7 @@ from datetime import datetime, timezone
 from urllib.parse import quote
 
 import pytest
-from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive
-from test_trace import noting, record_disk
+from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, noting, record_disk
 
 import minici
 

@@ -7,8 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, fail_of_silence
-from test_database import python
+from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, fail_of_silence, python
 
 import minici
 

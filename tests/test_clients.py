@@ -11,7 +11,6 @@ import gitlab
 import httpx
 import pytest
 from conftest import PLAIN, SHA, TWO_STAGES
-from test_runner_clients import gpr_python  # noqa: F401
 
 FILE = """
 workflow: {rules: [{if: '$CI_COMMIT_BRANCH'}]}

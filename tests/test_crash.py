@@ -6,61 +6,15 @@ import http.client
 import json
 import os
 import random
-import re
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
-from conftest import PLAIN, SHA, Runner, archive, fail_of_silence
-from test_database import python
+from conftest import FORM, PLAIN, SHA, UPLOAD, Runner, Served, archive, call, fail_of_silence, python
 
 import minici
-
-UPLOAD = (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\n', b'\r\n--x--\r\n')
-FORM = {'Content-Type': 'multipart/form-data; boundary=x'}
-
-
-class Served:
-    """The standalone server over some files, as a process of its own; it listens once this is made."""
-
-    def __init__(self, db, *options):
-        self.log = Path(db).with_suffix('.log')
-        with self.log.open('a') as log:
-            self.process = subprocess.Popen([sys.executable, minici.__file__, '--db', str(db), '--port', '0', *options],
-                                            stdout=subprocess.PIPE, stderr=log, text=True)
-        for line in self.process.stdout:
-            if found := re.search(r' at http://127\.0\.0\.1:([0-9]+)', line):
-                self.port = int(found[1])
-                return
-        raise AssertionError(f'the server did not start: {self.log.read_text()}')
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.end(signal.SIGKILL)
-
-    def end(self, number):
-        """Send a signal, unless the process has ended already; return its exit status."""
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-            self.process.communicate()
-        return self.process.returncode
-
-    def connect(self):
-        return http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
-
-
-def call(connection, method, path, body=b'', headers=()):
-    """Send a request; return the status, the headers and the body of its answer."""
-    connection.request(method, path, body, dict(headers))
-    with connection.getresponse() as answer:
-        return answer.status, answer.headers, answer.read()
 
 
 class Worker(threading.Thread):

@@ -5,21 +5,12 @@ import os
 import sqlite3
 import stat
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
-from conftest import PLAIN, SHA, Client, Runner, archive
+from conftest import PLAIN, SHA, Client, Runner, archive, python
 
 import minici
-
-
-def python(script, *arguments):
-    """Start `script` in a process of its own that can import minici and conftest; return the Popen."""
-    return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], text=True, cwd=Path(__file__).parent,
-                            env={**os.environ, 'PYTHONPATH': str(Path(minici.__file__).parent)},
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def answer(process, line=''):

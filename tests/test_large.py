@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, SHA, Runner
-from test_crash import FORM, UPLOAD, Served, call
+from conftest import FORM, PLAIN, SHA, UPLOAD, Runner, Served, call
 
 import minici
 

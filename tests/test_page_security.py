@@ -13,11 +13,9 @@ from urllib.parse import quote, urlencode, urljoin
 
 import pytest
 from browsing import Browser, crawl, read_page
-from conftest import PLAIN, SHA, Clock, Runner, archive
+from conftest import ASSETS, PLAIN, SHA, Clock, Runner, archive, dispatcher, is_open, is_page
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_app import dispatcher
-from test_security import ASSETS, is_open, is_page
 
 import minici
 

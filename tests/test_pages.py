@@ -7,11 +7,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from browsing import Browser, crawl
-from conftest import PLAIN, SHA, Runner, archive
+from conftest import PLAIN, SHA, Origin, Runner, archive, dispatcher
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_app import dispatcher
-from test_repository import Origin
 
 import minici
 

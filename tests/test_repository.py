@@ -14,11 +14,10 @@ import wsgiref.simple_server
 from urllib.parse import quote
 
 import pytest
-from conftest import PLAIN, SHA
+from conftest import PLAIN, SHA, Origin
 
 import minici
 
-FILE = 'test: {script: make}\n'
 SECRET = 's3cr3t-t0k3n'
 
 
@@ -31,36 +30,6 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CONFIG_HOME', str(tmp_path / 'home'))
     (tmp_path / 'home').mkdir()
     return tmp_path / 'home'
-
-
-class Origin:
-    """A git repository on disk, and what tests do in it."""
-
-    def __init__(self, path):
-        self.path = path
-        path.mkdir(parents=True)
-        self.git('init', '--quiet', '--initial-branch=main')
-
-    def git(self, *arguments, **environment):
-        names = {f'GIT_{who}_{what}': value for who in ('AUTHOR', 'COMMITTER')
-                 for what, value in (('NAME', 'Ann'), ('EMAIL', 'ann@example.com'), ('DATE', '1700000000 +0000'))}
-        return subprocess.run(['git', *arguments], cwd=self.path, env={**os.environ, **names, **environment},
-                              check=True, capture_output=True).stdout.decode().strip()
-
-    def commit(self, content=FILE, message='change', **environment):
-        """Commit a pipeline file, or none if `content` is None; return the sha."""
-        file = self.path / '.gitlab-ci.yml'
-        if content is None:
-            file.unlink(missing_ok=True)
-        else:
-            file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        self.git('add', '--all')
-        self.git('commit', '--quiet', '--allow-empty', '-m', message, **environment)
-        return self.git('rev-parse', 'HEAD')
-
-    @property
-    def url(self):
-        return 'file://' + quote(str(self.path))
 
 
 @pytest.fixture

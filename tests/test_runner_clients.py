@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import venv
 import warnings
 from pathlib import Path
 
@@ -185,20 +184,6 @@ check:
   dependencies: [compile]
   script: [grep "made at $CI_COMMIT_SHA" out/app, echo "checked by $CI_JOB_NAME"]
 '''
-
-
-@pytest.fixture(scope='session')
-def gpr_python():
-    """The interpreter of an environment with gitlab-python-runner; it is made once, beside the project's own.
-
-    MINICI_GPR_VENV names another one.
-    """
-    home = Path(os.environ.get('MINICI_GPR_VENV') or TOP / '.venv-gpr')
-    python = home / 'bin' / 'python'
-    if not any(home.glob('lib/*/site-packages/gitlab_python_runner-14.3.20.dist-info')):
-        venv.create(home, with_pip=True)
-        subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', TOP / 'tests' / 'requirements-gpr.txt'], check=True)
-    return python
 
 
 @pytest.fixture

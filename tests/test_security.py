@@ -13,33 +13,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import PLAIN, SHA, Client, Clock, Runner, archive
+from conftest import ASSETS, DOORS, PLAIN, PUBLIC, SHA, Client, Clock, Runner, archive, is_open, is_page
 
 import minici
 
-DISCOVERY = ('GET', '/api/v4/runners/router/discovery')
-#: What pages refer to: they tell nothing of anybody, and the sign-in page needs them.
-ASSETS = {('GET', '/favicon.ico'), ('GET', '/-/minici.css'), ('GET', '/-/minici.js'),
-          ('GET', '/-/favicon/<status>.svg')}
-#: What answers without a guard, for a reason.
-PUBLIC = {DISCOVERY, *ASSETS}  # the first says "not implemented" to everybody
-#: What lets everybody in from a proper host: who is not signed in yet signs in here.
-DOORS = {('GET', '/-/sign_in'), ('POST', '/-/sign_in'), ('POST', '/-/sign_out')}
 PASSWORD, VARIABLE = 'hunter2-of-the-url', 'value-of-a-variable'
 #: Parameters with which every route does its work once its guard has let the call in.
 GOOD = {'state': 'success', 'ref': 'main', 'sha': SHA, 'content': json.dumps(PLAIN), 'name': 'fresh', 'job': 'test',
         'path': 'fresh', 'runner_type': 'instance_type', 'runner_id': 2, 'key': 'FRESH', 'value': 'fresh',
         'description': 'fresh', 'project': 'group/demo', 'number': 1}
-
-
-def is_open(route):
-    """Tell whether a route lets everybody in."""
-    return (route.method, route.path) in PUBLIC | DOORS
-
-
-def is_page(route):
-    """Tell whether a route is for browsers: a cookie alone opens it, as it opens nothing else."""
-    return not re.match(r'/(api/v[0-9]+|ci/(api|builds|runners|projects)|hooks)(/|$)', route.path)
 
 
 def entitled_in_cookie(route):

@@ -5,15 +5,13 @@ import json
 import os
 import random
 import sqlite3
-import stat
 import subprocess
 import threading
 import urllib.parse
 import urllib.request
 
 import pytest
-from conftest import SHA, Client, Runner
-from test_database import python
+from conftest import SHA, Client, Runner, noting, python, record_disk
 
 import minici
 
@@ -306,34 +304,6 @@ def test_no_chunk_and_no_heartbeat_writes_to_the_database(ci, client, job, versi
     assert watcher.execute('PRAGMA data_version').fetchone() == before
     watcher.close()
     assert len(ci.read_trace(1)) == 50
-
-
-def record_disk(monkeypatch):
-    """Return a list that grows by each flush, with inode and size (0 for a folder), and by each rename."""
-    happened, fsync, replace = [], os.fsync, os.replace
-
-    def recorded_fsync(handle):
-        fsync(handle)
-        found = os.fstat(handle)
-        happened.append(('fsync', found.st_ino, 0 if stat.S_ISDIR(found.st_mode) else found.st_size))
-
-    def recorded_replace(source, target):
-        replace(source, target)
-        happened.append(('rename', os.path.basename(target)))
-
-    monkeypatch.setattr(os, 'fsync', recorded_fsync)
-    monkeypatch.setattr(os, 'replace', recorded_replace)
-    return happened
-
-
-def noting(app, events):
-    """Return a WSGI application around another that adds the status of each answer to `events`."""
-    def wrapped(environ, start_response):
-        def start(status, headers, *rest):
-            events.append(('answer', status[:3]))
-            return start_response(status, headers, *rest)
-        return app(environ, start)
-    return wrapped
 
 
 @pytest.fixture
