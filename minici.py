@@ -7085,7 +7085,7 @@ def show_raw_trace(call: Call, project: str, job_id: int) -> bottle.HTTPResponse
     try:
         file = call.ci.open_trace(job)
     except NotFound:
-        file = io.BytesIO()
+        return empty_response(200, {'Content-Type': 'text/plain; charset=utf-8'})
     call.ci.traces.looked_at(job_id)
     return file_response(call, file, file.seek(0, os.SEEK_END), content_type='text/plain; charset=utf-8',
                          disposition=f'inline; filename="{job_id}.log"')
@@ -7874,8 +7874,9 @@ class Log {
   async fetch(start, end = '') {
     const headers = +this.facts.size || start ? {Range: `bytes=${start}-${end}`} : {};
     const answer = await fetch(this.url + '/raw', {headers, cache: 'no-store'});
-    if (answer.status === 416) this.reset(0, 1);  // it was begun anew
-    if (!answer.ok) throw new Error(answer.status);
+    const anew = answer.status === 416 || start && answer.status === 200;   // or erased
+    if (anew) this.reset(0, 1);
+    if (anew || !answer.ok) throw new Error(answer.status);
     this.size = answer.status === 206 ? +answer.headers.get('Content-Range').split('/')[1] : null;
     const bytes = new Uint8Array(await answer.arrayBuffer());
     this.size ??= bytes.length;
