@@ -430,7 +430,7 @@ PIECES = [
     '#', '%3C', '\ufeff', '\uff1cscript\uff1e', '<a href=x>', '<base href=//evil>', '</body>',
     '<meta http-equiv=refresh content=0>']
 ANY = st.characters(exclude_categories=['Cs'], exclude_characters='\0\r\n')
-BREAKOUT = '\'"></textarea></title><img x=y>'     # gets out of whatever does not escape it; the rest tries odder ways
+BREAKOUT = '\'"><img x=y></textarea></title><img x=y>'    # gets out of whatever does not escape it
 HOSTILE = st.lists(st.sampled_from(PIECES) | st.text(ANY, max_size=4), min_size=1, max_size=4).map(
     lambda pieces: BREAKOUT + ''.join(pieces))
 NAMES_AT_ONCE = 25
@@ -489,7 +489,8 @@ def populate(ci, names):
     base, done = '/group/demo/-', f'/group/demo/-/jobs/{claim.job["id"]}'
     folders = [f'{done}/artifacts/browse/{quote(name.split("/")[0], safe="")}' for name in files]
     return token, ['/?per_page=100', '/-/runners', '/-/tokens', '/group/demo', '/far',
-                   f'{base}/pipelines/1', f'{base}/pipelines/{pipeline["id"]}', f'{base}/jobs/1', *(f'{base}/jobs/{card["id"]}' for card in ci.list_cards(pipeline)[:6]), done,
+                   f'{base}/pipelines/1', f'{base}/pipelines/{pipeline["id"]}', f'{base}/jobs/1',
+                   *(f'{base}/jobs/{card["id"]}' for card in ci.list_cards(pipeline)[:6]), done,
                    f'{done}/artifacts/browse', *folders[:1]]
 
 
