@@ -516,6 +516,8 @@ def test_log_is_followed_only_while_one_looks_at_its_end(browser, page, log):
 def test_raw_and_plain_text_are_one_click_away(browser, page, log):
     log.write('\x1b[31mred\x1b[0m <b>\n')
     log.finish()
+    browser.size(1280, 800)  # without the clock of `page`, which is a script, and those pages let none run
+    page = browser.page
     browser.open(JOB)
     page.get_by_role('link', name='Plain text').click()
     expect(page.locator('body')).to_have_text('red <b>')
