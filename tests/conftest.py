@@ -1,6 +1,7 @@
 """Fixtures: a coordinator with a clock that tests move, and clients for it; and what several test files use."""
 
 import http.client
+import importlib.util
 import io
 import json
 import os
@@ -22,7 +23,8 @@ from browser import Chromium
 
 import minici
 
-TOP = Path(__file__).parent.parent
+TOP = Path(__file__).resolve().parent.parent
+EXAMPLES = TOP / 'examples'
 SHA = '0123456789abcdef0123456789abcdef01234567'
 PLAIN = {'test': {'script': ['make test']}}
 TWO_STAGES = {
@@ -166,6 +168,31 @@ class Served:
 
     def connect(self):
         return http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+
+
+def load(name):
+    """Import an example, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def git(directory, *arguments):
+    return subprocess.run(['git', '-C', str(directory), '-c', 'user.name=Test', '-c', 'user.email=test@example.invalid',
+                           '-c', 'commit.gpgSign=false', *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def commit(directory, **files):
+    """Commit files to the repository in a directory, which is made if need be; return the commit's sha."""
+    if not directory.exists():
+        subprocess.run(['git', 'init', '--quiet', str(directory)], check=True)
+        git(directory, 'symbolic-ref', 'HEAD', 'refs/heads/main')
+    for name, text in files.items():
+        directory.joinpath(name.replace('__', '.')).write_text(text)
+    git(directory, 'add', '.')
+    git(directory, 'commit', '--quiet', '--message', 'Test')
+    return git(directory, 'rev-parse', 'HEAD').strip()
 
 
 class Origin:

@@ -11,12 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, SHA, Runner
+from conftest import EXAMPLES, PLAIN, SHA, TOP, Runner
 
 import minici
 
-ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = ROOT / 'examples'
 FILE = """
 stages: [build, test, deploy]
 compile:
@@ -77,7 +75,7 @@ def run_local(example, tmp_path, monkeypatch, capfd):
 
 def test_run_local_is_a_program(tree):
     done = subprocess.run([sys.executable, '-W', 'error', EXAMPLES / 'run_local.py', tree, 'compile'], text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, timeout=60)
+                          env={**os.environ, 'PYTHONPATH': str(TOP)}, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, '')
     assert 'pipeline 1: success' in done.stdout
 

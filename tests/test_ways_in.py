@@ -2,18 +2,15 @@
 
 import hashlib
 import hmac
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import urllib.parse
-from pathlib import Path
 
 import pytest
-from conftest import SHA
+from conftest import EXAMPLES, SHA, load
 
-EXAMPLES = Path(__file__).resolve().parents[1] / 'examples'
 ZEROS = '0' * 40
 CONTENT = json.dumps({'test': {'script': ['make test']}})
 P = '/api/v4/projects/1'
@@ -526,11 +523,8 @@ def test_push_prints_its_pipeline_which_the_example_runner_makes_green(ci, serve
     assert f'remote: minici: pipeline 1 {server.url}/group/demo/-/pipelines/1' in said
     pipeline = ci.find_pipeline(1)
     assert (pipeline['ref'], pipeline['sha']) == ('main', git(copy, 'rev-parse', 'HEAD'))
-    spec = importlib.util.spec_from_file_location('shell_runner', EXAMPLES / 'shell_runner.py')
-    shell_runner = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shell_runner)
-    runner = shell_runner.Runner(server.url, registration_token=ci.registration_token, interval=0.02, name='box',
-                                 builds_dir=tmp_path / 'builds', say=lambda text: None)
+    runner = load('shell_runner').Runner(server.url, registration_token=ci.registration_token, interval=0.02,
+                                         builds_dir=tmp_path / 'builds', say=lambda text: None)
     runner.register()
     while runner.run_once():
         pass

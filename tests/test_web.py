@@ -8,9 +8,8 @@ import sys
 import threading
 
 import pytest
-from conftest import SHA, Runner, archive
+from conftest import SHA, Runner, archive, commit, load
 from playwright.sync_api import expect
-from test_examples import commit, shell_runner
 
 import minici
 
@@ -172,8 +171,8 @@ def test_page_that_is_open_elsewhere_asks_to_sign_in_when_signed_out(browser, pa
 @pytest.fixture
 def shell(ci, server, tmp_path):
     """A function that starts the shell runner of the examples, which works until the test ends."""
-    runner = shell_runner.Runner(server.url, registration_token=ci.registration_token, interval=0.05,
-                                 builds_dir=tmp_path / 'builds', name='box', say=lambda text: None)
+    runner = load('shell_runner').Runner(server.url, registration_token=ci.registration_token, interval=0.05,
+                                         builds_dir=tmp_path / 'builds', name='box', say=lambda text: None)
     thread = threading.Thread(target=runner.run_forever)
 
     def start():
