@@ -96,6 +96,7 @@ class Runner:
             ('on_success', self.execute, *BASH, job['commands']),
             ('finally', self.execute, *BASH, '\n'.join(options.get('after_script', ()))),
             (artifacts.get('when', 'on_success'), self.upload, artifacts),
+            ('on_success', self.note, 'Job succeeded'),
             ('finally', self.send)]
         so_far = 'on_success'
         for when, step, *arguments in self.steps:
