@@ -7739,7 +7739,7 @@ const ESCAPE = /\x1b(?:\[([0-?]*)[ -\/]*([@-~])|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?
 const SECTION = /section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(\[[^\]]*\])?$/;
 const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 9: 's'}, ENDS = {22: 'bd', 23: 'i', 24: 'u', 29: 's'};
 const ERASE = /\x1b\[[0-2]?K/;
-const UNFINISHED = /\x1b(?:\[[0-?]*[ -\/]*)?$/;
+const UNFINISHED = /\x1b(?:\[[0-?]*)?[ -\/]*$/, CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f]/g;
 const MOST_SPANS = 2000;
 function colour(style, plane, codes) {
   const kind = codes.shift();
@@ -7757,14 +7757,19 @@ function restyle(style, codes) {
     else if (FLAGS[code]) style[FLAGS[code]] = true;
     else if (ENDS[code]) for (const key of ENDS[code]) delete style[key];
     else if (code === 38 || code === 48) colour(style, code === 38 ? 'f' : 'g', codes);
+    else if (code === 58) colour({}, 'f', codes);  // of the underline
     else if (code === 39 || code === 49) delete style[code === 39 ? 'f' : 'g'];
     else if (code >= 30 && code < 48) style[code < 40 ? 'f' : 'g'] = code % 10;
     else if (code >= 90 && code < 108) style[code < 100 ? 'f' : 'g'] = code % 10 + 8;
   }
 }
+function numbers(codes) {  // kinds of underlines are one; a colour with colons may name a space of colours
+  return codes.replace(/(^|;)4:([0-9])/g, (_, before, kind) => before + (+kind ? 4 : 24))
+    .replace(/(:2):[0-9]*(?=(:[0-9]*){3})/g, '$1').split(/[;:]/).map(Number);
+}
 function paint(text, style, target) {
   const put = piece => {
-    piece = piece.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, '');
+    piece = piece.replace(CONTROLS, '');
     if (!piece) return;
     const classes = Object.keys(style).filter(key => style[key] === true);
     const planes = ['f', 'g'].filter(plane => style[plane] !== undefined);
@@ -7781,7 +7786,7 @@ function paint(text, style, target) {
   for (const found of text.matchAll(ESCAPE)) {
     put(text.slice(at, found.index));
     at = found.index + found[0].length;
-    if (found[2] === 'm') restyle(style, found[1].split(/[;:]/).map(Number));
+    if (found[2] === 'm') restyle(style, numbers(found[1]));
   }
   put(text.slice(at));
 }
@@ -7815,7 +7820,7 @@ class Painter {
     };
     for (const piece of line.split('\r')) {  // each takes the place of the one before, as on a terminal
       const mark = SECTION.exec(piece), shown = mark ? piece.slice(0, mark.index) : piece;
-      if (shown.replace(ESCAPE, '') || ERASE.test(shown)) text.replaceChildren();
+      if (shown.replace(ESCAPE, '').replace(CONTROLS, '') || ERASE.test(shown)) text.replaceChildren();
       paint(shown, style, text);
       if (mark && !partial) {
         if (text.textContent) put();

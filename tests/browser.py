@@ -104,7 +104,8 @@ class Browser:
         return value
 
     def _note(self, message):
-        if message.type in ('error', 'warning', 'assert'):
+        own = message.text.startswith('Blocked script execution')  # what _settle asks of a raw log, which is sandboxed
+        if message.type in ('error', 'warning', 'assert') and not own:
             self._console.append(f'{message.type}: {message.text} ({message.location["url"]})')
 
     def _settle(self):
