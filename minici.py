@@ -7584,7 +7584,7 @@ label { font-size: 13px; color: var(--soft); } label input, label select, label 
     overflow-wrap: anywhere; }
 .project .title { flex: 1 1 160px; } .variable > :first-child { flex: 0 1 260px; overflow-wrap: anywhere; }
 .variable details, .tokens details { flex: 1; font-size: 14px; } .variable .meta { margin-left: auto; }
-.queued .meta { flex: 1; } .runs { font-size: 14px; } :is(.meta, .notice, .empty p) a { text-decoration: underline; }
+.queued .meta { flex: 1 1 140px; } .runs { font-size: 14px; } :is(.meta, .notice, .empty p) a { text-decoration: underline; }
 .meta a { color: inherit;
     text-decoration-color: var(--line); }
 .pipeline .status { flex: 0 0 112px; } .when { flex: 0 0 100px; display: grid; justify-items: end;
@@ -7667,6 +7667,7 @@ button.fold { border: 0; background: none; width: 24px; min-height: 20px; paddin
 @media (max-width: 760px) {
   main { padding: 16px 12px; } .bar { padding: 8px 12px; } .bar nav { order: 3; width: 100%; overflow-x: auto; }
   .columns { grid-template-columns: minmax(0, 1fr); } #trace { height: 65vh; }
+  .variable .meta { flex: 1 1 120px; margin: 0; } .variable button { margin-left: auto; }
   .tokens { grid-template-columns: 1fr; } .log { --numbers: 44px; }
   .line a { padding-right: 8px; }
   .board { flex-direction: column; align-items: stretch; } .board section { flex: none; }
