@@ -88,9 +88,9 @@ class Browser:
         messages, self._console = self._console, []
         return messages
 
-    def axe(self):
-        """Return the serious and critical faults that axe-core finds, each with the markup at fault."""
-        found = Axe().run(self.page).response['violations']
+    def axe(self, *rules):
+        """Return the serious and critical faults that axe-core finds, by all or these rules, with the markup at fault."""
+        found = Axe().run(self.page, options={'runOnly': list(rules)} if rules else None).response['violations']
         return [f'{fault["id"]}: {fault["help"]}: {node["html"]}'
                 for fault in found if fault['impact'] in ('serious', 'critical') for node in fault['nodes']]
 

@@ -194,20 +194,21 @@ def pages(ids):
             'error': f'{base}/-/jobs/99999'}
 
 
-def main(target):
+def main(target, widths=(1280, 390), schemes=('light', 'dark')):
     """Write the pictures into a folder."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory, example(Path(directory)) as (ci, ids), \
             minici.Server(ci) as server, Chromium() as chromium, chromium.browser(server.url) as browser:
         browser.open(f'/-/sign_in?code={ci.create_sign_in_code()}')
         browser.page.wait_for_url(f'{server.url}/')
-        for width in (1280, 390):
-            for dark in (False, True):
-                browser.size(width, 800, dark=dark)
+        for width in widths:
+            for scheme in schemes:
+                browser.size(width, 800, dark=scheme == 'dark')
                 for name, address in pages(ids).items():
                     browser.open(address)
-                    browser.page.wait_for_timeout(300)
-                    browser.screenshot(target / f'{name}-{width}-{"dark" if dark else "light"}.png')
+                    if browser.page.locator('#log').count():
+                        browser.page.locator('#trace .line').first.wait_for()
+                    browser.screenshot(target / f'{name}-{width}-{scheme}.png')
         for message in browser.console():
             print(message)
 
