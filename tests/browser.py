@@ -89,7 +89,7 @@ class Browser:
         return messages
 
     def axe(self, *rules):
-        """Return the serious and critical faults that axe-core finds, by all or these rules, with the markup at fault."""
+        """Return the serious and critical faults that axe-core finds, by all rules or these, each with its markup."""
         found = Axe().run(self.page, options={'runOnly': list(rules)} if rules else None).response['violations']
         return [f'{fault["id"]}: {fault["help"]}: {node["html"]}'
                 for fault in found if fault['impact'] in ('serious', 'critical') for node in fault['nodes']]

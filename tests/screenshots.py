@@ -1,4 +1,7 @@
-"""Take pictures of every page, in light and dark, on a desk and on a phone: `python tests/screenshots.py FOLDER`."""
+"""Take pictures of every page, in light and dark, on a desk and on a phone: `python tests/screenshots.py FOLDER`.
+
+`390 dark` after the folder takes those of one width and scheme alone.
+"""
 
 import contextlib
 import subprocess
@@ -201,7 +204,7 @@ def main(target, widths=(1280, 390), schemes=('light', 'dark')):
             minici.Server(ci) as server, Chromium() as chromium, chromium.browser(server.url) as browser:
         browser.open(f'/-/sign_in?code={ci.create_sign_in_code()}')
         browser.page.wait_for_url(f'{server.url}/')
-        for width in widths:
+        for width in map(int, widths):
             for scheme in schemes:
                 browser.size(width, 800, dark=scheme == 'dark')
                 for name, address in pages(ids).items():
@@ -214,4 +217,4 @@ def main(target, widths=(1280, 390), schemes=('light', 'dark')):
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *([choice] for choice in sys.argv[2:]))

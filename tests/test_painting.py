@@ -18,7 +18,7 @@ MARKUP = [
     'L1', '#L1', '__proto__', 'constructor', '% import os', '<meta http-equiv=refresh content="0;url=//host.test">']
 WORDS = st.sampled_from(MARKUP) | st.text(st.characters(exclude_categories=()), max_size=6)
 NUMBERS = st.integers(0, 9).map(str) | st.integers(0, 300).map(str) | st.sampled_from(
-    ['', '38', '48', '38;5', '38:2:', '48;2', '999999999999999999999999', '-1', '1e3', '0' * 300])
+    ['', '38', '48', '98', '38;5', '38:2:', '48;2', '999999999999999999999999', '-1', '1e3', '0' * 300])
 NAMES = st.sampled_from(['build', 'step_script', '__proto__', 'constructor', 'toString', '.', '<b>', 'a b', 'x' * 200])
 TIMES = st.sampled_from(['0', '1700000000', '1700000100', '9' * 40, '-5', ''])
 OPTIONS = st.sampled_from(['', '', '[collapsed=true]', '[collapsed=true', '[<b onclick=canary()>]', '[]', '[a][b]'])
@@ -191,12 +191,13 @@ STYLES = {
 
 
 def test_codes_of_a_terminal_become_classes_and_colours(canary):
-    assert STYLES == canary.evaluate(r"""all => Object.fromEntries(all.map(codes => {
+    painted = canary.evaluate(r"""all => Object.fromEntries(all.map(codes => {
         const root = document.createElement('div');
         new minici.Painter(root, 1).feed(`\x1b[${codes}mtext\n`);
         const span = root.querySelector('.text span');
         return [codes, span ? `${span.className} ${span.getAttribute('style') || ''}`.trim() : ''];
     }))""", list(STYLES))
+    assert painted == STYLES
 
 
 def test_endless_lines_and_styles_stay_quick(canary):
@@ -214,7 +215,7 @@ NAMED = st.lists(st.builds(str.__add__, WORDS, WORDS).map(
     min_size=4, max_size=12, unique=True)
 COUNT = """() => [document.querySelectorAll('*').length,
     Array.from(document.querySelectorAll('.name'), name => name.textContent),
-    Array.from(document.querySelectorAll('*'), e => [...e.attributes].filter(a => /^on/.test(a.name)).length).some(Boolean)]"""
+    Array.from(document.querySelectorAll('*')).some(e => Array.from(e.attributes).some(a => a.name.startsWith('on')))]"""
 
 
 def make_pipeline(ci, project, names, plain=False):
@@ -252,6 +253,6 @@ def test_hostile_names_are_text_on_every_page(browser, ci, token, project, serve
     ci.set_variable(project, 'HOSTILE', MARKUP[2])
     for path in ('/', '/-/runners', '/group/demo', f'/?ref={MARKUP[0]}', f'/-/projects?search={MARKUP[2]}'):
         browser.open(path)
-        assert page.evaluate("[...document.scripts].length + document.querySelectorAll('img, iframe, base').length") == 1
+        assert page.locator('script, img, iframe, base').count() == 1  # our own script
     assert runner.row
     assert {url for url in asked if not url.startswith(server.url)} == set()

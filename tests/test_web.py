@@ -281,8 +281,8 @@ def test_single_file_of_an_archive_is_browsed_to_and_downloaded(browser, page, c
 # -- the log
 
 def test_lines_arrive_while_they_are_written_with_styles_kept_across_pieces(browser, page, log):
-    pieces = ['plain \x1b[31mred', ' still\nred on ', 'the next \x1b[1;4', '8;2;10;20;30mstyled\x1b[', '0m gr\xfc'.encode()[:-1],
-              '\xfc\xdfe\n'.encode()[1:], '\x1b[38;5;208morange\x1b[39m none\n']
+    pieces = ['plain \x1b[31mred', ' still\nred on ', 'the next \x1b[1;4', '8;2;10;20;30mstyled\x1b[',
+              '0m gr\xfc'.encode()[:-1], '\xfc\xdfe\n'.encode()[1:], '\x1b[38;5;208morange\x1b[39m none\n']
     log.write(pieces[0])
     browser.open(JOB)
     stayed = stays(page)
@@ -306,8 +306,8 @@ def test_progress_overwrites_its_line(browser, page, log):
     log.write('loading  10%\rloading  60%')
     browser.open(JOB)
     expect(lines(page)).to_have_text(['loading  60%'])
-    for piece, shown in (('\rloading 1', ['loading 1']), ('00%\r\n', ['loading 100%']), ('next\r', ['loading 100%', 'next']),
-                         ('\x1b[K\rlast\n', ['loading 100%', 'last'])):
+    for piece, shown in (('\rloading 1', ['loading 1']), ('00%\r\n', ['loading 100%']),
+                         ('next\r', ['loading 100%', 'next']), ('\x1b[K\rlast\n', ['loading 100%', 'last'])):
         log.write(piece)
         later(page, 1.1)
         expect(lines(page)).to_have_text(shown)
@@ -391,7 +391,7 @@ def test_address_of_a_line_leads_there_on_the_page_that_is_open(browser, page, l
 
 
 def test_search_counts_steps_wraps_around_and_highlights(browser, page, log):
-    log.write(''.join(f'line {number}{" NEEDLE here" if number in (3, 150, 290) else ""}\n' for number in range(1, 301)))
+    log.write(''.join(f'line {number}{" NEEDLE here" * (number in (3, 150, 290))}\n' for number in range(1, 301)))
     log.finish()
     browser.open(JOB)
     field, output = page.get_by_label('Search the log'), page.locator('#find output')
@@ -534,7 +534,7 @@ def test_long_log_shows_its_end_first_and_what_is_before_on_demand(browser, page
     for first in (1602, 1403):
         page.get_by_role('button', name='Show what is before this').click()
         expect(page.locator(f'#L{first}')).to_have_text(re.compile('this is line'))
-        browser.wait(lambda: not in_view(page, first))  # what one has read stays where it is
+        browser.wait(lambda first=first: not in_view(page, first))  # what one has read stays where it is
     assert shown_lines(page) == list(range(shown_lines(page)[0], 2001))
     texts = lines(page).all_text_contents()
     assert texts == [f'this is line {number:6}' for number in shown_lines(page)]
