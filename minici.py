@@ -1770,7 +1770,7 @@ class Coordinator:
         return self.create_private_token(description='Signed in by link', lifetime=SIGNED_IN_FOR)
 
     def sign_out(self, token: str) -> None:
-        """Make a private token void that `sign_in` gave; any other goes on working."""
+        """Make a private token void if it expires by itself, as those of `sign_in` do; others go on working."""
         with self.db.write() as c:
             c.execute('DELETE FROM private_token WHERE token_hash = :hash AND expires_at IS NOT NULL',
                       dict(hash=token_hash(token)))
@@ -7584,7 +7584,8 @@ label { font-size: 13px; color: var(--soft); } label input, label select, label 
     overflow-wrap: anywhere; }
 .project .title { flex: 1 1 160px; } .variable > :first-child { flex: 0 1 260px; overflow-wrap: anywhere; }
 .variable details, .tokens details { flex: 1; font-size: 14px; } .variable .meta { margin-left: auto; }
-.queued .meta { flex: 1 1 140px; } .runs { font-size: 14px; } :is(.meta, .notice, .empty p) a { text-decoration: underline; }
+.queued .meta { flex: 1 1 140px; } .runs { font-size: 14px; }
+:is(.meta, .notice, .empty p, .narrow > p:not(.crumbs)) a { text-decoration: underline; }
 .meta a { color: inherit;
     text-decoration-color: var(--line); }
 .pipeline .status { flex: 0 0 112px; } .when { flex: 0 0 100px; display: grid; justify-items: end;
@@ -7651,7 +7652,8 @@ button.fold { border: 0; background: none; width: 24px; min-height: 20px; paddin
 .fold::before { content: "\25be"; } .folded > .header .fold::before { content: "\25b8"; }
 .section .took { margin: 0 14px;
     color: #8b949e; }
-.b { font-weight: 700; } .d { opacity: .75; } .i { font-style: italic; } .u { text-decoration: underline; }
+.b { font-weight: 700; } .d { opacity: .75; } .i { font-style: italic; }
+.r { background: #d7dee6; color: #0d1117; } .u { text-decoration: underline; }
 .s { text-decoration: line-through; }
 .f0 { color: #8b949e; } .f1 { color: #ff7b72; } .f2 { color: #56d364; } .f3 { color: #e3b341; }
 .f4 { color: #79b8ff; } .f5 { color: #d2a8ff; } .f6 { color: #56d4dd; } .f7 { color: #d7dee6; }
@@ -7738,7 +7740,7 @@ async function keep(action, pause) {
 // A log: what a terminal would show, as elements; no text of it is ever taken for markup.
 const ESCAPE = /\x1b(?:\[([0-?]*)[ -\/]*([@-~])|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -\/]*[0-~])/g;
 const SECTION = /section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(\[[^\]]*\])?$/;
-const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 9: 's'}, ENDS = {22: 'bd', 23: 'i', 24: 'u', 29: 's'};
+const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 7: 'r', 9: 's'}, ENDS = {22: 'bd', 23: 'i', 24: 'u', 27: 'r', 29: 's'};
 const ERASE = /\x1b\[[0-2]?K/;
 const UNFINISHED = /\x1b(?:\[[0-?]*)?[ -\/]*$/, CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f]/g;
 const MOST_SPANS = 2000;
@@ -7761,7 +7763,7 @@ function restyle(style, codes) {
     else if (code === 58) colour({}, 'f', codes);  // of the underline
     else if (code === 39 || code === 49) delete style[code === 39 ? 'f' : 'g'];
     else if (code >= 30 && code < 48) style[code < 40 ? 'f' : 'g'] = code % 10;
-    else if (code >= 90 && code < 108) style[code < 100 ? 'f' : 'g'] = code % 10 + 8;
+    else if (code >= 90 && code < 108 && code % 10 < 8) style[code < 100 ? 'f' : 'g'] = code % 10 + 8;
   }
 }
 function numbers(codes) {  // kinds of underlines are one; a colour with colons may name a space of colours
@@ -7772,13 +7774,14 @@ function paint(text, style, target) {
   const put = piece => {
     piece = piece.replace(CONTROLS, '');
     if (!piece) return;
-    const classes = Object.keys(style).filter(key => style[key] === true);
-    const planes = ['f', 'g'].filter(plane => style[plane] !== undefined);
+    const [front, back] = style.r ? ['g', 'f'] : ['f', 'g'], shown = {f: style[front], g: style[back]};
+    const planes = ['f', 'g'].filter(plane => shown[plane] !== undefined);
+    const classes = Object.keys(style).filter(key => style[key] === true && (key !== 'r' || !planes.length));
     if (!classes.length && !planes.length || target.childNodes.length > MOST_SPANS) return target.append(piece);
     const span = make('span', '', piece);
     for (const plane of planes) {
-      if (Array.isArray(style[plane])) span.style[plane === 'f' ? 'color' : 'backgroundColor'] = `rgb(${style[plane]})`;
-      else classes.push(plane + style[plane]);
+      if (Array.isArray(shown[plane])) span.style[plane === 'f' ? 'color' : 'backgroundColor'] = `rgb(${shown[plane]})`;
+      else classes.push(plane + shown[plane]);
     }
     span.className = classes.join(' ');
     target.append(span);
@@ -8071,16 +8074,11 @@ def asset(content: str, content_type: str) -> bottle.HTTPResponse:
         'Content-Security-Policy': "default-src 'none'"})
 
 
-@web('GET', '/-/minici.css', auth=public)
-def show_style(call: Call) -> bottle.HTTPResponse:
-    """Send the style of the pages."""
-    return asset(STYLE, 'text/css; charset=utf-8')
-
-
-@web('GET', '/-/minici.js', auth=public)
-def show_script(call: Call) -> bottle.HTTPResponse:
-    """Send the script of the pages."""
-    return asset(SCRIPT, 'text/javascript; charset=utf-8')
+@web('GET', '/-/minici.css', '/-/minici.js', auth=public)
+def show_asset(call: Call) -> bottle.HTTPResponse:
+    """Send the style or the script of the pages."""
+    style = call.route.path.endswith('.css')
+    return asset(STYLE, 'text/css; charset=utf-8') if style else asset(SCRIPT, 'text/javascript; charset=utf-8')
 
 
 @web('GET', '/-/favicon/<status>.svg', '/favicon.ico', auth=public)

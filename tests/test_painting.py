@@ -93,7 +93,7 @@ def model(trace):
 PAINT = r"""([traces, steps]) => {
     const ALLOWED = {
         DIV: /^(section|section folded|header|lines|line)$/, A: /^$/, BUTTON: /^fold$/,
-        SPAN: /^(text|took|([bdius]|[fg]([0-9]|1[0-5]))?( ([bdius]|[fg]([0-9]|1[0-5])))*)$/};
+        SPAN: /^(text|took|([bdiurs]|[fg]([0-9]|1[0-5]))?( ([bdiurs]|[fg]([0-9]|1[0-5])))*)$/};
     const ATTRIBUTES = {
         class: /^/, 'aria-label': /^Section [A-Za-z0-9_.-]+$/, 'aria-expanded': /^(true|false)$/, id: /^L[0-9]+$/,
         href: /^#L[0-9]+$/, tabindex: /^-1$/,
@@ -187,6 +187,7 @@ STYLES = {
     '48;2;1;2;3': 'background-color: rgb(1, 2, 3);', '38:2:1:2:3': 'color: rgb(1, 2, 3);',
     '38:2::1:2:3': 'color: rgb(1, 2, 3);', '38;2;300;2;3;1': 'b color: rgb(255, 2, 3);', '58;5;31': '', '4:3': 'u',
     '4;4:0': '',
+    '7': 'r', '7;31': 'g1', '7;31;42': 'f2 g1', '7;38;2;1;2;3': 'background-color: rgb(1, 2, 3);', '7;27;31': 'f1',
 }
 
 
@@ -215,7 +216,8 @@ NAMED = st.lists(st.builds(str.__add__, WORDS, WORDS).map(
     min_size=4, max_size=12, unique=True)
 COUNT = """() => [document.querySelectorAll('*').length,
     Array.from(document.querySelectorAll('.name'), name => name.textContent),
-    Array.from(document.querySelectorAll('*')).some(e => Array.from(e.attributes).some(a => a.name.startsWith('on')))]"""
+    Array.from(document.querySelectorAll('*')).some(
+        node => Array.from(node.attributes).some(({name}) => name.startsWith('on')))]"""
 
 
 def make_pipeline(ci, project, names, plain=False):
