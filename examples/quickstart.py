@@ -303,7 +303,7 @@ def run(options, screen, work):
         screen.fact('artifacts', work / 'artifacts')
     if options.keep:
         command = f'python -m minici --db {work / "ci.sqlite"}'
-        screen.fact('serve it', command)
+        screen.fact('serve it', f'{command}   (and open the link that it prints)')
         screen.fact('API', f'http://127.0.0.1:8080/api/v4/projects/{project["id"]}/jobs')
         screen.fact('token', f'{command} token')
     else:
