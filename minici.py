@@ -6821,9 +6821,9 @@ PIPELINE_PAGE = bottle.SimpleTemplate(r"""
 {{commit['title'] or pipeline['name'] or f'Pipeline #{pipeline["id"]}'}}</h1>
 <p class="meta"><span class="ref">{{pipeline['ref']}}</span> · <code>{{pipeline['sha'][:8]}}</code>
 {{f'· {commit["author"]} ' if commit['author'] else ''}}· {{!moment(pipeline['created_at'])}}
-{{!span(pipeline, now)}}
-· {{sum(len(jobs) for _, jobs in stages)}} jobs · by
-{{pipeline['source']}}{{f', {pipeline["username"]}' if pipeline['username'] else ''}}</p>
+{{!'· ' if pipeline['started_at'] else ''}}{{!span(pipeline, now)}}
+· {{sum(len(jobs) for _, jobs in stages)}} jobs ·
+{{pipeline['source']}}{{f' by {pipeline["username"]}' if pipeline['username'] else ''}}</p>
 </div>
 % if owner:
 <p class="actions">
@@ -7280,6 +7280,9 @@ value="{{given['search']}}"></label>
 % for row in projects:
 <li class="project"><a class="title" href="{{root}}/{{row['path']}}">{{row['path']}}</a>
 <span class="meta">{{row['default_branch']}}</span>
+% if not newest[row['id']]:
+<span class="status"></span><span class="hint">nothing yet</span>
+% end
 % for pipeline in newest[row['id']]:
 %     status = pipeline['status']
 <a class="status {{status}}"
@@ -7526,8 +7529,7 @@ STYLE = r"""
   --ground: light-dark(#fff, #0d1117); --raised: light-dark(#f6f8fa, #151b23); --line: light-dark(#d1d9e0, #3d444d);
   --link: light-dark(#0a58ca, #6cb0ff); --focus: light-dark(#0a58ca, #6cb0ff);
   --green: light-dark(#1a7f37, #2ea043); --red: light-dark(#c9252d, #e5534b); --blue: light-dark(#0a66c2, #2f81f7);
-  --amber: light-dark(#9a6700, #bb8009); --grey: light-dark(#6e7781, #656d76); --violet: light-dark(#7a4bc9,
-    #8957e5);
+  --amber: light-dark(#9a6700, #bb8009); --grey: light-dark(#6e7781, #656d76); --violet: light-dark(#7a4bc9, #8957e5);
   --log: #0d1117; --log-ink: #d7dee6; }
 * { box-sizing: border-box; } [hidden] { display: none !important; }
 body { margin: 0; color: var(--ink); background: var(--ground); font: 15px/1.5 system-ui, sans-serif; }
@@ -7547,67 +7549,65 @@ p, ul, ol, dl, dd { margin: 0; padding: 0; } ul, ol { list-style: none; }
   background: var(--raised); border-bottom: 1px solid var(--line); }
 .brand { font-weight: 700; font-size: 17px; color: var(--ink); } .brand:hover { text-decoration: none; }
 .bar nav { display: flex; gap: 4px; } .bar nav a { padding: 4px 10px; border-radius: 6px; color: var(--ink); }
-.bar nav a[aria-current] { background: light-dark(#e3e8ee, #2a313c); font-weight: 600; } .who { margin-left: auto;
-    color: var(--soft); }
+.bar nav a[aria-current] { background: light-dark(#e3e8ee, #2a313c); font-weight: 600; }
+.who { margin-left: auto; color: var(--soft); }
 main { max-width: 1280px; margin: 0 auto; padding: 24px; } .narrow { max-width: 640px; }
 .head { display: flex; flex-wrap: wrap; gap: 12px 24px; justify-content: space-between; align-items: flex-start;
-    margin-bottom: 18px; }
+  margin-bottom: 18px; }
 .crumbs, .meta, .hint, .when, .needs { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
 .crumbs { margin-bottom: 4px; }
 .actions, .inline, .filters { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
 button, .button, input, select, textarea { font: inherit; color: inherit; border: 1px solid var(--line);
-    border-radius: 6px;
-  background: var(--ground); padding: 5px 12px; min-height: 34px; }
+  border-radius: 6px; background: var(--ground); padding: 5px 12px; min-height: 34px; line-height: 22px; }
+select { padding-inline: 8px; }
 button, .button { cursor: pointer; background: var(--raised); display: inline-block; font-weight: 500; }
 button:hover, .button:hover { border-color: var(--soft); text-decoration: none; }
 .primary { background: var(--link); border-color: transparent; color: light-dark(#fff, #06182d); }
 .danger { color: light-dark(#b3202a, #ff8a82); }
-button.plain { border: 0; background: none; color: var(--link); padding: 0 4px; min-height: 24px;
-    font-weight: 400; }
-.small { padding: 1px 9px; min-height: 26px; font-size: 13px; }
-label { font-size: 13px; color: var(--soft); } label input, label select, label textarea { color: var(--ink);
-    font-size: 15px; }
+button.plain { border: 0; background: none; color: var(--link); padding: 0 4px; min-height: 24px; font-weight: 400; }
+.small { padding: 1px 9px; min-height: 26px; font-size: 13px; } label { font-size: 13px; color: var(--soft); }
+label input, label select, label textarea { color: var(--ink); font-size: 15px; }
 .stack { display: grid; gap: 14px; } .stack > label, .stack details label { display: grid; gap: 4px; }
 .stack > button { justify-self: start; } .check { display: flex; gap: 6px; align-items: center; min-height: 34px; }
-.check input, .tools input[type=checkbox] { min-height: 0; } details details { margin: 0; }
+.check input, .tools input[type=checkbox] { min-height: 0; }
 .filters { margin-bottom: 16px; } .inline label:not(.check), .filters label { display: grid; gap: 2px; }
 .notice, .problem, .empty { padding: 10px 14px; border-radius: 8px; margin: 10px 0; border: 1px solid var(--line);
-    background: var(--raised); }
+  background: var(--raised); }
 .problem, .notice.failed { border-color: var(--red); } .empty { color: var(--soft); padding: 20px; }
-.empty h2 { margin: 0 0 8px; color: var(--ink); }
-.empty pre, .empty p { margin: 8px 0; }
+.empty h2 { margin: 0 0 8px; color: var(--ink); } .empty pre, .empty p { margin: 8px 0; }
 .rows { border: 1px solid var(--line); border-radius: 10px; } .rows:empty { display: none; }
 .rows > li { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: center; padding: 10px 14px;
-    border-top: 1px solid var(--line); }
+  border-top: 1px solid var(--line); }
 .rows > li:first-child { border-top: 0; }
-.rows .what { flex: 1 1 300px; min-width: 0; } .title { font-weight: 600; color: var(--ink);
-    overflow-wrap: anywhere; }
+.rows .what { flex: 1 1 300px; min-width: 0; }
+.title { font-weight: 600; color: var(--ink); overflow-wrap: anywhere; }
 .project .title { flex: 1 1 160px; } .variable > :first-child { flex: 0 1 260px; overflow-wrap: anywhere; }
 .variable details, .tokens details { flex: 1; font-size: 14px; } .variable .meta { margin-left: auto; }
-.queued .meta { flex: 1 1 140px; } .runs { font-size: 14px; }
+.queued .meta { flex: 1 1 140px; }
+:is(.queued, .project) > .hint { flex: 0 0 88px; text-align: right; } .project .status { flex: 0 0 112px; }
+.project > .meta { flex: 0 1 140px; } .rows.files .hint { margin-left: auto; } .runs { font-size: 14px; }
 :is(.meta, .notice, .empty p, .narrow > p:not(.crumbs)) a { text-decoration: underline; }
-.meta a { color: inherit;
-    text-decoration-color: var(--line); }
+.meta a { color: inherit; text-decoration-color: var(--line); }
 .pipeline .status { flex: 0 0 112px; } .when { flex: 0 0 100px; display: grid; justify-items: end;
-    white-space: nowrap; }
+  white-space: nowrap; }
 .stages { display: flex; flex-wrap: wrap; gap: 3px; flex: 0 1 170px; font-size: 19px; line-height: 0; }
 .status { display: inline-flex; gap: 6px; align-items: center; font-weight: 600; font-size: 14px;
-    white-space: nowrap; color: var(--ink); }
+  white-space: nowrap; color: var(--ink); }
 h1:has(.status) { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center; } h1 .status { font-size: 17px; }
 .mark { width: 1.15em; height: 1.15em; flex: none; vertical-align: -.2em; --c: var(--grey); }
 .mark circle { fill: var(--c); }
 .mark path { fill: none; stroke: #fff; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round; }
 .mark.success { --c: var(--green); } .mark.failed { --c: var(--red); } .mark.running { --c: var(--blue); }
-.mark:is(.pending, .warning, .waiting_for_resource, .preparing) { --c: var(--amber); } .mark:is(.manual,
-    .scheduled) { --c: var(--violet); }
+.mark:is(.pending, .warning, .waiting_for_resource, .preparing) { --c: var(--amber); }
+.mark:is(.manual, .scheduled) { --c: var(--violet); }
 .online { color: light-dark(#1a7f37, #56d364); } .paused { color: light-dark(#9a6700, #e3b341); }
-.offline, .never_contacted { color: var(--soft); } .runner .status { flex: 0 0 124px; }
+.offline, .never_contacted { color: var(--soft); } .runner .status { flex: 0 0 132px; }
 .tag, .ref { font-size: 12.5px; padding: 1px 7px; border-radius: 9px; background: light-dark(#e8edf3, #262c36);
-    color: var(--ink) !important; }
+  color: var(--ink) !important; }
 .pages { display: flex; gap: 8px; margin-top: 14px; }
 .board { display: flex; gap: 14px; overflow-x: auto; padding: 2px 2px 12px; align-items: flex-start; }
 .board section { flex: 0 0 250px; background: var(--raised); border: 1px solid var(--line); border-radius: 10px;
-    padding: 10px; }
+  padding: 10px; }
 .board h2 { margin: 0 0 8px; font-size: 14px; overflow-wrap: anywhere; } .board ul { display: grid; gap: 6px; }
 .job { display: flex; flex-wrap: wrap; gap: 2px 8px; align-items: center; padding: 6px 8px; border-radius: 7px;
   background: var(--ground); border: 1px solid var(--line); content-visibility: auto;
@@ -7615,43 +7615,43 @@ h1:has(.status) { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: cent
 .job a { color: var(--ink); display: flex; gap: 7px; flex: 1 1 120px; min-width: 0; align-items: center; }
 .job .name { overflow-wrap: anywhere; }
 .job p { flex: 0 0 100%; } .icon { width: 26px; min-height: 26px; padding: 0; font-size: 13px; line-height: 1; }
-.why, .needs { font-size: 12.5px; color: var(--soft); overflow-wrap: anywhere; } .span { color: var(--soft);
-    font-size: 13px; font-variant-numeric: tabular-nums; }
+.why, .needs { font-size: 12.5px; color: var(--soft); overflow-wrap: anywhere; }
+.span { color: var(--soft); font-size: 13px; font-variant-numeric: tabular-nums; }
 .columns { display: grid; grid-template-columns: minmax(0, 1fr) 290px; gap: 24px; align-items: start; }
 dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 5px 14px; font-size: 14px; }
 dt { color: var(--soft); } dd { overflow-wrap: anywhere; }
 aside h2 { margin: 20px 0 8px; } aside details { margin-top: 18px; } summary { cursor: pointer; }
 aside summary { font-weight: 600; margin-bottom: 8px; }
-.plain li { margin-bottom: 6px; } .copy { display: flex; gap: 8px; align-items: start; } .copy pre { flex: 1;
-    min-width: 0; } .tokens { margin-top: 8px; }
-.log { --numbers: 60px; background: var(--log); color: var(--log-ink); color-scheme: dark; border-radius: 10px;
-    border: 1px solid var(--line); font-size: 13px; min-width: 0; }
+.plain li { margin-bottom: 6px; } .copy { display: flex; gap: 8px; align-items: start; }
+.copy pre { flex: 1; min-width: 0; } .tokens { margin-top: 8px; }
+.log { --numbers: 72px; background: var(--log); color: var(--log-ink); color-scheme: dark; border-radius: 10px;
+  border: 1px solid var(--line); font-size: 13px; min-width: 0; }
 .tools { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; padding: 8px 12px;
-    border-bottom: 1px solid #30363d; font-family: system-ui, sans-serif; }
+  border-bottom: 1px solid #30363d; font-family: system-ui, sans-serif; }
 .tools form, .tools span { display: flex; gap: 5px; align-items: center; }
 .tools input[type=search] { width: 170px; background: #010409; border-color: #3d444d; font-size: 13px; }
-.tools button, .tools input { padding: 1px 9px; min-height: 28px; } .tools button { background: #21262d;
-    border-color: #3d444d; } .tools output { color: #9198a1; white-space: nowrap; }
+.tools button, .tools input { padding: 1px 9px; min-height: 28px; }
+.tools button { background: #21262d; border-color: #3d444d; } .tools output { color: #9198a1; white-space: nowrap; }
 .tools a { color: #79b8ff; } .tools label { color: #c3ccd5; display: flex; gap: 5px; align-items: center; }
-.files { margin-left: auto; }
+.tools .files { margin-left: auto; gap: 14px; }
 #trace { height: max(320px, calc(100vh - 300px)); overflow: auto; padding: 8px 0; line-height: 1.5;
-    overflow-anchor: auto; }
+  overflow-anchor: auto; }
 #trace > button { display: block; margin: 6px 12px; background: #21262d; border-color: #3d444d; }
 #trace .note { color: #9198a1; padding: 6px 14px; }
-.line { display: flex; content-visibility: auto; contain-intrinsic-size: auto 1.5em; } .line:hover,
-    .line.hit { background: #161d27; }
+.line { display: flex; content-visibility: auto; contain-intrinsic-size: auto 1.5em; }
+.line:hover, .line.hit { background: #161d27; }
 .line a { flex: 0 0 var(--numbers); text-align: right; padding-right: 14px; color: #8b949e; user-select: none; }
 .line.current { background: #3b2f0b; }
 .text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .nowrap .text { white-space: pre; overflow-wrap: normal; }
 .nowrap .line { content-visibility: visible; width: max-content; min-width: 100%; }
 .header { display: flex; align-items: start; } .header .text { cursor: pointer; } .folded > .lines { display: none; }
-.header .line { flex: 1; min-width: 0; } .header .line a { flex-basis: calc(var(--numbers) - 24px); }
-button.fold { border: 0; background: none; width: 24px; min-height: 20px; padding: 0 0 0 8px; color: #8b949e;
-    line-height: 1.5; }
+.header { position: relative; } .header .line { flex: 1; min-width: 0; }
+.header > .text { padding-left: var(--numbers); }
+button.fold { position: absolute; left: 0; z-index: 1; border: 0; background: none; width: 24px; min-height: 20px;
+  padding: 0 0 0 8px; color: #8b949e; line-height: 1.5; }
 .fold::before { content: "\25be"; } .folded > .header .fold::before { content: "\25b8"; }
-.section .took { margin: 0 14px;
-    color: #8b949e; }
+.section .took { margin: 0 14px; color: #8b949e; }
 .b { font-weight: 700; } .d { opacity: .75; } .i { font-style: italic; }
 .r { background: #d7dee6; color: #0d1117; } .u { text-decoration: underline; }
 .s { text-decoration: line-through; }
@@ -7659,8 +7659,8 @@ button.fold { border: 0; background: none; width: 24px; min-height: 20px; paddin
 .f4 { color: #79b8ff; } .f5 { color: #d2a8ff; } .f6 { color: #56d4dd; } .f7 { color: #d7dee6; }
 .f8 { color: #9aa4ae; } .f9 { color: #ffa198; } .f10 { color: #7ee787; } .f11 { color: #f2cc60; }
 .f12 { color: #a5d6ff; } .f13 { color: #e2c5ff; } .f14 { color: #76e3ea; } .f15 { color: #fff; }
-.g0 { background: #30363d; } .g1 { background: #7a1f1b; } .g2 { background: #14532d; } .g3 { background: #5c4700;
-    } .g4 { background: #0c3f7d; } .g5 { background: #50307f; } .g6 { background: #0d4f56; }
+.g0 { background: #30363d; } .g1 { background: #7a1f1b; } .g2 { background: #14532d; } .g3 { background: #5c4700; }
+.g4 { background: #0c3f7d; } .g5 { background: #50307f; } .g6 { background: #0d4f56; }
   .g7 { background: #57606a; }
 .g8 { background: #484f58; } .g9 { background: #a12d27; } .g10 { background: #1d6e3a; }
 .g11 { background: #755b00; } .g12 { background: #1257a8; } .g13 { background: #6b40ab; }
@@ -7670,14 +7670,17 @@ button.fold { border: 0; background: none; width: 24px; min-height: 20px; paddin
   main { padding: 16px 12px; } .bar { padding: 8px 12px; } .bar nav { order: 3; width: 100%; overflow-x: auto; }
   .columns { grid-template-columns: minmax(0, 1fr); } #trace { height: 65vh; }
   .variable .meta { flex: 1 1 120px; margin: 0; } .variable button { margin-left: auto; }
-  .tokens { grid-template-columns: 1fr; } .log { --numbers: 44px; }
+  .tokens { grid-template-columns: 1fr; } .log { --numbers: 52px; } button.fold { padding-left: 4px; }
   .line a { padding-right: 8px; }
   .board { flex-direction: column; align-items: stretch; } .board section { flex: none; }
   .stages { flex: 1; } .rows > li { gap: 6px 10px; } .when { flex-basis: 84px; }
   .pipeline .status { flex-basis: 92px; } .pipeline .what { order: -1; flex-basis: 100%; }
-  .inline label, .inline label input, .inline label select { width: 100%; } .inline .check,
-    .inline .check input { width: auto; }
-  .files { margin-left: 0; } .tools input[type=search] { width: 130px; }
+  .inline label, .inline label input, .inline label select { width: 100%; }
+  .inline .check, .inline .check input { width: auto; }
+  .tools .files { margin-left: 0; } :is(.queued, .project) > .hint { flex-basis: auto; margin-left: auto; }
+  .project > .meta, .project .status { flex-basis: auto; }
+  .queued .why, .queued a { flex: 1 0 60%; } .runs { flex: 1 1 100%; } .board { padding: 0 0 12px; }
+  .tools input[type=search] { width: 130px; }
 }
 @media (prefers-reduced-motion: no-preference) { .mark.running { animation: pulse 2s infinite; }
 @keyframes pulse { 50% { opacity: .55; } } }

@@ -26,8 +26,7 @@ def test_a_page_talks_to_the_server(browser, show, client):
     assert '/api/v4/version' in message
 
 
-@pytest.mark.parametrize('width', [1280, 390])
-@pytest.mark.parametrize('dark', [False, True])
+@pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
 def test_a_window_has_the_size_and_the_scheme_asked_for(browser, show, tmp_path, width, dark):
     browser.size(width, 844, dark=dark)
     page = show('<p>text')

@@ -423,7 +423,7 @@ def test_pipeline_shows_its_jobs_by_stage_with_status_and_duration(ci, browser, 
         'compile: passed', 'lint: warning', 'check: pending', 'ship: created']
     assert cards['compile'].one('span', class_='span').text == '1:01'
     assert cards['ship'].one('p', class_='why').text == 'it waits for check'
-    assert 'by api' in page.one('div', class_='head').text
+    assert '· 4 jobs · api' in page.one('div', class_='head').text
     assert '4 jobs' in page.one('div', class_='head').text
 
 

@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 import minici
 
 JOB, PIPELINE = '/group/demo/-/jobs/1', '/group/demo/-/pipelines/1'
+FOUND = 'Array.from(CSS.highlights.get("found") || [], range => String(range))'
 MANUAL = {'deploy': {'script': ['make deploy'], 'when': 'manual', 'manual_confirmation': 'Deploy "it" <now>?'}}
 
 
@@ -350,6 +351,18 @@ def test_sections_fold_by_click_and_key_and_tell_how_long_they_took(browser, pag
         'L1', 'L2', 'L3', 'L4', 'L5', 'L6']
 
 
+def test_titles_of_sections_stand_in_line_with_the_rest_however_long_the_log(browser, page, log):
+    log.write('line\n' * 1200 + SECTIONS + 'section_start:1:x\r\x1b[0Kline\n')
+    log.finish()
+    for width in (1280, 390):
+        browser.size(width, 800)
+        browser.open(JOB)
+        expect(lines(browser.page)).to_have_count(1207)
+        edges = browser.page.evaluate("""['L1198', 'L1201', 'L1202', 'L1203', 'L1204', 'L1207'].map(
+            id => document.querySelector(`#${id} .text`).getBoundingClientRect().left)""")
+        assert set(edges[:4] + edges[5:]) == {edges[0]}  # the one left out is folded away with its section
+
+
 def test_section_that_has_not_ended_takes_in_what_arrives(browser, page, log):
     log.write('section_start:1700000000:build[hide_duration=true]\r\x1b[0KBuilding\none\n')
     browser.open(JOB)
@@ -407,22 +420,23 @@ def test_search_counts_steps_wraps_around_and_highlights(browser, page, log):
     expect(output).to_have_text('1 of 3')
     page.get_by_role('button', name='Previous match').click()
     expect(output).to_have_text('3 of 3')
-    found = 'Array.from(CSS.highlights.get("found") || [], range => String(range))'
-    assert page.evaluate(found) == ['NEEDLE'] * 3
+    assert page.evaluate(FOUND) == ['NEEDLE'] * 3
     field.fill('nothing like it')
     field.press('Enter')
     expect(output).to_have_text('no match')
-    assert page.evaluate(found) == []
+    assert page.evaluate(FOUND) == []
 
 
-@pytest.mark.parametrize('text', ['\u0130', '\ufb03 x', 'a.*(', 'gr\xfc\xdfe', '\U0001f980'])
-def test_search_takes_any_text_for_what_it_is(browser, page, log, text):
-    log.write(f'first\n\u0130\u0130\u0130\u0130 {text}\n')
+def test_search_takes_any_text_for_what_it_is(browser, page, log):
+    words = ['\ufb03 x', 'a.*(', 'gr\xfc\xdfe', '\U0001f980', '<b>&amp;']
+    log.write(''.join('\u0130' * 4 + f' {word}\n' for word in words))  # their lower case is longer than they are
     log.finish()
     browser.open(JOB)
-    page.get_by_label('Search the log').fill(text)
-    page.keyboard.press('Enter')
-    expect(page.locator('.line.current')).to_have_attribute('id', 'L2')
+    for number, word in enumerate(words, 1):
+        page.get_by_label('Search the log').fill(word)
+        page.keyboard.press('Enter')
+        expect(page.locator('.line.current')).to_have_attribute('id', f'L{number}')
+        browser.wait(lambda word=word: page.evaluate(FOUND) == [word])
 
 
 def test_long_lines_wrap_unless_they_must_not(browser, page, log):
