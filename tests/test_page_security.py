@@ -517,7 +517,7 @@ def benign(tmp_path_factory):
     return world(tmp_path_factory.mktemp('benign') / 'ci.sqlite', BENIGN)
 
 
-@settings(max_examples=12, **QUIET)
+@settings(max_examples=6, **QUIET)
 @given(names=st.lists(HOSTILE, min_size=NAMES_AT_ONCE, max_size=NAMES_AT_ONCE))
 def test_pages_about_hostile_names_are_made_of_what_pages_about_harmless_ones_are(tmp_path_factory, benign, names):
     names = [f'{name[:90]}{number}' for number, name in enumerate(names)]
