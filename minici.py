@@ -5745,7 +5745,11 @@ def show_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
 @route('GET', f'{JOB}/trace', auth=job_or_private_token)
 def show_trace(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
     """Send a job's trace, or the range of it that is asked for, so that it can be followed."""
-    job = job_of(call)
+    return log_response(call, job_of(call))
+
+
+def log_response(call: Call, job: Row) -> bottle.HTTPResponse:
+    """Send a job's trace to somebody who reads it, which its runner is told; raise NotFound when there is none."""
     file = call.ci.open_trace(job)
     call.ci.traces.looked_at(job['id'])
     return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
@@ -6510,6 +6514,18 @@ LAYOUT = bottle.SimpleTemplate(r"""<!doctype html>
 """)
 
 
+PAGER = bottle.SimpleTemplate(r"""
+<nav class="pages" aria-label="Pages">
+% if number > 1:
+<a class="button" rel="prev" href="?{{link(number - 1)}}">Newer</a>
+% end
+% if more:
+<a class="button" rel="next" href="?{{link(number + 1)}}">Older</a>
+% end
+</nav>
+""")
+
+
 def page(call: Call, template: bottle.SimpleTemplate, title: str, *, status: str = '', code: int = 200,
          headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
     """Return a page: `template` rendered with `values`, within the frame that all share.
@@ -6523,6 +6539,7 @@ def page(call: Call, template: bottle.SimpleTemplate, title: str, *, status: str
                   job_actions=job_actions, commit_of=commit_of, failures=FAILURES, icons=ICONS, escape=html.escape,
                   loads=json.loads, title=title, status=status,
                   link=lambda number: page_link(call, page=number).partition('?')[2])
+    shared['pager'] = lambda number, more: PAGER.render(shared, number=number, more=more)
     shared['pipeline_list'] = lambda pipelines, stages: PIPELINE_LIST.render(
         shared, pipelines=pipelines, stages=stages)
     body = LAYOUT.render(shared, body=template.render(shared, **values), version=ASSETS_VERSION).encode()
@@ -6711,14 +6728,7 @@ PIPELINES_PAGE = bottle.SimpleTemplate(r"""
 </div>
 % end
 </div>
-<nav class="pages" aria-label="Pages">
-% if number > 1:
-<a class="button" rel="prev" href="?{{link(number - 1)}}">Newer</a>
-% end
-% if more:
-<a class="button" rel="next" href="?{{link(number + 1)}}">Older</a>
-% end
-</nav>
+{{!pager(number, more)}}
 """)
 
 
@@ -7083,12 +7093,9 @@ def show_raw_trace(call: Call, project: str, job_id: int) -> bottle.HTTPResponse
     """Send a job's trace as it is, or a range of it; before there is one, nothing."""
     job = shown_job(call)
     try:
-        file = call.ci.open_trace(job)
+        return log_response(call, job)
     except NotFound:
         return empty_response(200, {'Content-Type': 'text/plain; charset=utf-8'})
-    call.ci.traces.looked_at(job_id)
-    return file_response(call, file, file.seek(0, os.SEEK_END), content_type='text/plain; charset=utf-8',
-                         disposition=f'inline; filename="{job_id}.log"')
 
 
 @web('GET', f'{WEB_JOB}/plain', auth=page_reader)
@@ -7295,14 +7302,7 @@ href="{{root}}/{{row['path']}}/-/pipelines/{{pipeline['id']}}">{{!mark(status)}}
 % if not projects:
 <p class="empty">{{'No project matches.' if given['search'] else 'There is no project yet.'}}</p>
 % end
-<nav class="pages" aria-label="Pages">
-% if number > 1:
-<a class="button" rel="prev" href="?{{link(number - 1)}}">Newer</a>
-% end
-% if more:
-<a class="button" rel="next" href="?{{link(number + 1)}}">Older</a>
-% end
-</nav>
+{{!pager(number, more)}}
 % if owner:
 <h2>Add a project</h2>
 % if problem:
@@ -7639,7 +7639,7 @@ aside summary { font-weight: 600; margin-bottom: 8px; }
 #trace > button { display: block; margin: 6px 12px; background: #21262d; border-color: #3d444d; }
 #trace .note { color: #9198a1; padding: 6px 14px; }
 .line { display: flex; content-visibility: auto; contain-intrinsic-size: auto 1.5em; }
-.line:hover, .line.hit { background: #161d27; }
+.line:hover { background: #161d27; }
 .line a { flex: 0 0 var(--numbers); text-align: right; padding-right: 14px; color: #8b949e; user-select: none; }
 .line.current { background: #3b2f0b; }
 .text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
