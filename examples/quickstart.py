@@ -277,19 +277,16 @@ def run(options, screen, work):
         stages = list(dict.fromkeys(job['stage'] for job in jobs))
         screen.fact('pipeline', f'{len(jobs)} job(s) in the stages {", ".join(stages)}')
         screen.fact('coordinator', server.url)
-        runner = shell_runner.Runner(
-            server.url, registration_token=ci.registration_token, name='quickstart', tag_list=tags, run_untagged=True,
-            builds_dir=work, interval=0.1, say=lambda text: None)
-        runner.register()
+        runner = shell_runner.Runner(server.url, builds_dir=work, interval=0.1, say=lambda text: None)
+        runner.register(ci.registration_token, description='quickstart', tag_list=tags, run_untagged=True)
         screen.fact('runner', 'shell_runner.py, a plain shell on this machine'
                     + (f' with the tags {", ".join(tags)}' if tags else ''))
-        stop = threading.Event()
-        thread = threading.Thread(target=runner.run_forever, args=[stop], name='runner')
+        thread = threading.Thread(target=runner.run_forever, name='runner')
         thread.start()
         try:
             pipeline = follow(ci, pipeline, screen, thread)
         finally:
-            stop.set()
+            runner.stopping.set()
             thread.join()
         jobs = sorted(ci.list_jobs(pipeline=pipeline, limit=10_000), key=lambda job: job['id'])
         files = collect(ci, jobs, work)

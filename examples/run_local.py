@@ -72,18 +72,15 @@ def run(options, screen, work):
             spec = only(spec, options.job)
         pipeline = ci.create_pipeline(project, branch, sha=sha, content=spec, source='push')
         screen.line(f'{repository}, {branch}{" with what is not committed" if dirty else ""}: {len(spec.jobs)} job(s)')
-        runner = shell_runner.Runner(
-            server.url, registration_token=ci.registration_token, name='run_local', run_untagged=True,
-            tag_list=sorted({tag for job in spec.jobs for tag in job.tag_list}),
-            builds_dir=work / 'builds', interval=0.1, say=lambda text: None)
-        runner.register()
-        stop = threading.Event()
-        thread = threading.Thread(target=runner.run_forever, args=[stop], name='runner')
+        tags = sorted({tag for job in spec.jobs for tag in job.tag_list})
+        runner = shell_runner.Runner(server.url, builds_dir=work, interval=0.1, say=lambda text: None)
+        runner.register(ci.registration_token, description='run_local', tag_list=tags, run_untagged=True)
+        thread = threading.Thread(target=runner.run_forever, name='runner')
         thread.start()
         try:
             pipeline = quickstart.follow(ci, pipeline, screen, thread)
         finally:
-            stop.set()
+            runner.stopping.set()
             thread.join()
         jobs = sorted(ci.list_jobs(pipeline=pipeline, limit=10_000), key=lambda job: job['id'])
         quickstart.summarize(pipeline, jobs, quickstart.collect(ci, jobs, work), screen)

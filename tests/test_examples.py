@@ -84,9 +84,9 @@ def repository(tmp_path):
 def runner(ci, wire, tmp_path):
     """The shell runner, registered at a server of its own."""
     with minici.Server(ci, application=wire) as server:
-        runner = shell_runner.Runner(server.url, registration_token=ci.registration_token, interval=0.02,
-                                     builds_dir=tmp_path / 'builds', name='box', say=lambda text: None)
-        runner.register()
+        tmp_path.joinpath('builds').mkdir()
+        runner = shell_runner.Runner(server.url, builds_dir=tmp_path / 'builds', interval=0.02, say=lambda text: None)
+        runner.register(ci.registration_token, description='box')
         yield runner
 
 
@@ -142,7 +142,7 @@ def python(*arguments, **options):
 def test_the_runner_builds_a_real_repository_in_two_stages_and_leaves_when_told(ci, server, submit, tmp_path):
     pipeline = submit(jobs=BUILD_AND_TEST)
     process = subprocess.Popen(
-        [sys.executable, EXAMPLES / 'shell_runner.py', server.url, '--registration-token', ci.registration_token],
+        [sys.executable, EXAMPLES / 'shell_runner.py', server.url, ci.registration_token],
         env={**os.environ, 'TMPDIR': str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         until(lambda: ci.find_pipeline(pipeline)['status'] in ('success', 'failed'))
@@ -226,14 +226,12 @@ def test_a_job_sees_nothing_of_the_runners_own_environment(run, runner, monkeypa
     assert b'\nHOME=/home/somebody\n' in trace
     assert b'CANARY' not in trace
     assert runner.token.encode() not in trace
-    assert runner.registration_token.encode() not in trace
 
 
 def test_an_image_is_loudly_ignored(run):
     status, trace, _ = run(['true'], image='python:3.12', services=['redis'])['job']
     assert status == 'success'
-    assert b'WARNING: image "python:3.12" IGNORED' in trace
-    assert b'WARNING: services ["redis"] IGNORED' in trace
+    assert b'WARNING: this runner has no containers, image and services are ignored' in trace
 
 
 def test_a_canceled_script_ends_with_all_that_it_started(ci, runner, submit, in_background, tmp_path):
@@ -305,7 +303,6 @@ def test_a_server_in_trouble_is_asked_again_for_everything(run, runner, wire):
         return True
 
     wire.refuse = once
-    runner.interval = 1000  # which Retry-After is shorter than
     jobs = run(jobs=BUILD_AND_TEST)
     assert [jobs[name][0] for name in ('compile', 'check')] == ['success', 'success']
     assert troubled == {('POST', 'register'), ('PATCH', 'trace.txt'), ('POST', 'artifacts'), ('GET', 'artifacts'),
@@ -378,13 +375,11 @@ def unpack(ci, runner, submit):
     return make
 
 
-@pytest.mark.parametrize('name', ['..__evil', 'in__..__..__evil', '__evil', 'way__evil'])
-def test_no_archive_is_unpacked_out_of_the_working_copy(unpack, repository, tmp_path, name):
-    repository.joinpath('way').symlink_to(tmp_path)
-    commit(repository)
-    status, trace = unpack(archive(**{'fine': 'x', name: 'x'}), 'echo never')
-    assert (status, b'leads out of the working copy' in trace, b'never' in trace) == ('failed', True, False)
-    assert not list(tmp_path.rglob('evil'))
+@pytest.mark.parametrize('name', ['..__evil', 'in__..__..__evil', '__evil'])
+def test_no_name_in_an_archive_leads_out_of_the_working_copy(unpack, tmp_path, name):
+    _, trace = unpack(archive(**{'fine': 'x', name: 'x'}), 'find . -name evil')
+    assert re.search(rb'\n\./(in/)?evil\n', trace)
+    assert not [*tmp_path.rglob('evil'), *Path('/').glob('evil')]
 
 
 def test_what_is_unpacked_may_be_run_if_it_could_be_before(unpack):
@@ -428,8 +423,8 @@ def test_an_unreachable_commit_fails_the_job_with_what_git_says(run):
 
 def test_a_runner_takes_jobs_without_tags_only_if_it_says_so(ci, server, submit):
     def claims(*tags, **settings):
-        runner = shell_runner.Runner(server.url, registration_token=ci.registration_token, tag_list=tags, **settings)
-        runner.register()
+        runner = shell_runner.Runner(server.url)
+        runner.register(ci.registration_token, tag_list=','.join(tags), **settings)
         return ci.request_job(ci.find_runner(runner.token)) is not None
 
     submit(['true'])
@@ -441,7 +436,7 @@ def test_a_runner_takes_jobs_without_tags_only_if_it_says_so(ci, server, submit)
 
 
 def test_a_refused_token_ends_the_runner_without_showing_it(server, tmp_path):
-    done = python(EXAMPLES / 'shell_runner.py', server.url, '--registration-token', 'geheim', cwd=tmp_path)
+    done = python(EXAMPLES / 'shell_runner.py', server.url, 'geheim', cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith('shell_runner: POST /runners/register is answered 403')
     assert 'Traceback' not in done.stderr
@@ -460,9 +455,8 @@ def test_a_job_goes_on_when_the_coordinator_is_started_anew(ci, submit, tmp_path
     script = ['echo before', f'until [ -e {tmp_path}/go ]; do sleep 0.02; done', 'echo after']
     (job,), said = ci.list_jobs(pipeline=submit(script)), []
     with minici.Server(ci) as server:
-        runner = shell_runner.Runner(server.url, registration_token=ci.registration_token, interval=0.02,
-                                     builds_dir=tmp_path, heartbeat=0.05, say=said.append)
-        runner.register()
+        runner = shell_runner.Runner(server.url, builds_dir=tmp_path, interval=0.02, heartbeat=0.05, say=said.append)
+        runner.register(ci.registration_token)
         thread = threading.Thread(target=runner.run_once)
         thread.start()
         until(lambda: ci.find_job(job)['status'] == 'running' and b'\nbefore\n' in ci.read_trace(job))
@@ -566,8 +560,8 @@ def test_mounted_below_ci_every_address_carries_the_prefix(ci, repository, tmp_p
         assert jobs.json()[0]['web_url'].startswith(f'{server.url}/ci/demo/')
         assert jobs.links['next']['url'].startswith(f'{server.url}/ci/api/v4/projects/')
         assert session.get(jobs.links['next']['url']).json()[0]['id'] != jobs.json()[0]['id']
-        runner = shell_runner.Runner(f'{server.url}/ci', registration_token=ci.registration_token)
-        runner.register()
+        runner = shell_runner.Runner(f'{server.url}/ci')
+        runner.register(ci.registration_token)
         build = session.post(f'{server.url}/ci/api/v1/builds/register', json={'token': runner.token}).json()
         assert build['repo_url'] == f'{server.url}/ci/demo.git'.replace('//', f'//gitlab-ci-token:{build["token"]}@', 1)
         assert 'This is the site' in session.get(f'{server.url}/cider').text
@@ -577,9 +571,8 @@ def test_mounted_below_ci_every_address_carries_the_prefix(ci, repository, tmp_p
 def test_the_runner_works_through_a_prefix(ci, submit, tmp_path):
     job, = ci.list_jobs(pipeline=submit(['true']))
     with minici.Server(ci, application=mount.make_app(ci)) as server:
-        runner = shell_runner.Runner(f'{server.url}/ci', registration_token=ci.registration_token, interval=0.02,
-                                     builds_dir=tmp_path / 'builds', say=lambda text: None)
-        runner.register()
+        runner = shell_runner.Runner(f'{server.url}/ci', builds_dir=tmp_path, interval=0.02, say=lambda text: None)
+        runner.register(ci.registration_token)
         assert runner.run_once()
     assert ci.find_job(job)['status'] == 'success'
 

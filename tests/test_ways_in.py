@@ -523,9 +523,8 @@ def test_push_prints_its_pipeline_which_the_example_runner_makes_green(ci, serve
     assert f'remote: minici: pipeline 1 {server.url}/group/demo/-/pipelines/1' in said
     pipeline = ci.find_pipeline(1)
     assert (pipeline['ref'], pipeline['sha']) == ('main', git(copy, 'rev-parse', 'HEAD'))
-    runner = load('shell_runner').Runner(server.url, registration_token=ci.registration_token, interval=0.02,
-                                         builds_dir=tmp_path / 'builds', say=lambda text: None)
-    runner.register()
+    runner = load('shell_runner').Runner(server.url, builds_dir=tmp_path, interval=0.02, say=lambda text: None)
+    runner.register(ci.registration_token)
     while runner.run_once():
         pass
     assert ci.find_pipeline(1)['status'] == 'success'

@@ -157,12 +157,11 @@ def test_page_that_is_open_elsewhere_asks_to_sign_in_when_signed_out(browser, pa
 @pytest.fixture
 def shell(ci, server, tmp_path):
     """A function that starts the shell runner of the examples, which works until the test ends."""
-    runner = load('shell_runner').Runner(server.url, registration_token=ci.registration_token, interval=0.05,
-                                         builds_dir=tmp_path / 'builds', name='box', say=lambda text: None)
+    runner = load('shell_runner').Runner(server.url, builds_dir=tmp_path, interval=0.05, say=lambda text: None)
     thread = threading.Thread(target=runner.run_forever)
 
     def start():
-        runner.register()
+        runner.register(ci.registration_token, description='box')
         thread.start()
     yield start
     runner.stopping.set()
