@@ -5042,7 +5042,7 @@ def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False, user: Row |
             'user': user_entity(row, call), 'started_at': iso_time(started), 'finished_at': iso_time(finished),
             'committed_at': None, 'coverage': None,
             'duration': int(finished - started) if started and finished else None,
-            'queued_duration': round(started - row['created_at'], 3) if started else None,
+            'queued_duration': int(started - row['created_at']) or None if started else None,
             'detailed_status': {'icon': f'status_{status}', 'text': status, 'label': status, 'group': status,
                                 'tooltip': status, 'has_details': True, 'illustration': None, 'favicon': None,
                                 'details_path': f'/{row["project_path"]}/-/pipelines/{row["id"]}'}}
@@ -5859,6 +5859,18 @@ def show_latest_pipeline(call: Call, id: str) -> dict[str, Any]:
     if not rows:
         raise NotFound('Pipeline')
     return pipeline_entity(rows[0], call, detail=True)
+
+
+@route('GET', f'{PROJECT}/repository/commits/<name:path>', auth=private_token)
+def show_built_commit(call: Call, id: str, name: str) -> dict[str, Any]:
+    """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
+    project = project_of(call)
+    rows = (call.ci.list_pipelines(project, limit=1, ref=name)[0]
+            or call.ci.list_pipelines(project, limit=1, sha=name)[0])
+    if not rows:
+        raise NotFound('Commit')
+    return {'id': rows[0]['sha'], 'short_id': rows[0]['sha'][:8], **(commit_entity(rows[0], call) or {}),
+            'project_id': project['id'], 'status': rows[0]['status'], 'last_pipeline': pipeline_entity(rows[0], call)}
 
 
 @route('GET', f'{PIPELINES[0]}/<pipeline_id>/variables', auth=private_token)

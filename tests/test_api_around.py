@@ -137,6 +137,21 @@ def test_latest_pipeline_of_a_ref_without_one_is_not_found(call, five):
     call('GET', f'{P}/pipelines/latest?ref=gone', 404)
 
 
+@pytest.mark.parametrize('name, expected', [('main', 2), ('fix/one', 5), ('fix%2Fone', 5), ('v1.0', 4), (SHA, 5),
+                                            (OTHER_SHA, 2)])
+def test_commit_of_a_ref_or_sha_leads_to_its_newest_pipeline(call, five, name, expected):
+    commit = call('GET', f'{P}/repository/commits/{name}').json
+    last = call('GET', f'{P}/pipelines/{expected}').json
+    assert (commit['id'], commit['status'], commit['project_id']) == (last['sha'], last['status'], 1)
+    assert commit['last_pipeline'].items() <= last.items()
+
+
+def test_commit_without_a_pipeline_is_not_found(ci, call, five):
+    ci.create_project('other')
+    assert call('GET', f'{P}/repository/commits/gone', 404).json == {'message': '404 Commit Not Found'}
+    call('GET', '/api/v4/projects/2/repository/commits/main', 404)
+
+
 def test_variables_of_a_pipeline_are_shown_with_their_types(ci, call, project):
     ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN, variables=[
         {'key': 'A', 'value': '1'}, {'key': 'B', 'value': 'text', 'variable_type': 'file'}])
@@ -231,8 +246,8 @@ def test_list_of_projects_shows_no_tokens(call):
 @pytest.mark.parametrize('method, path', [
     ('GET', '/api/v4/projects'), ('GET', P), ('PUT', P), ('DELETE', P), ('GET', f'{P}/pipelines'),
     ('GET', f'{P}/pipelines/latest'), ('DELETE', f'{P}/pipelines/1'), ('GET', f'{P}/jobs'), ('POST', '/api/v4/ci/lint'),
-    ('GET', f'{P}/ci/lint'), ('GET', f'{P}/badges/main/pipeline.svg'), ('GET', '/api/v4/user'),
-    ('GET', '/api/v4/version')])
+    ('GET', f'{P}/repository/commits/main'), ('GET', f'{P}/ci/lint'), ('GET', f'{P}/badges/main/pipeline.svg'),
+    ('GET', '/api/v4/user'), ('GET', '/api/v4/version')])
 def test_nothing_here_is_for_strangers(client, pipeline, method, path):
     client.call(method, path, status=401)
 

@@ -869,15 +869,16 @@ def test_pipeline_is_made_of_a_file_as_yaml_json_or_object(ci, api, project, con
 
 def test_pipeline_detail_has_every_field(ci, clock, api, project, token):
     api('POST', CREATE, 201, json={'ref': 'main', 'sha': SHA, 'content': PLAIN})
-    clock.advance(2)
+    clock.advance(2.5)
     claim = Runner(ci).claim()
-    clock.advance(10)
+    clock.advance(10.25)
     ci.update_job(claim.job, 'success')
     detail = api('GET', f'{API}/projects/1/pipelines/1').json
     assert detail == {**detail, 'before_sha': '0' * 40, 'tag': False, 'yaml_errors': None, 'status': 'success',
-                      'name': None, 'started_at': '2023-11-14T22:13:22.000Z', 'finished_at': '2023-11-14T22:13:32.000Z',
-                      'created_at': '2023-11-14T22:13:20.000Z', 'updated_at': '2023-11-14T22:13:32.000Z',
-                      'duration': 10, 'queued_duration': 2.0, 'coverage': None, 'committed_at': None}
+                      'name': None, 'started_at': '2023-11-14T22:13:22.500Z', 'finished_at': '2023-11-14T22:13:32.750Z',
+                      'created_at': '2023-11-14T22:13:20.000Z', 'updated_at': '2023-11-14T22:13:32.750Z',
+                      'duration': 10, 'queued_duration': 2, 'coverage': None, 'committed_at': None}
+    assert (type(detail['duration']), type(detail['queued_duration'])) == (int, int)  # Go clients take nothing else
     assert detail['user']['username'] == 'root'
     assert set(detail['detailed_status']) == {'icon', 'text', 'label', 'group', 'tooltip', 'has_details',
                                               'details_path', 'illustration', 'favicon'}
