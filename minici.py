@@ -6318,7 +6318,7 @@ MARKS = {
     'skipped': 'M4.6 5.3L7.3 8l-2.7 2.7m4-5.4L11.3 8l-2.7 2.7', 'scheduled': 'M8 4v4l2.8 1.7',
 }
 FAILURES = {
-    'script_failure': 'a command of its script failed',
+    'script_failure': 'its script ended with an error',
     'runner_system_failure': 'its runner broke down',
     'stuck_or_timeout_failure': 'its runner fell silent, or it ran for too long',
     'job_execution_timeout': 'it ran for longer than its timeout',

@@ -569,7 +569,7 @@ def test_job_tells_what_is_known_of_it(ci, browser, token, run, clock):
     assert facts['Runner'] == '#1 rack 2 gitlab-runner 18.1.0 linux shell'
     assert (facts['Tags'], facts['Stage'], facts['Branch'], facts['Environment']) == ('a b', 'test', 'v1/x', 'prod')
     assert (facts['Commit'], facts['Started by']) == (SHA[:8], 'root')
-    assert page.one('p', class_='notice').text == 'It failed: a command of its script failed (exit code 7).'
+    assert page.one('p', class_='notice').text == 'It failed: its script ended with an error (exit code 7).'
     assert [link['href'] for link in page.one('p', class_='crumbs').all('a')] == ['/group/demo', PIPELINE]
 
 
