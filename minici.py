@@ -6463,6 +6463,11 @@ def about(info: Mapping[str, Any]) -> str:
                     if info.get(name))
 
 
+def tag_marks(row: Row) -> str:
+    """Return the tags of a runner or job, as markup."""
+    return ' '.join(f'<span class="tag">{html.escape(tag)}</span>' for tag in json.loads(row['tags']))
+
+
 def size_text(size: int) -> str:
     """Return a number of bytes for people."""
     for unit, name in ((GIB, 'GiB'), (MIB, 'MiB'), (KIB, 'KiB')):
@@ -6495,8 +6500,8 @@ LAYOUT = bottle.SimpleTemplate(r"""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{title}} · minici</title>
 <link rel="icon" id="icon" href="{{root}}/-/favicon/{{status or 'created'}}.svg">
-<link rel="stylesheet" href="{{root}}/-/minici.css?{{version}}">
-<script src="{{root}}/-/minici.js?{{version}}" defer></script>
+<link rel="stylesheet" href="{{root}}/-/minici.css?{{ASSETS_VERSION}}">
+<script src="{{root}}/-/minici.js?{{ASSETS_VERSION}}" defer></script>
 </head>
 <body>
 <a class="skip" href="#main">Skip to the content</a>
@@ -6506,7 +6511,8 @@ LAYOUT = bottle.SimpleTemplate(r"""<!doctype html>
 <nav aria-label="Main">
 % for name, path in (('Pipelines', ''), ('Projects', '-/projects'), ('Runners', '-/runners'), ('Tokens', '-/tokens')):
 % if owner or name != 'Tokens':
-<a href="{{root}}/{{path}}"{{!' aria-current="page"' if name == title else ''}}>{{name}}</a>
+%     current = 'page' if name == title else 'true'
+<a href="{{root}}/{{path}}"{{!f' aria-current="{current}"' if name == below else ''}}>{{name}}</a>
 % end
 % end
 </nav>
@@ -6519,7 +6525,7 @@ LAYOUT = bottle.SimpleTemplate(r"""<!doctype html>
 % end
 </header>
 <main id="main">
-{{!body}}
+{{!part(content)}}
 </main>
 </body>
 </html>
@@ -6528,44 +6534,50 @@ LAYOUT = bottle.SimpleTemplate(r"""<!doctype html>
 
 PAGER = bottle.SimpleTemplate(r"""
 <nav class="pages" aria-label="Pages">
-% if number > 1:
-<a class="button" rel="prev" href="?{{link(number - 1)}}">Newer</a>
+% for shown, rel, label, page in ((number > 1, 'prev', 'Newer', number - 1), (more, 'next', 'Older', number + 1)):
+% if shown:
+<a class="button" rel="{{rel}}" href="?{{page_link(call, page=page).partition('?')[2]}}">{{label}}</a>
 % end
-% if more:
-<a class="button" rel="next" href="?{{link(number + 1)}}">Older</a>
 % end
 </nav>
 """)
 
 
-def page(call: Call, template: bottle.SimpleTemplate, title: str, *, status: str = '', code: int = 200,
-         headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
-    """Return a page: `template` rendered with `values`, within the frame that all share.
+def complaint(refusal: CIError) -> str:
+    """Return what was wrong, a line for each thing: a field's behind its name, anything else without the status."""
+    if isinstance(refusal.message, str):
+        return refusal.message.removeprefix(f'{refusal.status} {refusal.phrase} - ')
+    return '\n'.join(text if name == 'base' else f'{name} {text}' for name, texts in refusal.message.items()
+                     for text in texts)
 
-    `status` is the one that the browser's tab shows. A page that has not changed is 304.
+
+def page(call: Call, template: bottle.SimpleTemplate, title: str, *, below: str = '', status: str = '',
+         refusal: CIError | None = None, **values: Any) -> bottle.HTTPResponse:
+    """Return a page: `template` within the frame that all share; both see `values` and this module's names.
+
+    `below` is the item of the navigation that the page belongs to, if that is not its title. `status` is the one
+    that the browser's tab shows, `refusal` what was wrong with the form that came. A page that has not changed is 304.
     """
     user = call.actor
-    shared = dict(call=call, ci=call.ci, root=root(call), user=user, owner=user is not None and user['scope'] == 'api',
-                  csrf=csrf_token(call) if user else '', now=call.ci.clock(), quote=urllib.parse.quote, mark=mark,
-                  moment=moment, span=span, clock=clock, word=word, size_text=size_text, job_mark=job_mark, about=about,
-                  job_actions=job_actions, commit_of=commit_of, failures=FAILURES, icons=ICONS, escape=html.escape,
-                  loads=json.loads, title=title, status=status,
-                  link=lambda number: page_link(call, page=number).partition('?')[2])
-    shared['pager'] = lambda number, more: PAGER.render(shared, number=number, more=more)
-    shared['pipeline_list'] = lambda pipelines, stages: PIPELINE_LIST.render(
-        shared, pipelines=pipelines, stages=stages)
-    body = LAYOUT.render(shared, body=template.render(shared, **values), version=ASSETS_VERSION).encode()
+    names: dict[str, Any] = {
+        **globals(), 'call': call, 'ci': call.ci, 'root': root(call), 'user': user, 'now': call.ci.clock(),
+        'owner': user is not None and user['scope'] == 'api', 'csrf': csrf_token(call) if user else '',
+        'quote': urllib.parse.quote, 'content': template, 'part': lambda template: template.render(names),
+        'title': title, 'below': below or title, 'status': status, 'problem': complaint(refusal) if refusal else '',
+        **values}
+    body = LAYOUT.render(names).encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {**PAGE_HEADERS, 'Cache-Control': 'private, no-cache', 'ETag': etag, **(headers or {})}
-    if code == 200 and call.header('If-None-Match') == etag:
-        return empty_response(304, headers)
-    return bottle.HTTPResponse(body, code, headers)
+    headers = {**PAGE_HEADERS, 'Cache-Control': 'private, no-cache', 'ETag': etag}
+    if refusal:
+        return bottle.HTTPResponse(body, refusal.status, {**headers, **refusal.headers})
+    return empty_response(304, headers) if call.header('If-None-Match') == etag else \
+        bottle.HTTPResponse(body, 200, headers)
 
 
 ERROR_PAGE = bottle.SimpleTemplate(r"""
 <div class="narrow">
 <h1>{{title}}</h1>
-% for text in error.problems:
+% for text in problem.splitlines():
 <p>{{'There is nothing at this address; it may have been removed.' if text == title else text}}</p>
 % end
 <p><a href="{{root}}/">Back to the pipelines</a></p>
@@ -6582,16 +6594,7 @@ def page_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
         here = root(call) + call.environ['minici.path'] + (f'?{query}' if query else '')
         return seen(call, f'/-/sign_in?next={urllib.parse.quote(here, safe="")}' if call.method == 'GET' else
                     '/-/sign_in')
-    return page(call, ERROR_PAGE, f'{error.status} {error.phrase}', code=error.status, error=error,
-                headers=error.headers)
-
-
-def complaint(refusal: CIError) -> str:
-    """Return what is wrong with a form, a line for each thing, behind the field's name."""
-    if isinstance(refusal.message, str):
-        return refusal.message
-    return '\n'.join(text if name == 'base' else f'{name} {text}' for name, texts in refusal.message.items()
-                     for text in texts)
+    return page(call, ERROR_PAGE, f'{error.status} {error.phrase}', refusal=error)
 
 
 def seen(call: Call, path: str, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -6599,14 +6602,20 @@ def seen(call: Call, path: str, headers: Mapping[str, str] | None = None) -> bot
     return empty_response(303, {'Location': root(call) + path, **(headers or {})})
 
 
-def web(method: str, *paths: str, auth: Guard) -> Callable[..., Any]:
-    """Record the handler of a page or form: as `route` does, with refusals that people can read."""
-    return route(method, *paths, auth=auth, refuse=page_refusal)
+#: Records the handler of a page or form: as `route` does, with refusals that people can read.
+web = functools.partial(route, refuse=page_refusal)
 
 
 def project_path(row: Row) -> str:
-    """Return the path below which a project's pages stand."""
+    """Return the path below which the pages about a project's pipeline or job stand."""
     return f'/{row["project_path"]}/-'
+
+
+def perform(action: str, **verbs: Callable[[], Any]) -> Any:
+    """Do what the last part of a form's address asks for, one of `verbs`."""
+    if action not in verbs:
+        raise NotFound('Action')
+    return verbs[action]()
 
 
 # -- signing in
@@ -6614,13 +6623,11 @@ def project_path(row: Row) -> str:
 SIGN_IN = bottle.SimpleTemplate(r"""
 <div class="narrow">
 <h1>Sign in</h1>
-% if problem:
 <p class="problem" role="alert">{{problem}}</p>
-% end
-<form method="post" action="{{root}}/-/sign_in" class="stack"{{!' data-submit' if sign_in_code else ''}}>
-<input type="hidden" name="next" value="{{next}}">
-% if sign_in_code:
-<input type="hidden" name="code" value="{{sign_in_code}}">
+<form method="post" action="{{root}}/-/sign_in" class="stack"{{!' data-submit' if code else ''}}>
+<input type="hidden" name="next" value="{{call.text('next')}}">
+% if code:
+<input type="hidden" name="code" value="{{code}}">
 <p>This link signs in one browser, once.</p>
 <button class="primary">Sign in</button>
 % else:
@@ -6636,10 +6643,9 @@ server:</p>
 
 
 @web('GET', '/-/sign_in', auth=visitor)
-def show_sign_in(call: Call) -> bottle.HTTPResponse:
+def show_sign_in(call: Call, refusal: CIError | None = None) -> bottle.HTTPResponse:
     """Ask for a private token, or take the code of the sign-in link."""
-    return page(call, SIGN_IN, 'Sign in', sign_in_code=call.text('code') or '', problem='',
-                next=call.text('next') or '')
+    return page(call, SIGN_IN, 'Sign in', refusal=refusal, code='' if refusal else call.text('code'))
 
 
 @web('POST', '/-/sign_in', auth=visitor)
@@ -6651,7 +6657,7 @@ def sign_in(call: Call) -> bottle.HTTPResponse:
         if call.ci.find_user(token) is None:
             raise Forbidden('this is no private token of this minici')
     except Forbidden as refusal:
-        return page(call, SIGN_IN, 'Sign in', code=403, sign_in_code='', next=following, problem=refusal.detail)
+        return show_sign_in(call, refusal)
     mounted = root(call)
     path = following.partition('?')[0]
     safe = re.fullmatch(r'/(?![/\\])[\x21-\x7e]*', following) and f'{path}/'.startswith(f'{mounted}/') \
@@ -6722,7 +6728,7 @@ PIPELINES_PAGE = bottle.SimpleTemplate(r"""
 <p class="notice">No runner is registered yet: jobs will wait. <a href="{{root}}/-/runners">Register one</a></p>
 % end
 % if pipelines:
-{{!pipeline_list(pipelines, stages)}}
+{{!part(PIPELINE_LIST)}}
 % elif any(wanted.values()):
 <p class="empty">No pipeline matches. <a href="{{root}}/">Show all</a></p>
 % else:
@@ -6740,7 +6746,7 @@ PIPELINES_PAGE = bottle.SimpleTemplate(r"""
 </div>
 % end
 </div>
-{{!pager(number, more)}}
+{{!part(PAGER)}}
 """)
 
 
@@ -6773,25 +6779,24 @@ def commit_of(pipeline: Row) -> dict[str, str]:
 NEW_PIPELINE = bottle.SimpleTemplate(r"""
 <div class="narrow">
 <h1>New pipeline</h1>
-% if problem:
-<pre class="problem" role="alert">{{problem}}</pre>
-% end
+<p class="problem" role="alert">{{problem}}</p>
 % if projects:
 <form method="post" action="{{root}}/-/pipelines/new" class="stack">
 <input type="hidden" name="csrf" value="{{csrf}}">
 <label>Project <select name="project" required>
 % for row in projects:
-<option{{!' selected' if row['path'] == given['project'] else ''}}>{{row['path']}}</option>
+<option{{!' selected' if row['path'] == call.text('project') else ''}}>{{row['path']}}</option>
 % end
 </select></label>
-<label>Branch or tag <input name="ref" value="{{given['ref']}}" placeholder="the default branch"></label>
+<label>Branch or tag <input name="ref" value="{{call.text('ref')}}" placeholder="the default branch"></label>
 <label>Variables, one NAME=value a line
-<textarea name="variables" rows="3" spellcheck="false">{{given['variables']}}</textarea></label>
-<details{{!' open' if given['sha'] or given['content'] else ''}}><summary>Without reading a repository</summary>
-<label>Commit <input name="sha" value="{{given['sha']}}" placeholder="40 hexadecimal digits"
+<textarea name="variables" rows="3" spellcheck="false">{{call.text('variables')}}</textarea></label>
+<details{{!' open' if call.has('sha') or call.has('content') else ''}}>
+<summary>Without reading a repository</summary>
+<label>Commit <input name="sha" value="{{call.text('sha')}}" placeholder="40 hexadecimal digits"
 spellcheck="false"></label>
 <label>Pipeline file <textarea name="content" rows="8" spellcheck="false"
- placeholder="test:&#10;  script: make test">{{given['content']}}</textarea></label>
+ placeholder="test:&#10;  script: make test">{{call.text('content')}}</textarea></label>
 </details>
 <button class="primary">Run pipeline</button>
 </form>
@@ -6802,37 +6807,32 @@ spellcheck="false"></label>
 """)
 
 
-def new_pipeline_page(call: Call, problem: str = '', code: int = 200) -> bottle.HTTPResponse:
-    """Return the form for a new pipeline, with what was entered and what is wrong with it."""
-    given = {name: call.text(name) or '' for name in ('project', 'ref', 'variables', 'sha', 'content')}
-    return page(call, NEW_PIPELINE, 'New pipeline', code=code, given=given, problem=problem,
-                projects=call.ci.list_projects(limit=1000)[0])
-
-
 @web('GET', '/-/pipelines/new', auth=page_owner)
-def show_new_pipeline(call: Call) -> bottle.HTTPResponse:
+def show_new_pipeline(call: Call, refusal: CIError | None = None) -> bottle.HTTPResponse:
     """Show the form for a new pipeline."""
-    return new_pipeline_page(call)
+    return page(call, NEW_PIPELINE, 'New pipeline', below='Pipelines', refusal=refusal,
+                projects=call.ci.list_projects(limit=1000)[0])
 
 
 @web('POST', '/-/pipelines/new', auth=page_form)
 def make_pipeline(call: Call) -> bottle.HTTPResponse:
     """Make a pipeline from the form, or say what is wrong with it."""
-    lines = [line.strip() for line in (call.text('variables') or '').splitlines() if line.strip()]
+    pairs = [line.strip().partition('=') for line in (call.text('variables') or '').splitlines() if line.strip()]
     try:
-        if any('=' not in line for line in lines):
+        if not all(equals for _, equals, _ in pairs):
             raise BadRequest({'variables': ['must be a line NAME=value for each']})
-        variables = [dict(zip(('key', 'value'), line.split('=', 1), strict=True)) for line in lines]
         project = call.ci.find_project(call.text('project') or '')
         pipeline = call.ci.create_pipeline(
             project, call.text('ref') or project['default_branch'], sha=(call.text('sha') or '').strip() or None,
-            content=call.text('content') or None, variables=variables, source='web', user=call.actor)
+            content=call.text('content') or None, source='web', user=call.actor,
+            variables=[{'key': name, 'value': value} for name, _, value in pairs])
     except (BadRequest, NotFound) as refusal:
-        return new_pipeline_page(call, complaint(refusal), refusal.status)
+        return show_new_pipeline(call, refusal)
     return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
 
 
 PIPELINE_PAGE = bottle.SimpleTemplate(r"""
+% base = root + project_path(pipeline)
 <form method="post" id="pipeline" data-live>
 <input type="hidden" name="csrf" value="{{csrf}}"><input type="hidden" name="back" value="pipeline">
 <div class="head">
@@ -6850,10 +6850,10 @@ PIPELINE_PAGE = bottle.SimpleTemplate(r"""
 % if owner:
 <p class="actions">
 % if statuses & {'failed', 'canceled'}:
-<button formaction="{{root}}{{base}}/pipelines/{{pipeline['id']}}/retry">Retry</button>
+<button formaction="{{base}}/pipelines/{{pipeline['id']}}/retry">Retry</button>
 % end
 % if pipeline['finished_at'] is None:
-<button class="danger" formaction="{{root}}{{base}}/pipelines/{{pipeline['id']}}/cancel">Cancel</button>
+<button class="danger" formaction="{{base}}/pipelines/{{pipeline['id']}}/cancel">Cancel</button>
 % end
 </p>
 % end
@@ -6863,24 +6863,22 @@ PIPELINE_PAGE = bottle.SimpleTemplate(r"""
 <section aria-label="Stage {{stage}}"><h2>{{stage}}</h2>
 <ul>
 % for job in jobs:
-%     name, here = job['name'], f'{root}{base}/jobs/{job["id"]}'
+%     name, here = job['name'], f'{base}/jobs/{job["id"]}'
 %     status, reason = job_mark(job), reasons[job['id']]
 <li class="job {{!status}}"><a href="{{here}}" title="{{f'{name}: {word(status)}'}}">{{!mark(status)}}<span
 class="sr">{{!word(status)}}: </span>
 <span class="name">{{name}}</span></a>{{!span(job, now)}}
-% if owner:
-% for action, label, confirm in job_actions(job)[:1]:
+% for action, label, confirm in job_actions(job)[:1] if owner else ():
 <button class="icon" formaction="{{f'{here}/{action}'}}" title="{{!label}}" aria-label="{{f'{label} {name}'}}"
-{{!f' data-confirm="{escape(confirm)}"' if confirm else ''}}>{{!icons[action]}}</button>
-% end
+data-confirm="{{confirm}}">{{!ICONS[action]}}</button>
 % end
 % if reason:
 <p class="why">{{reason}}</p>
 % elif status == 'failed' and job['failure_reason'] not in (None, 'script_failure'):
-<p class="why">{{failures.get(job['failure_reason'], job['failure_reason'])}}</p>
+<p class="why">{{FAILURES.get(job['failure_reason'], job['failure_reason'])}}</p>
 % end
 % if job['needs']:
-<p class="needs">needs {{', '.join(loads(job['needs'])) or 'nothing'}}</p>
+<p class="needs">needs {{', '.join(json.loads(job['needs'])) or 'nothing'}}</p>
 % end
 </li>
 % end
@@ -6897,7 +6895,7 @@ def show_pipeline_page(call: Call, project: str, pipeline_id: int) -> bottle.HTT
     pipeline = call.ci.find_pipeline(pipeline_id, call.ci.find_project(project))
     jobs = call.ci.list_cards(pipeline)
     return page(call, PIPELINE_PAGE, f'{word(pipeline["status"])} · #{pipeline_id} · {pipeline["ref"]} · {project}',
-                status=pipeline['status'], pipeline=pipeline, commit=commit_of(pipeline), base=project_path(pipeline),
+                below='Pipelines', status=pipeline['status'], pipeline=pipeline, commit=commit_of(pipeline),
                 stages=[(name, list(group)) for name, group in itertools.groupby(jobs, lambda job: job['stage'])],
                 reasons=call.ci.pending_reasons(jobs), statuses={job['status'] for job in jobs})
 
@@ -6906,12 +6904,8 @@ def show_pipeline_page(call: Call, project: str, pipeline_id: int) -> bottle.HTT
 def change_pipeline(call: Call, project: str, pipeline_id: int, action: str) -> bottle.HTTPResponse:
     """Cancel or retry a pipeline."""
     pipeline = call.ci.find_pipeline(pipeline_id, call.ci.find_project(project))
-    if action == 'cancel':
-        call.ci.cancel_pipeline(pipeline)
-    elif action == 'retry':
-        call.ci.retry_pipeline(pipeline, call.actor)
-    else:
-        raise NotFound('Action')
+    perform(action, cancel=lambda: call.ci.cancel_pipeline(pipeline),
+            retry=lambda: call.ci.retry_pipeline(pipeline, call.actor))
     return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline_id}')
 
 
@@ -6926,13 +6920,14 @@ def shown_job(call: Call) -> Row:
 
 
 JOB_PAGE = bottle.SimpleTemplate(r"""
-% here = f'{root}{base}/jobs/{job["id"]}'
+% base = root + project_path(job)
+% here = f'{base}/jobs/{job["id"]}'
 <form method="post" id="job" data-live data-status="{{job['status']}}" data-size="{{trace_size or 0}}">
 <input type="hidden" name="csrf" value="{{csrf}}">
 <div class="head">
 <div>
 <p class="crumbs"><a href="{{root}}/{{job['project_path']}}">{{job['project_path']}}</a> /
-<a href="{{root}}{{base}}/pipelines/{{job['pipeline_id']}}">Pipeline #{{job['pipeline_id']}}</a> / Job
+<a href="{{base}}/pipelines/{{job['pipeline_id']}}">Pipeline #{{job['pipeline_id']}}</a> / Job
 #{{job['id']}}</p>
 <h1><span class="status {{status}}">{{!mark(status)}}{{word(job['status'])}}</span> {{job['name']}}</h1>
 % if reason:
@@ -6948,7 +6943,7 @@ JOB_PAGE = bottle.SimpleTemplate(r"""
 <p class="actions">
 % for action, label, confirm in job_actions(job):
 <button class="{{'danger' if action == 'cancel' else ''}}" formaction="{{here}}/{{action}}"
-{{!f' data-confirm="{escape(confirm)}"' if confirm else ''}}>{{label}}</button>
+data-confirm="{{confirm}}">{{label}}</button>
 % end
 % if job['finished_at'] and not job['erased_at'] and (trace_size is not None or artifacts):
 <button formaction="{{here}}/erase"
@@ -6983,35 +6978,19 @@ text</a>.</p></noscript>
 % else:
 <dt>Created</dt><dd>{{!moment(job['created_at'])}}</dd>
 % end
-% if job['queued_at'] and (job['started_at'] or job['finished_at']):
-<dt>Queued for</dt><dd>{{clock((job['started_at'] or job['finished_at']) - job['queued_at'])}}</dd>
+% for name, fact in facts.items():
+% if fact is not None:
+<dt>{{name}}</dt><dd>{{fact}}</dd>
 % end
-% if job['runner_id']:
-<dt>Runner</dt><dd>#{{job['runner_id']}} {{job['runner_description'] or ''}}
-<span class="hint">{{about(info)}}</span></dd>
 % end
-% if tags:
-<dt>Tags</dt><dd>
-% for tag in tags:
-<span class="tag">{{tag}}</span>
-% end
-</dd>
-% end
-<dt>Stage</dt><dd>{{job['stage']}}</dd>
-% if spec['needs'] is not None:
-<dt>Needs</dt><dd>{{', '.join(need['name'] for need in spec['needs']) or 'nothing'}}</dd>
-% end
-<dt>{{'Tag' if job['tag'] else 'Branch'}}</dt><dd>{{job['ref']}}</dd>
 <dt>Commit</dt><dd><code>{{job['sha'][:8]}}</code>
 {{commit['title']}}{{f' ({commit["author"]})' if commit['author'] else ''}}</dd>
-% if spec['environment']:
-<dt>Environment</dt><dd>{{spec['environment']['name']}}</dd>
+% if job['runner_id']:
+<dt>Runner</dt><dd>#{{job['runner_id']}} {{job['runner_description'] or ''}}
+<span class="hint">{{about(json.loads(job['runner_info']))}}</span></dd>
 % end
-% if job['coverage'] is not None:
-<dt>Coverage</dt><dd>{{f'{job["coverage"]:g} %'}}</dd>
-% end
-% if job['username']:
-<dt>Started by</dt><dd>{{job['username']}}</dd>
+% if job['tags'] != '[]':
+<dt>Tags</dt><dd>{{!tag_marks(job)}}</dd>
 % end
 % if job['erased_at']:
 <dt>Erased</dt><dd>{{!moment(job['erased_at'])}}</dd>
@@ -7045,13 +7024,8 @@ class="small">Keep</button></form>
 % if variables:
 <details><summary>Variables</summary><dl>
 % for name, value in variables:
-<dt><code>{{name}}</code></dt><dd>
-% if value is None:
-<span class="hint">hidden</span>
-% else:
-<code>{{value}}</code>
-% end
-</dd>
+<dt><code>{{name}}</code></dt>
+<dd>{{!'<span class="hint">hidden</span>' if value is None else f'<code>{html.escape(value)}</code>'}}</dd>
 % end
 </dl></details>
 % end
@@ -7059,7 +7033,7 @@ class="small">Keep</button></form>
 <h2>Attempts</h2>
 <ul class="plain">
 % for attempt in attempts:
-<li><a href="{{root}}{{base}}/jobs/{{attempt['id']}}"
+<li><a href="{{base}}/jobs/{{attempt['id']}}"
 {{!'aria-current="page"' if attempt['id'] == job['id'] else ''}}>{{!mark(job_mark(attempt))}} #{{attempt['id']}}
 {{word(attempt['status'])}}</a> {{!moment(attempt['created_at'])}}</li>
 % end
@@ -7076,12 +7050,17 @@ def show_job_page(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
     job = shown_job(call)
     spec = json.loads(job['spec'])
     given = [(item['key'], None) for item in json.loads(job['pipeline_variables']) + json.loads(job['variables'])]
-    return page(call, JOB_PAGE, f'{word(job["status"])} · {job["name"]} #{job_id} · {project}', status=job_mark(job),
-                job={**dict(job), 'manual_confirmation': spec['manual_confirmation']}, spec=spec, commit=commit_of(job),
-                base=project_path(job), reason=call.ci.pending_reason(job),
+    taken = job['started_at'] or job['finished_at']
+    facts = {
+        'Queued for': clock(taken - job['queued_at']) if taken and job['queued_at'] else None, 'Stage': job['stage'],
+        'Needs': None if spec['needs'] is None else ', '.join(need['name'] for need in spec['needs']) or 'nothing',
+        'Tag' if job['tag'] else 'Branch': job['ref'], 'Environment': (spec['environment'] or {}).get('name'),
+        'Coverage': None if job['coverage'] is None else f'{job["coverage"]:g} %', 'Started by': job['username']}
+    return page(call, JOB_PAGE, f'{word(job["status"])} · {job["name"]} #{job_id} · {project}', below='Pipelines',
+                status=job_mark(job), job={**dict(job), 'manual_confirmation': spec['manual_confirmation']},
+                facts=facts, commit=commit_of(job), artifacts=json.loads(job['artifacts']),
+                variables=[*spec['variables'].items(), *given], reason=call.ci.pending_reason(job),
                 failure=FAILURES.get(job['failure_reason'], job['failure_reason']),
-                artifacts=json.loads(job['artifacts']), tags=json.loads(job['tags']),
-                variables=[*spec['variables'].items(), *given], info=json.loads(job['runner_info'] or '{}'),
                 trace_size=call.ci.traces.size(job_id), attempts=call.ci.list_jobs(
                     pipeline=call.ci.find_pipeline(job['pipeline_id']), name=job['name'], limit=20))
 
@@ -7090,12 +7069,9 @@ def show_job_page(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
 def change_job(call: Call, project: str, job_id: int, action: str) -> bottle.HTTPResponse:
     """Cancel, retry, play or erase a job, or keep its artifacts."""
     job, ci = shown_job(call), call.ci
-    if action in ('retry', 'play'):
-        job = ci.retry_job(job, call.actor) if action == 'retry' else ci.play_job(job, call.actor)
-    elif action in ('cancel', 'erase', 'keep'):
-        {'cancel': ci.cancel_job, 'erase': ci.erase_job, 'keep': ci.keep_artifacts}[action](job)
-    else:
-        raise NotFound('Action')
+    job = perform(action, cancel=lambda: ci.cancel_job(job), retry=lambda: ci.retry_job(job, call.actor),
+                  play=lambda: ci.play_job(job, call.actor), erase=lambda: ci.erase_job(job),
+                  keep=lambda: ci.keep_artifacts(job))
     page = f'pipelines/{job["pipeline_id"]}' if call.text('back') == 'pipeline' else f'jobs/{job["id"]}'
     return seen(call, f'{project_path(job)}/{page}')
 
@@ -7137,10 +7113,11 @@ def find_lines(call: Call, project: str, job_id: int) -> dict[str, Any]:
 
 
 BROWSE = bottle.SimpleTemplate(r"""
-% here = f'{root}{base}/jobs/{job["id"]}'
+% base = root + project_path(job)
+% here = f'{base}/jobs/{job["id"]}'
 <div class="narrow">
 <p class="crumbs"><a href="{{root}}/{{job['project_path']}}">{{job['project_path']}}</a> /
-<a href="{{root}}{{base}}/pipelines/{{job['pipeline_id']}}">Pipeline #{{job['pipeline_id']}}</a> /
+<a href="{{base}}/pipelines/{{job['pipeline_id']}}">Pipeline #{{job['pipeline_id']}}</a> /
 <a href="{{here}}">{{job['name']}} #{{job['id']}}</a></p>
 <div class="head"><h1>Artifacts</h1>
 <a class="button" href="{{here}}/artifacts/download">Download all ({{size_text(artifact['size'])}})</a></div>
@@ -7172,7 +7149,7 @@ def browse_artifacts(call: Call, project: str, job_id: int, folder: str = '') ->
     """Show a folder of a job's archive."""
     job, folder = shown_job(call), folder and folder.rstrip('/') + '/'
     artifact = call.ci.find_artifact(job_id)
-    return page(call, BROWSE, f'Artifacts · {job["name"]} #{job_id}', job=job, base=project_path(job), folder=folder,
+    return page(call, BROWSE, f'Artifacts · {job["name"]} #{job_id}', below='Pipelines', job=job, folder=folder,
                 artifact=artifact, entries=call.ci.artifacts.list_entries(artifact['stored_as'], folder))
 
 
@@ -7198,7 +7175,8 @@ RUNNERS_PAGE = bottle.SimpleTemplate(r"""
 <p class="empty">No runner is registered yet. Jobs wait until one is.</p>
 % end
 <ul class="rows">
-% for row, info, state in runners:
+% for row in runners:
+%     info, state = json.loads(row['info']), runner_status(row['active'], row['contacted_at'], now)
 %     shown = 'paused' if state['paused'] else state['status']
 %     here, turn = f'{root}/-/runners/{row["id"]}', 'Resume' if state['paused'] else 'Pause'
 <li class="runner">
@@ -7206,13 +7184,9 @@ RUNNERS_PAGE = bottle.SimpleTemplate(r"""
 <div class="what"><span class="title">#{{row['id']}} {{row['description'] or info.get('name') or 'runner'}}</span>
 <p class="meta">{{about(info) or 'has not said what it is'}}
 {{'' if row['runner_type'] == 'instance_type' else '· for some projects alone'}}</p>
-<p class="meta">
-% for tag in loads(row['tags']):
-<span class="tag">{{tag}}</span>
-% end
-{{'' if row['run_untagged'] else 'only jobs with its tags'}}</p></div>
+<p class="meta">{{!tag_marks(row)}} {{'' if row['run_untagged'] else 'only jobs with its tags'}}</p></div>
 <div class="runs">
-% for job in running.get(row['id'], []):
+% for job in (job for job in running if job['runner_id'] == row['id']):
 <p><a href="{{root}}/{{job['project_path']}}/-/jobs/{{job['id']}}">{{!mark(job['status'])}} {{job['name']}}
 #{{job['id']}}</a> {{!span(job, now)}}</p>
 % end
@@ -7233,21 +7207,17 @@ aria-label="{{turn}} runner {{row['id']}}">{{turn}}</button>
 <h2>Queue</h2>
 % if not queue:
 <p class="empty">No job waits for a runner.</p>
-% else:
+% end
 <ul class="rows">
-% for job in queue:
+% for job in queue[:20]:
 <li class="queued"><a href="{{root}}/{{job['project_path']}}/-/jobs/{{job['id']}}">{{!mark('pending')}}
 {{job['name']}} #{{job['id']}}</a>
-<span class="meta">{{job['project_path']}}
-% for tag in loads(job['tags']):
-<span class="tag">{{tag}}</span>
-% end
-</span><span class="why">{{reasons[job['id']]}}</span> <span class="hint">{{!moment(job['queued_at'])}}</span></li>
+<span class="meta">{{job['project_path']}} {{!tag_marks(job)}}</span>
+<span class="why">{{reasons[job['id']]}}</span> <span class="hint">{{!moment(job['queued_at'])}}</span></li>
 % end
 </ul>
-% if more:
+% if queue[20:]:
 <p class="hint">and more behind these.</p>
-% end
 % end
 </form>
 % if owner:
@@ -7263,26 +7233,17 @@ aria-label="{{turn}} runner {{row['id']}}">{{turn}}</button>
 @web('GET', '/-/runners', auth=page_reader)
 def show_runners(call: Call) -> bottle.HTTPResponse:
     """Show the runners, what they run, and the queue."""
-    running: dict[int, list[Row]] = {}
-    for job in call.ci.list_running():
-        running.setdefault(job['runner_id'], []).append(job)
     queue = call.ci.list_queue(limit=21)
-    runners = [(row, json.loads(row['info']), runner_status(row['active'], row['contacted_at'], call.ci.clock()))
-               for row in call.ci.list_runners()]
-    return page(call, RUNNERS_PAGE, 'Runners', runners=runners, running=running, queue=queue[:20],
-                more=len(queue) > 20, reasons=call.ci.pending_reasons(queue))
+    return page(call, RUNNERS_PAGE, 'Runners', runners=call.ci.list_runners(), running=call.ci.list_running(),
+                queue=queue, reasons=call.ci.pending_reasons(queue))
 
 
 @web('POST', '/-/runners/<runner_id>/<action>', auth=page_form)
 def change_runner(call: Call, runner_id: int, action: str) -> bottle.HTTPResponse:
     """Pause a runner, let it go on, or remove it."""
-    runner = call.ci.find_runner_by_id(runner_id)
-    if action in ('pause', 'resume'):
-        call.ci.edit_runner(runner, active=action == 'resume')
-    elif action == 'remove':
-        call.ci.unregister_runner(runner)
-    else:
-        raise NotFound('Action')
+    runner, ci = call.ci.find_runner_by_id(runner_id), call.ci
+    perform(action, pause=lambda: ci.edit_runner(runner, active=False), remove=lambda: ci.unregister_runner(runner),
+            resume=lambda: ci.edit_runner(runner, active=True))
     return seen(call, '/-/runners')
 
 
@@ -7290,42 +7251,39 @@ def change_runner(call: Call, runner_id: int, action: str) -> bottle.HTTPRespons
 
 PROJECTS_PAGE = bottle.SimpleTemplate(r"""
 <h1>Projects</h1>
-% if projects or given['search']:
+% if projects or search:
 <form class="filters" role="search" aria-label="Projects"><label>Search <input name="search"
-value="{{given['search']}}"></label>
+value="{{search}}"></label>
 <button>Search</button></form>
 % end
 <ul class="rows">
 % for row in projects:
 <li class="project"><a class="title" href="{{root}}/{{row['path']}}">{{row['path']}}</a>
 <span class="meta">{{row['default_branch']}}</span>
-% if not newest[row['id']]:
-<span class="status"></span><span class="hint">nothing yet</span>
-% end
-% for pipeline in newest[row['id']]:
-%     status = pipeline['status']
+% if newest[row['id']]:
+%     pipeline, status = newest[row['id']][0], newest[row['id']][0]['status']
 <a class="status {{status}}"
 href="{{root}}/{{row['path']}}/-/pipelines/{{pipeline['id']}}">{{!mark(status)}}{{word(status)}}</a>
 <span class="hint">{{!moment(pipeline['created_at'])}}</span>
+% else:
+<span class="status"></span><span class="hint">nothing yet</span>
 % end
 </li>
 % end
 </ul>
 % if not projects:
-<p class="empty">{{'No project matches.' if given['search'] else 'There is no project yet.'}}</p>
+<p class="empty">{{'No project matches.' if search else 'There is no project yet.'}}</p>
 % end
-{{!pager(number, more)}}
+{{!part(PAGER)}}
 % if owner:
 <h2>Add a project</h2>
-% if problem:
-<pre class="problem" role="alert">{{problem}}</pre>
-% end
+<p class="problem" role="alert">{{problem}}</p>
 <form method="post" action="{{root}}/-/projects" class="stack narrow">
 <input type="hidden" name="csrf" value="{{csrf}}">
-<label>Path <input name="path" value="{{given['path']}}" placeholder="group/demo" required></label>
-<label>Repository <input name="import_url" value="{{given['import_url']}}"
+<label>Path <input name="path" value="{{call.text('path')}}" placeholder="group/demo" required></label>
+<label>Repository <input name="import_url" value="{{call.text('import_url')}}"
 placeholder="https://host/group/demo.git or file:///srv/git/demo.git"></label>
-<label>Default branch <input name="default_branch" value="{{given['default_branch'] or 'main'}}"></label>
+<label>Default branch <input name="default_branch" value="{{call.text('default_branch') or 'main'}}"></label>
 <button class="primary">Add</button>
 </form>
 % end
@@ -7333,20 +7291,14 @@ placeholder="https://host/group/demo.git or file:///srv/git/demo.git"></label>
 
 
 @web('GET', '/-/projects', auth=page_reader)
-def show_projects(call: Call) -> bottle.HTTPResponse:
+def show_projects(call: Call, refusal: CIError | None = None) -> bottle.HTTPResponse:
     """Show the projects."""
-    return projects_page(call)
-
-
-def projects_page(call: Call, problem: str = '', code: int = 200) -> bottle.HTTPResponse:
-    """Return the list of projects, with what is wrong with the one that was to be added."""
     number, per_page = page_of(call)
-    rows, total = call.ci.list_projects(search=call.text('search') or '', limit=per_page,
-                                        offset=(number - 1) * per_page)
-    newest = {row['id']: call.ci.list_pipelines(row, limit=1, count_to=1)[0] for row in rows}
-    given = {name: call.text(name) or '' for name in ('path', 'import_url', 'default_branch', 'search')}
-    return page(call, PROJECTS_PAGE, 'Projects', code=code, projects=rows, newest=newest, number=number, given=given,
-                more=total > number * per_page, problem=problem)
+    search = call.text('search') or ''
+    rows, total = call.ci.list_projects(search=search, limit=per_page, offset=(number - 1) * per_page)
+    return page(call, PROJECTS_PAGE, 'Projects', refusal=refusal, projects=rows, search=search, number=number,
+                newest={row['id']: call.ci.list_pipelines(row, limit=1, count_to=1)[0] for row in rows},
+                more=total > number * per_page)
 
 
 @web('POST', '/-/projects', auth=page_form)
@@ -7357,7 +7309,7 @@ def add_project(call: Call) -> bottle.HTTPResponse:
                                          import_url=(call.text('import_url') or '').strip() or None,
                                          default_branch=call.text('default_branch') or 'main')
     except BadRequest as refusal:
-        return projects_page(call, complaint(refusal), 400)
+        return show_projects(call, refusal)
     return seen(call, f'/{project["path"]}')
 
 
@@ -7365,7 +7317,7 @@ PROJECT_PAGE = bottle.SimpleTemplate(r"""
 % here = f'{root}/{project["path"]}/-'
 <p class="crumbs"><a href="{{root}}/-/projects">Projects</a></p>
 <div class="head"><div><h1>{{project['path']}}</h1>
-<p class="meta">{{address or 'no repository: each pipeline brings its own file'}} ·
+<p class="meta">{{redacted_url(project['import_url']) or 'no repository: each pipeline brings its own file'}} ·
 {{project['default_branch']}}</p></div>
 % if owner:
 <a class="button primary" href="{{root}}/-/pipelines/new?project={{quote(project['path'])}}">New pipeline</a>
@@ -7373,7 +7325,7 @@ PROJECT_PAGE = bottle.SimpleTemplate(r"""
 </div>
 <div id="pipelines" data-live>
 % if pipelines:
-{{!pipeline_list(pipelines, stages)}}
+{{!part(PIPELINE_LIST)}}
 <p class="pages"><a href="{{here}}/pipelines">All its pipelines</a></p>
 % else:
 <p class="empty">Nothing has run yet.</p>
@@ -7389,7 +7341,6 @@ PROJECT_PAGE = bottle.SimpleTemplate(r"""
 <h2 id="variables">Variables</h2>
 <form method="post" action="{{here}}/variables" class="stack">
 <input type="hidden" name="csrf" value="{{csrf}}">
-% if variables:
 <ul class="rows">
 % for row in variables:
 <li class="variable"><code>{{row['key']}}</code>
@@ -7400,7 +7351,6 @@ PROJECT_PAGE = bottle.SimpleTemplate(r"""
 aria-label="Remove {{row['key']}}">Remove</button></li>
 % end
 </ul>
-% end
 <div class="inline"><label>Name <input name="key" pattern="[A-Za-z0-9_]+" required></label>
 <label>Value <input name="value" autocomplete="off"></label>
 <label>Type <select name="variable_type"><option
@@ -7412,7 +7362,6 @@ value="env_var">variable</option><option>file</option></select></label>
 <h2 id="triggers">Triggers</h2>
 <form method="post" action="{{here}}/triggers" class="stack">
 <input type="hidden" name="csrf" value="{{csrf}}">
-% if triggers:
 <ul class="rows">
 % for row in triggers:
 <li class="variable"><span>{{row['description'] or f'Trigger {row["id"]}'}}</span>
@@ -7422,7 +7371,6 @@ value="env_var">variable</option><option>file</option></select></label>
 aria-label="Remove trigger {{row['id']}}">Remove</button></li>
 % end
 </ul>
-% end
 <div class="inline"><label>For what <input name="description"></label> <button>Add a trigger</button></div>
 </form>
 <h2>Tokens</h2>
@@ -7441,9 +7389,9 @@ def show_project_page(call: Call, project: str) -> bottle.HTTPResponse:
     """Show a project: its newest pipelines, badge, variables, triggers and tokens."""
     row = call.ci.find_project(project)
     pipelines, _ = call.ci.list_pipelines(row, limit=5, count_to=1)
-    return page(call, PROJECT_PAGE, row['path'], status=pipelines[0]['status'] if pipelines else '', project=row,
-                pipelines=pipelines, stages=call.ci.list_stages(pipelines), variables=call.ci.list_variables(row),
-                triggers=call.ci.list_triggers(row), address=redacted_url(row['import_url']),
+    return page(call, PROJECT_PAGE, row['path'], below='Projects', project=row, pipelines=pipelines,
+                status=pipelines[0]['status'] if pipelines else '', stages=call.ci.list_stages(pipelines),
+                variables=call.ci.list_variables(row), triggers=call.ci.list_triggers(row),
                 badge=f'{call.base_url}/api/v4/projects/{urllib.parse.quote(row["path"], safe="")}/badges/'
                       f'{urllib.parse.quote(row["default_branch"])}/pipeline.svg')
 
@@ -7471,16 +7419,10 @@ def change_triggers(call: Call, project: str) -> bottle.HTTPResponse:
     return seen(call, f'/{row["path"]}#triggers')
 
 
-@web('GET', '/<project:project>/-/pipelines', auth=page_reader)
-def show_project_pipelines(call: Call, project: str) -> bottle.HTTPResponse:
-    """Lead to the pipelines of a project."""
-    return seen(call, f'/?project={urllib.parse.quote(project)}')
-
-
-@web('GET', '/<project:project>/-/commit/<sha>', auth=page_reader)
-def show_commit(call: Call, project: str, sha: str) -> bottle.HTTPResponse:
-    """Lead to the pipelines of a commit."""
-    return seen(call, f'/?project={urllib.parse.quote(project)}&sha={urllib.parse.quote(sha)}')
+@web('GET', '/<project:project>/-/pipelines', '/<project:project>/-/commit/<sha>', auth=page_reader)
+def show_project_pipelines(call: Call, project: str, sha: str = '') -> bottle.HTTPResponse:
+    """Lead to the pipelines of a project, or of one of its commits."""
+    return seen(call, '/?' + urllib.parse.urlencode(call.path_params, safe='/'))
 
 
 # -- tokens
@@ -7516,10 +7458,9 @@ data-confirm="Whoever uses this token is locked out. Revoke it?">Revoke</button>
 
 
 @web('GET', '/-/tokens', auth=page_owner)
-def show_tokens(call: Call) -> bottle.HTTPResponse:
+def show_tokens(call: Call, fresh: str = '') -> bottle.HTTPResponse:
     """Show which private tokens there are."""
-    return page(call, TOKENS_PAGE, 'Tokens', tokens=call.ci.list_private_tokens(), fresh='',
-                same_secret=same_secret)
+    return page(call, TOKENS_PAGE, 'Tokens', tokens=call.ci.list_private_tokens(), fresh=fresh)
 
 
 @web('POST', '/-/tokens', auth=page_form)
@@ -7528,10 +7469,10 @@ def change_tokens(call: Call) -> bottle.HTTPResponse:
     if call.has('revoke'):
         call.ci.revoke_private_token(call.text('revoke') or '')
         return seen(call, '/-/tokens')
-    fresh = call.ci.create_private_token(call.actor['username'], call.text('scope') or 'api',
-                                         description=(call.text('description') or '')[:200])
-    return page(call, TOKENS_PAGE, 'Tokens', tokens=call.ci.list_private_tokens(), fresh=fresh,
-                same_secret=same_secret, headers={'Cache-Control': 'no-store'})
+    response = show_tokens(call, call.ci.create_private_token(call.actor['username'], call.text('scope') or 'api',
+                                                              description=(call.text('description') or '')[:200]))
+    response.headers['Cache-Control'] = 'no-store'
+    return response
 
 
 # -- what the pages refer to
@@ -7585,9 +7526,10 @@ label input, label select, label textarea { color: var(--ink); font-size: 15px; 
 .filters { margin-bottom: 16px; } .inline label:not(.check), .filters label { display: grid; gap: 2px; }
 .notice, .problem, .empty { padding: 10px 14px; border-radius: 8px; margin: 10px 0; border: 1px solid var(--line);
   background: var(--raised); }
-.problem, .notice.failed { border-color: var(--red); } .empty { color: var(--soft); padding: 20px; }
+.problem, .notice.failed { border-color: var(--red); } .problem { white-space: pre-line; }
+.problem:empty, .rows:not(:has(li)) { display: none; } .empty { color: var(--soft); padding: 20px; }
 .empty h2 { margin: 0 0 8px; color: var(--ink); } .empty pre, .empty p { margin: 8px 0; }
-.rows { border: 1px solid var(--line); border-radius: 10px; } .rows:empty { display: none; }
+.rows { border: 1px solid var(--line); border-radius: 10px; }
 .rows > li { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: center; padding: 10px 14px;
   border-top: 1px solid var(--line); }
 .rows > li:first-child { border-top: 0; }

@@ -177,6 +177,15 @@ def test_navigation_leads_to_each_page_and_marks_where_one_is(browser, path, nam
     assert browser.open(path).one('a', aria_current='page').text == name
 
 
+@pytest.mark.parametrize('path, name', [
+    (PIPELINE, 'Pipelines'), (JOB, 'Pipelines'), (f'{JOB}/artifacts/browse', 'Pipelines'),
+    ('/-/pipelines/new', 'Pipelines'), ('/group/demo', 'Projects')])
+def test_navigation_marks_what_a_page_stands_below(ci, browser, job, path, name):
+    keep(ci, job)
+    link, = browser.open(path).one('nav', aria_label='Main').all('a', aria_current=None)
+    assert (link.text, link['aria-current']) == (name, 'true')
+
+
 def test_page_that_has_not_changed_is_304_and_a_changed_one_is_not(ci, browser, pipeline):
     for path in ('/', PIPELINE, JOB, '/-/runners'):
         first = browser.get(path)
@@ -1082,8 +1091,8 @@ def test_registration_token_is_for_who_has_scope_api(ci, browser, reader, strang
 
 def test_who_may_only_read_is_told_so(reader, project):
     page = reader.open('/-/pipelines/new', 403)
-    told = page.one('main').texts('p')[0]
-    assert told == '403 Forbidden - you are signed in with a token of scope read_api, this needs api'
+    assert page.one('h1').text == '403 Forbidden'
+    assert page.one('main').texts('p')[0] == 'you are signed in with a token of scope read_api, this needs api'
 
 
 # -- addresses
