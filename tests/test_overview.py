@@ -100,6 +100,16 @@ def test_pipelines_of_all_projects_are_listed_together(ci):
     assert [ci.list_pipelines(count_to=count)[1] for count in (1, 3, 4, 9)] == [1, 3, 4, 4]
 
 
+def test_newest_pipelines_of_projects_are_found_together(ci):
+    projects = [ci.create_project(path) for path in ('a', 'b', 'empty')]
+    for project in (*projects[:2], *projects[:1]):
+        ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)
+    newest = ci.newest_pipelines(projects)
+    assert {key: (row['id'], row['project_path']) for key, row in newest.items()} == {1: (3, 'a'), 2: (2, 'b')}
+    assert list(ci.newest_pipelines(projects[1:2])) == [2]
+    assert ci.newest_pipelines([]) == {}
+
+
 def test_stages_of_many_pipelines_come_in_order_with_the_status_of_each(ci, project, runner):
     allowed = {'stages': ['b', 'a'], 'lint': job(stage='a', allow_failure=True), 'make': job(stage='b')}
     pipelines = [ci.create_pipeline(project, 'main', sha=SHA, content=content)
