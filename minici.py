@@ -6968,12 +6968,14 @@ aria-label="Search the log">
 <button type="button" data-step="-1" aria-label="Previous match">↑</button><button
 aria-label="Next match">↓</button>
 <output></output></form>
-<span class="jumps"><button data-go="top">Top</button><button data-go="error">First error</button><button
-data-go="bottom">Bottom</button></span>
+<span class="jumps"><button data-do="top">Top</button><button data-do="error">First error</button><button
+data-do="bottom">Bottom</button></span>
 <label><input type="checkbox" id="wrap" checked> Wrap</label>
 <span class="files"><a href="{{here}}/raw">Raw</a> <a href="{{here}}/plain">Plain text</a></span>
 </div>
-<div id="trace" tabindex="0" role="region" aria-label="Lines of the log"></div>
+<div id="trace" tabindex="0" role="region" aria-label="Lines of the log">
+<button data-do="before" hidden>Show what is before this</button><div></div>
+<button data-do="more" hidden>Show what comes after this</button><p class="note"></p></div>
 <noscript><p class="empty">Without JavaScript, read the log as <a href="{{here}}/plain">plain
 text</a>.</p></noscript>
 </section>
@@ -7597,14 +7599,14 @@ aside summary { font-weight: 600; margin-bottom: 8px; }
 #trace { height: max(320px, calc(100vh - 300px)); overflow: auto; padding: 8px 0; line-height: 1.5;
   overflow-anchor: auto; }
 #trace > button { display: block; margin: 6px 12px; background: #21262d; border-color: #3d444d; }
-#trace .note { color: #9198a1; padding: 6px 14px; }
+#trace .note { color: #9198a1; padding: 6px 14px; } .note:empty { display: none; }
 .line { display: flex; content-visibility: auto; contain-intrinsic-size: auto 1.5em; }
 .line:hover { background: #161d27; }
 .line a { flex: 0 0 var(--numbers); text-align: right; padding-right: 14px; color: #8b949e; user-select: none; }
 .line.current { background: #3b2f0b; }
 .text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-.nowrap .text { white-space: pre; overflow-wrap: normal; }
-.nowrap .line { content-visibility: visible; width: max-content; min-width: 100%; }
+.tools:has(#wrap:not(:checked)) ~ #trace .text { white-space: pre; overflow-wrap: normal; }
+.tools:has(#wrap:not(:checked)) ~ #trace .line { content-visibility: visible; width: max-content; min-width: 100%; }
 .header { display: flex; align-items: start; } .header .text { cursor: pointer; } .folded > .lines { display: none; }
 .header { position: relative; } .header .line { flex: 1; min-width: 0; }
 .header > .text { padding-left: var(--numbers); }
@@ -7832,9 +7834,10 @@ class Log {
   constructor(element) {
     this.url = element.dataset.url;
     this.trace = document.getElementById('trace');
+    [this.earlier, this.body, this.later, this.note] = this.trace.children;
     this.piece = +(element.dataset.piece || 131072);
     this.matches = [];
-    this.following = true;
+    this.following = false;
     this.trace.addEventListener('scroll', () => {
       const {scrollTop, clientHeight, scrollHeight} = this.trace;
       this.following = this.later.hidden && scrollTop + clientHeight > scrollHeight - 8;
@@ -7849,18 +7852,19 @@ class Log {
     const anew = answer.status === 416 || start && answer.status === 200;   // or erased
     if (anew) this.reset(0, 1);
     if (anew || !answer.ok) throw new Error(answer.status);
-    this.size = answer.status === 206 ? +answer.headers.get('Content-Range').split('/')[1] : null;
     const bytes = new Uint8Array(await answer.arrayBuffer());
-    this.size ??= bytes.length;
+    this.size = +(answer.headers.get('Content-Range')?.split('/')[1] ?? bytes.length);
     return bytes;
   }
   async find(query) {
     return (await (await fetch(this.url + '/lines?' + new URLSearchParams(query))).json()).lines;
   }
   async open() {
-    const size = +this.facts.size, wanted = /^#L([0-9]+)$/.exec(location.hash);
-    const [found] = wanted && size > this.piece ? await this.find({number: wanted[1]}) : [];
-    if (found) return this.show(found);
+    await this.tail();
+    if (!await this.showAddressed() && (this.start || !this.finished)) await this.bottom();
+  }
+  async tail() {
+    const size = +this.facts.size;
     if (size > this.piece) {
       const [[line, start]] = await this.find({offset: size - this.piece});
       const skip = size - this.piece - start;
@@ -7868,31 +7872,23 @@ class Log {
     } else {
       this.reset(0, 1);
     }
-    await this.more();
-    if (wanted) this.mark(+wanted[1]); else if (this.running || this.start) this.bottom();
+    do await this.more(); while (this.end < this.size);
   }
   reset(start, line) {
-    this.trace.replaceChildren();
-    Object.assign(this, {start, end: start, first: line, body: make('div'), decoder: new TextDecoder()});
-    this.earlier = make('button', '', 'Show what is before this');
-    this.earlier.onclick = () => this.before();
-    this.later = make('button', '', 'Show what comes after this');
-    this.later.onclick = () => this.more();
-    this.note = make('p', 'note');
-    this.trace.append(this.earlier, this.body, this.later, this.note);
+    this.body.replaceChildren();
+    Object.assign(this, {start, end: start, first: line, decoder: new TextDecoder()});
     this.painter = new Painter(this.body, line);
     this.shown();
   }
   shown() {
     this.earlier.hidden = this.start === 0;
-    this.later.hidden = this.end >= (this.size ?? 0);
+    this.later.hidden = !(this.end < this.size);
     this.note.textContent = this.end ? '' : this.running ? 'Nothing has been written yet.'
       : this.finished ? 'There is no log.' : 'The log starts when a runner takes this job.';
-    this.note.hidden = !this.note.textContent;
   }
   async more() {
     // One byte that is here already is asked for again: nothing lies beyond the end.
-    const known = this.end > 0 && this.end !== this.start ? 1 : 0;
+    const known = this.end > this.start ? 1 : 0;
     const bytes = await this.fetch(this.end - known, this.end + this.piece - 1);
     this.end += bytes.length - known;
     if (bytes.length > known) this.painter.feed(this.decoder.decode(bytes.subarray(known), {stream: true}));
@@ -7900,10 +7896,9 @@ class Log {
   }
   async follow() {
     const done = this.finished;
-    if (this.done || this.end < (this.size ?? 0) && !this.following) return;
-    await this.more();
-    while (this.following && this.end < this.size) await this.more();
-    if (this.following) this.bottom();
+    if (this.done || this.end < this.size && !this.following) return;
+    do await this.more(); while (this.following && this.end < this.size);
+    if (this.following) await this.bottom();
     this.done = done && this.end >= this.size;
   }
   async before() {
@@ -7917,39 +7912,39 @@ class Log {
     this.first -= lines;
     const painter = new Painter(body, this.first);
     painter.feed(new TextDecoder().decode(bytes));
-    this.earlier.after(body);
+    this.body.prepend(body);
     this.trace.scrollTop += this.trace.scrollHeight - height;
     this.shown();
   }
-  async show(found) {
-    if (!found) return;
-    const [line, offset] = found;
+  async show(line, offset) {
     this.following = false;
     if (!document.getElementById('L' + line)) { this.reset(offset, line); await this.more(); }
-    this.mark(line);
-  }
-  mark(line) {
     const row = document.getElementById('L' + line);
     if (!row) return;
-    this.following = false;
     for (const old of all('.line.current')) old.classList.remove('current');
     for (let at = row; (at = at.parentElement.closest('.section'));) turn(at, false);
     row.classList.add('current');
     row.scrollIntoView({block: 'center'});
   }
-  bottom() { this.trace.scrollTop = this.trace.scrollHeight; this.following = true; }
-  async go(where) {
-    if (where === 'error') {
-      const [found] = await this.find({errors: 1});
-      found ? await this.show(found) : this.say('no error');
-    } else if (where === 'top') {
-      if (this.start) { this.reset(0, 1); await this.more(); }
-      this.following = false;
-      this.trace.scrollTop = 0;
-    } else {
-      if (this.end < this.size) { history.replaceState(null, '', location.pathname); await this.open(); }
-      this.bottom();
-    }
+  async showAddressed() {
+    const [id, line] = /^#L([0-9]+)$/.exec(location.hash) || [];
+    const [found] = !id ? [] : document.querySelector(id) ? [[line]] : await this.find({number: line});
+    if (found) await this.show(...found);
+    return found;
+  }
+  async top() {
+    if (this.start) { this.reset(0, 1); await this.more(); }
+    this.following = false;
+    this.trace.scrollTop = 0;
+  }
+  async bottom() {
+    if (this.end < this.size) await this.tail();
+    this.trace.scrollTop = this.trace.scrollHeight;
+    this.following = true;
+  }
+  async error() {
+    const [found] = await this.find({errors: 1});
+    found ? await this.show(...found) : this.say('no error');
   }
   say(text) { document.querySelector('#find output').textContent = text; }
   async search(text, step) {
@@ -7965,7 +7960,7 @@ class Log {
     }
     this.at = (this.at + step + count) % count;
     this.say(`${this.at + 1} of ${count}${count === 1000 ? '+' : ''}`);
-    await this.show(this.matches[this.at]);
+    await this.show(...this.matches[this.at]);
     this.highlight(text);
   }
   highlight(text) {
@@ -7994,12 +7989,11 @@ addEventListener('click', event => {
     getSelection().selectAllChildren(document.querySelector(button.dataset.copy));
     if (document.execCommand('copy')) button.textContent = 'Copied';  // the clipboard API wants https
   }
-  if (button.dataset.go) log.go(button.dataset.go);
+  if (button.dataset.do) log[button.dataset.do]();
   if (button.dataset.step) log.search(document.querySelector('#find input').value, +button.dataset.step);
   if (button.hash) {
     event.preventDefault();
-    history.replaceState(null, '', button.hash);
-    log.mark(+button.hash.slice(2));
+    location.replace(button.hash);
   }
 });
 addEventListener('submit', event => {
@@ -8007,13 +8001,7 @@ addEventListener('submit', event => {
   event.preventDefault();
   log.search(event.target.elements.text.value, 1);
 });
-addEventListener('change', event => {
-  if (event.target.id === 'wrap') document.getElementById('trace').classList.toggle('nowrap', !event.target.checked);
-});
-addEventListener('hashchange', async () => {
-  const wanted = /^#L([0-9]+)$/.exec(location.hash);
-  if (log && wanted) log.show((await log.find({number: wanted[1]}))[0]);
-});
+addEventListener('hashchange', () => log?.showAddressed());
 let log = null;
 tick();
 setInterval(tick, 1000);

@@ -510,6 +510,15 @@ def test_log_is_followed_only_while_one_looks_at_its_end(browser, page, log):
     browser.wait(lambda: at_bottom(page))
 
 
+def test_log_of_a_finished_job_stays_where_it_was_opened(browser, page, log):
+    log.write(''.join(f'line {number}\n' for number in range(1, 301)))
+    log.finish()
+    browser.open(JOB)
+    expect(lines(page)).to_have_count(300)
+    later(page, 3.1)
+    assert in_view(page, 1)
+
+
 def test_raw_and_plain_text_are_one_click_away(browser, page, log):
     log.write('\x1b[31mred\x1b[0m <b>\n')
     log.finish()
@@ -697,6 +706,13 @@ def test_runners_and_queue_are_kept_up_to_date(browser, page, ci, pipeline):
     runner.claim()
     browser.wait(lambda: later(page, 3) or page.locator('.runner .runs a').count())
     expect(page.get_by_text('No job waits for a runner.')).to_be_visible()
+
+
+def test_list_without_anything_in_it_is_no_empty_box(browser, page, project):
+    for path in ('/-/runners', '/group/demo', '/-/projects?search=nothing'):
+        browser.open(path)
+        for box in page.locator('.rows').all():
+            expect(box).to_be_hidden()
 
 
 def test_filters_choose_pipelines(browser, page, ci, project):
