@@ -6315,7 +6315,6 @@ def disable_project_runner(call: Call, id: str, runner_id: int) -> bottle.HTTPRe
 # For browsers alone: they sign in with a cookie, which opens no route of the API, as the API's tokens
 # open no page. Everything is rendered here; the script makes the trace live and keeps the rest fresh.
 
-STATUS_WORDS = {'success': 'passed', 'waiting_for_resource': 'waiting for resource'}
 #: The strokes in the disc that stands for a status.
 MARKS = {
     'success': 'M4.7 8.3l2.2 2.2 4.4-4.8', 'failed': 'M5.4 5.4l5.2 5.2m0-5.2l-5.2 5.2',
@@ -6433,7 +6432,7 @@ def page_form(call: Call) -> Row:
 
 def word(status: str) -> str:
     """Return a status as people say it."""
-    return STATUS_WORDS.get(status, status)
+    return 'passed' if status == 'success' else status.replace('_', ' ')
 
 
 def mark(status: str) -> str:
@@ -6450,9 +6449,8 @@ def moment(seconds: float | None) -> str:
 
 def clock(seconds: float) -> str:
     """Return a duration in seconds as a clock shows it."""
-    whole = max(0, int(seconds))
-    minutes = f'{whole // 3600}:{whole // 60 % 60:02d}' if whole >= 3600 else f'{whole // 60}'
-    return f'{minutes}:{whole % 60:02d}'
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    return f'{minutes // 60}:{minutes % 60:02d}:{rest:02d}' if minutes >= 60 else f'{minutes}:{rest:02d}'
 
 
 def span(row: Row, now: float) -> str:
@@ -7109,16 +7107,14 @@ def show_plain_trace(call: Call, project: str, job_id: int) -> bottle.HTTPRespon
 def find_lines(call: Call, project: str, job_id: int) -> dict[str, Any]:
     """Find lines of a trace: by `number`, by the `offset` of a byte in them, by `search`, or all `errors`."""
     shown_job(call)
-    search, pattern = call.text('search'), None
-    if search or call.flag('errors'):
-        pattern = re.compile(re.escape(search.encode().lower())) if search else ERROR_LINE
-    number, offset = call.integer('number'), call.integer('offset')
+    search, number, offset = call.text('search'), call.integer('number'), call.integer('offset')
+    pattern = re.compile(re.escape(search.encode().lower())) if search else ERROR_LINE if call.flag('errors') else None
     if pattern is None and number is None and offset is None:
         raise InvalidParameter('number, offset, search, errors are missing, exactly one parameter must be provided')
-    limit = 1 if search is None else 1000
     if not call.ci.traces.size(job_id):
         return {'lines': []}
-    return {'lines': call.ci.traces.find_lines(job_id, number=number, offset=offset, pattern=pattern, limit=limit)}
+    return {'lines': call.ci.traces.find_lines(job_id, number=number, offset=offset, pattern=pattern,
+                                               limit=1000 if search else 1)}
 
 
 BROWSE = bottle.SimpleTemplate(r"""
@@ -7189,7 +7185,7 @@ RUNNERS_PAGE = bottle.SimpleTemplate(r"""
 %     shown = 'paused' if state['paused'] else state['status']
 %     here, turn = f'{root}/-/runners/{row["id"]}', 'Resume' if state['paused'] else 'Pause'
 <li class="runner">
-<span class="status {{shown}}">{{shown.replace('_', ' ')}}</span>
+<span class="status {{shown}}">{{word(shown)}}</span>
 <div class="what"><span class="title">#{{row['id']}} {{row['description'] or info.get('name') or 'runner'}}</span>
 <p class="meta">{{about(info) or 'has not said what it is'}}
 {{'' if row['runner_type'] == 'instance_type' else '· for some projects alone'}}</p>
@@ -7488,14 +7484,11 @@ def change_tokens(call: Call) -> bottle.HTTPResponse:
 STYLE = r"""
 :root { color-scheme: light dark; --ink: light-dark(#1f2328, #e6edf3); --soft: light-dark(#59636e, #9198a1);
   --ground: light-dark(#fff, #0d1117); --raised: light-dark(#f6f8fa, #151b23); --line: light-dark(#d1d9e0, #3d444d);
-  --link: light-dark(#0a58ca, #6cb0ff); --focus: light-dark(#0a58ca, #6cb0ff);
-  --green: light-dark(#1a7f37, #2ea043); --red: light-dark(#c9252d, #e5534b); --blue: light-dark(#0a66c2, #2f81f7);
-  --amber: light-dark(#9a6700, #bb8009); --grey: light-dark(#6e7781, #656d76); --violet: light-dark(#7a4bc9, #8957e5);
-  --log: #0d1117; --log-ink: #d7dee6; }
+  --link: light-dark(#0a58ca, #6cb0ff); --red: light-dark(#c9252d, #e5534b); }
 * { box-sizing: border-box; } [hidden] { display: none !important; }
 body { margin: 0; color: var(--ink); background: var(--ground); font: 15px/1.5 system-ui, sans-serif; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
-:focus-visible { outline: 2px solid var(--focus); outline-offset: 2px; border-radius: 4px; }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; border-radius: 4px; }
 code, pre, textarea, .log { font-family: ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 pre { margin: 0; padding: 10px 12px; background: var(--raised); border: 1px solid var(--line); border-radius: 8px;
@@ -7515,12 +7508,11 @@ p, ul, ol, dl, dd { margin: 0; padding: 0; } ul, ol { list-style: none; }
 main { max-width: 1280px; margin: 0 auto; padding: 24px; } .narrow { max-width: 640px; }
 .head { display: flex; flex-wrap: wrap; gap: 12px 24px; justify-content: space-between; align-items: flex-start;
   margin-bottom: 18px; }
-.crumbs, .meta, .hint, .when, .needs { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
-.crumbs { margin-bottom: 4px; }
+.crumbs, .meta, .hint, .when, .needs, .why { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
+.crumbs { margin-bottom: 4px; } .why, .needs { font-size: 12.5px; }
 .actions, .inline, .filters { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
 button, .button, input, select, textarea { font: inherit; color: inherit; border: 1px solid var(--line);
   border-radius: 6px; background: var(--ground); padding: 5px 12px; min-height: 34px; line-height: 22px; }
-select { padding-inline: 8px; }
 button, .button { cursor: pointer; background: var(--raised); display: inline-block; font-weight: 500; }
 button:hover, .button:hover { border-color: var(--soft); text-decoration: none; }
 .primary { background: var(--link); border-color: transparent; color: light-dark(#fff, #06182d); }
@@ -7556,12 +7548,11 @@ label input, label select, label textarea { color: var(--ink); font-size: 15px; 
 .status { display: inline-flex; gap: 6px; align-items: center; font-weight: 600; font-size: 14px;
   white-space: nowrap; color: var(--ink); }
 h1:has(.status) { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center; } h1 .status { font-size: 17px; }
-.mark { width: 1.15em; height: 1.15em; flex: none; vertical-align: -.2em; --c: var(--grey); }
-.mark circle { fill: var(--c); }
+.mark { width: 1.15em; height: 1.15em; flex: none; vertical-align: -.2em; fill: light-dark(#6e7781, #656d76); }
 .mark path { fill: none; stroke: #fff; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round; }
-.mark.success { --c: var(--green); } .mark.failed { --c: var(--red); } .mark.running { --c: var(--blue); }
-.mark:is(.pending, .warning, .waiting_for_resource, .preparing) { --c: var(--amber); }
-.mark:is(.manual, .scheduled) { --c: var(--violet); }
+.mark.success { fill: light-dark(#1a7f37, #2ea043); } .mark.running { fill: light-dark(#0a66c2, #2f81f7); }
+.mark:is(.pending, .warning, .waiting_for_resource, .preparing) { fill: light-dark(#9a6700, #bb8009); }
+.mark.failed { fill: var(--red); } .mark:is(.manual, .scheduled) { fill: light-dark(#7a4bc9, #8957e5); }
 .online { color: light-dark(#1a7f37, #56d364); } .paused { color: light-dark(#9a6700, #e3b341); }
 .offline, .never_contacted { color: var(--soft); } .runner .status { flex: 0 0 132px; }
 .tag, .ref { font-size: 12.5px; padding: 1px 7px; border-radius: 9px; background: light-dark(#e8edf3, #262c36);
@@ -7577,7 +7568,6 @@ h1:has(.status) { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: cent
 .job a { color: var(--ink); display: flex; gap: 7px; flex: 1 1 120px; min-width: 0; align-items: center; }
 .job .name { overflow-wrap: anywhere; }
 .job p { flex: 0 0 100%; } .icon { width: 26px; min-height: 26px; padding: 0; font-size: 13px; line-height: 1; }
-.why, .needs { font-size: 12.5px; color: var(--soft); overflow-wrap: anywhere; }
 .span { color: var(--soft); font-size: 13px; font-variant-numeric: tabular-nums; }
 .columns { display: grid; grid-template-columns: minmax(0, 1fr) 290px; gap: 24px; align-items: start; }
 dl { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 5px 14px; font-size: 14px; }
@@ -7585,8 +7575,8 @@ dt { color: var(--soft); } dd { overflow-wrap: anywhere; }
 aside h2 { margin: 20px 0 8px; } aside details { margin-top: 18px; } summary { cursor: pointer; }
 aside summary { font-weight: 600; margin-bottom: 8px; }
 .plain li { margin-bottom: 6px; } .copy { display: flex; gap: 8px; align-items: start; }
-.copy pre { flex: 1; min-width: 0; } .tokens { margin-top: 8px; }
-.log { --numbers: 72px; background: var(--log); color: var(--log-ink); color-scheme: dark; border-radius: 10px;
+.copy pre { flex: 1; min-width: 0; }
+.log { --numbers: 72px; background: #0d1117; color: #d7dee6; color-scheme: dark; border-radius: 10px;
   border: 1px solid var(--line); font-size: 13px; min-width: 0; }
 .tools { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; padding: 8px 12px;
   border-bottom: 1px solid #30363d; font-family: system-ui, sans-serif; }
@@ -7596,37 +7586,31 @@ aside summary { font-weight: 600; margin-bottom: 8px; }
 .tools button { background: #21262d; border-color: #3d444d; } .tools output { color: #9198a1; white-space: nowrap; }
 .tools a { color: #79b8ff; } .tools label { color: #c3ccd5; display: flex; gap: 5px; align-items: center; }
 .tools .files { margin-left: auto; gap: 14px; }
-#trace { height: max(320px, calc(100vh - 300px)); overflow: auto; padding: 8px 0; line-height: 1.5;
-  overflow-anchor: auto; }
+#trace { height: max(320px, calc(100vh - 300px)); overflow: auto; padding: 8px 0; line-height: 1.5; }
 #trace > button { display: block; margin: 6px 12px; background: #21262d; border-color: #3d444d; }
 #trace .note { color: #9198a1; padding: 6px 14px; } .note:empty { display: none; }
 .line { display: flex; content-visibility: auto; contain-intrinsic-size: auto 1.5em; }
-.line:hover { background: #161d27; }
+.line:hover { background: #161d27; } .line.current { background: #3b2f0b; }
 .line a { flex: 0 0 var(--numbers); text-align: right; padding-right: 14px; color: #8b949e; user-select: none; }
-.line.current { background: #3b2f0b; }
 .text { flex: 1; min-width: 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .tools:has(#wrap:not(:checked)) ~ #trace .text { white-space: pre; overflow-wrap: normal; }
 .tools:has(#wrap:not(:checked)) ~ #trace .line { content-visibility: visible; width: max-content; min-width: 100%; }
-.header { display: flex; align-items: start; } .header .text { cursor: pointer; } .folded > .lines { display: none; }
-.header { position: relative; } .header .line { flex: 1; min-width: 0; }
-.header > .text { padding-left: var(--numbers); }
+.header { position: relative; display: flex; align-items: start; } .header .line { flex: 1; min-width: 0; }
+.header .text { cursor: pointer; } .header > .text { padding-left: var(--numbers); } .folded > .lines { display: none; }
 button.fold { position: absolute; left: 0; z-index: 1; border: 0; background: none; width: 24px; min-height: 20px;
   padding: 0 0 0 8px; color: #8b949e; line-height: 1.5; }
 .fold::before { content: "\25be"; } .folded > .header .fold::before { content: "\25b8"; }
 .section .took { margin: 0 14px; color: #8b949e; }
-.b { font-weight: 700; } .d { opacity: .75; } .i { font-style: italic; }
-.r { background: #d7dee6; color: #0d1117; } .u { text-decoration: underline; }
-.s { text-decoration: line-through; }
+.b { font-weight: 700; } .d { opacity: .75; } .i { font-style: italic; } .r { background: #d7dee6; color: #0d1117; }
+.u { text-decoration: underline; } .s { text-decoration: line-through; }
 .f0 { color: #8b949e; } .f1 { color: #ff7b72; } .f2 { color: #56d364; } .f3 { color: #e3b341; }
 .f4 { color: #79b8ff; } .f5 { color: #d2a8ff; } .f6 { color: #56d4dd; } .f7 { color: #d7dee6; }
 .f8 { color: #9aa4ae; } .f9 { color: #ffa198; } .f10 { color: #7ee787; } .f11 { color: #f2cc60; }
 .f12 { color: #a5d6ff; } .f13 { color: #e2c5ff; } .f14 { color: #76e3ea; } .f15 { color: #fff; }
 .g0 { background: #30363d; } .g1 { background: #7a1f1b; } .g2 { background: #14532d; } .g3 { background: #5c4700; }
-.g4 { background: #0c3f7d; } .g5 { background: #50307f; } .g6 { background: #0d4f56; }
-  .g7 { background: #57606a; }
-.g8 { background: #484f58; } .g9 { background: #a12d27; } .g10 { background: #1d6e3a; }
-.g11 { background: #755b00; } .g12 { background: #1257a8; } .g13 { background: #6b40ab; }
-.g14 { background: #126a73; } .g15 { background: #7d8590; }
+.g4 { background: #0c3f7d; } .g5 { background: #50307f; } .g6 { background: #0d4f56; } .g7 { background: #57606a; }
+.g8 { background: #484f58; } .g9 { background: #a12d27; } .g10 { background: #1d6e3a; } .g11 { background: #755b00; }
+.g12 { background: #1257a8; } .g13 { background: #6b40ab; } .g14 { background: #126a73; } .g15 { background: #7d8590; }
 ::highlight(found) { background: #e3b341; color: #0d1117; }
 @media (max-width: 760px) {
   main { padding: 16px 12px; } .bar { padding: 8px 12px; } .bar nav { order: 3; width: 100%; overflow-x: auto; }
@@ -7634,14 +7618,14 @@ button.fold { position: absolute; left: 0; z-index: 1; border: 0; background: no
   .variable .meta { flex: 1 1 120px; margin: 0; } .variable button { margin-left: auto; }
   .tokens { grid-template-columns: 1fr; } .log { --numbers: 52px; } button.fold { padding-left: 4px; }
   .line a { padding-right: 8px; }
-  .board { flex-direction: column; align-items: stretch; } .board section { flex: none; }
+  .board { flex-direction: column; align-items: stretch; padding: 0 0 12px; } .board section { flex: none; }
   .stages { flex: 1; } .rows > li { gap: 6px 10px; } .when { flex-basis: 84px; }
   .pipeline .status { flex-basis: 92px; } .pipeline .what { order: -1; flex-basis: 100%; }
   .inline label, .inline label input, .inline label select { width: 100%; }
   .inline .check, .inline .check input { width: auto; }
   .tools .files { margin-left: 0; } :is(.queued, .project) > .hint { flex-basis: auto; margin-left: auto; }
   .project > .meta, .project .status { flex-basis: auto; }
-  .queued .why, .queued a { flex: 1 0 60%; } .runs { flex: 1 1 100%; } .board { padding: 0 0 12px; }
+  .queued .why, .queued a { flex: 1 0 60%; } .runs { flex: 1 1 100%; }
   .tools input[type=search] { width: 130px; }
 }
 @media (prefers-reduced-motion: no-preference) { .mark.running { animation: pulse 2s infinite; }
