@@ -7820,7 +7820,6 @@ class Log {
     this.trace = document.getElementById('trace');
     [this.earlier, this.body, this.later, this.note] = this.trace.children;
     this.piece = +(element.dataset.piece || 131072);
-    this.matches = [];
     this.following = false;
     this.trace.addEventListener('scroll', () => {
       const {scrollTop, clientHeight, scrollHeight} = this.trace;
