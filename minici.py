@@ -4564,9 +4564,9 @@ class Call:
         except (ValueError, RecursionError):
             raise InvalidParameter('the body is not valid JSON in UTF-8' if kind == 'application/json'
                                    else 'the body is not UTF-8') from None
-        if not isinstance(found, dict):
+        if not isinstance(found, dict | None):
             raise InvalidParameter('the body must be a JSON object')
-        return found
+        return found or {}  # null is how GitLab's own Go client spells options that are not given
 
     @staticmethod
     def _no_constant(name: str) -> None:

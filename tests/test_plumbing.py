@@ -218,12 +218,20 @@ def test_missing_member_of_a_list_is_named(ci, client, token, project):
     assert ci.find_job(job)['status'] == 'manual'
 
 
-@pytest.mark.parametrize('body', [b'{', b'[]', b'"text"', b'1', b'null', b'true', b'{"a": NaN}', b'{"a": Infinity}',
-                                  b'\xff', b'{"a": "\\ud800"}', b'[' * 100_000])
+@pytest.mark.parametrize('body', [b'{', b'[]', b'"text"', b'1', b'true', b'{"a": NaN}', b'{"a": Infinity}', b'\xff',
+                                  b'{"a": "\\ud800"}', b'[' * 100_000])
 def test_body_that_is_no_json_object_is_refused(ci, client, body):
     response = client.call('POST', f'/api/v4/runners?token={ci.registration_token}', data=body, status=400,
                            headers={'Content-Type': 'application/json'})
     assert list(response.json) == ['error']
+
+
+def test_null_is_a_body_without_parameters(ci, client, token, project):
+    pipeline = ci.create_pipeline(project, 'main', sha=SHA, content={'a': {'script': ['x'], 'when': 'manual'}})
+    [job] = ci.list_jobs(pipeline=pipeline)
+    client.call('POST', f'/api/v4/projects/{project["id"]}/jobs/{job["id"]}/play', token=token, data=b'null',
+                headers={'Content-Type': 'application/json'}, status=200)
+    assert ci.find_job(job)['status'] == 'pending'
 
 
 # -- paging
