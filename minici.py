@@ -5029,7 +5029,8 @@ def commit_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
         return None
     info = json.loads(row['commit_info'])
     for name in ('authored_date', 'committed_date'):  # GitLab writes milliseconds
-        info[name] = re.sub(r'(?<=T..:..:..)(?=[+-Z])', '.000', info[name])
+        date = re.fullmatch('([0-9]{4}-.{14})(Z|[+-][01][0-9]:[0-5][0-9])', info[name])
+        info[name] = date and f'{date[1]}.000{date[2]}'  # none, if git prints what no client could read
     return {'id': row['sha'], 'short_id': row['sha'][:8], 'title': info['message'].partition('\n')[0],
             'created_at': info['committed_date'], 'trailers': {}, **info,
             'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}'}

@@ -329,6 +329,20 @@ def test_a_commit_tells_who_when_and_what_came_before(origin, url, scratch):
         assert repository.commit(merge)['parent_ids'] == [sha, side]
 
 
+@pytest.mark.parametrize('said, shown', [
+    (' 1675400706 +0930', '2023-02-03T14:35:06.000+09:30'), (' 1312735823 +051800', None), ('', None),
+    (' 99999999999999 +0000', None)])
+def test_a_date_that_is_none_does_not_keep_clients_from_reading_the_rest(ci, client, token, origin, said, shown):
+    tree = origin.git('rev-parse', f'{origin.commit()}^{{tree}}')
+    (origin.path / 'odd').write_text(
+        f'tree {tree}\nauthor Ann <ann@example.com>{said}\ncommitter Bob <b@example.com> 1675400706 +0000\n\nodd\n')
+    origin.git('branch', 'odd', origin.git('hash-object', '-t', 'commit', '-w', '--literally', 'odd'))
+    ci.create_pipeline(ci.create_project('demo', import_url=origin.url), 'odd')
+    commit = client.call('GET', '/api/v4/projects/1/jobs/1', token=token).json['commit']
+    assert (commit['title'], commit['authored_date'], commit['committed_date'][:19]) == (
+        'odd', shown, '2023-02-03T05:05:06')
+
+
 def test_a_commit_in_another_encoding_is_read_as_text_whatever_the_user_has_git_print(home, origin, scratch):
     origin.git('config', 'i18n.commitEncoding', 'ISO-8859-1')
     sha = origin.commit(message='Größe'.encode('latin-1'))
