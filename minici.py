@@ -3439,10 +3439,10 @@ def explodes(tokens: Any, repeated: bool = False) -> bool:
 def glob_pattern(glob: str) -> re.Pattern[str]:
     """Return a glob of paths (``**/``, ``*``, ``?``, ``[a-z]``, ``{a,b}``) as a regular expression."""
     parts, depth = [], 0
-    for token in re.findall(r'\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|[{},]|\\.|.', glob, re.S):
+    for token in re.findall(r'(?<![^/{,])\*\*/|\*+|\?|\[!?[^\]]+\]|[{},]|\\.|.', glob, re.S):
         if token in ('{', '}'):
             depth += 1 if token == '{' else -1
-        simple = {'**/': '(?:.*/)?', '**': '.*', '*': '[^/]*', '?': '[^/]', '{': '(?:', '}': ')',
+        simple = {'**/': '(?:.*/)?', '*' * len(token): '[^/]*', '?': '[^/]', '{': '(?:', '}': ')',
                   ',': '|' if depth else ','}
         parts.append(simple.get(token) or (token.replace('[!', '[^', 1) if token[0] == '[' and len(token) > 1
                                            else re.escape(token[-1])))
@@ -3476,7 +3476,7 @@ def expand_all(variables: Mapping[str, str]) -> dict[str, str]:
 
 def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[str, str]) -> bool:
     """Tell whether any of the paths fits any of the globs."""
-    patterns = [glob_pattern(expand(glob, variables).lstrip('/')) for glob in globs]
+    patterns = [glob_pattern(expand(glob, variables)) for glob in globs]
     return any(pattern.fullmatch(path) for path in paths for pattern in patterns)
 
 

@@ -213,7 +213,8 @@ def test_rules_and_only_or_except_exclude_each_other(keyword):
     ('Dockerfile', 'Dockerfile'), ('src/*', 'src/a.c'), ('src/**/*', 'src/a.c'), ('src/**/*', 'src/x/y/a.c'),
     ('**/*.md', 'README.md'), ('**/*.md', 'doc/deep/a.md'), ('*.{rb,py,sh}', 'a.py'), ('src/**/*.{h,c}', 'src/x/a.h'),
     ('*', '.hidden'), ('**/*', '.github/x'), ('a?c', 'abc'), ('[ab].txt', 'b.txt'), ('[!a].txt', 'b.txt'),
-    ('$DIRECTORY/*', 'from/variable'), ('a.c', 'a.c'), ('more+(x)/*', 'more+(x)/y'),
+    ('$DIRECTORY/*', 'from/variable'), ('a.c', 'a.c'), ('more+(x)/*', 'more+(x)/y'), ('src/**', 'src/a.c'),
+    ('{doc/**/*.md,src/*}', 'doc/x/a.md'), ('**.c', 'a.c'),
 ])
 def test_a_path_fits_a_glob(glob, path):
     rules = f'rules: [{{%s: ["{glob}"]}}]'
@@ -225,6 +226,8 @@ def test_a_path_fits_a_glob(glob, path):
 @pytest.mark.parametrize('glob, path', [
     ('Dockerfile', 'x/Dockerfile'), ('src/*', 'src/x/a.c'), ('*.md', 'doc/a.md'), ('a.c', 'abc'), ('src', 'src/a.c'),
     ('*.{rb,py}', 'a.sh'), ('src/**/*', 'lib/a.c'), ('a?c', 'a/c'), ('[!a].txt', 'a.txt'), ('readme', 'README'),
+    ('src/**', 'src/x/a.c'), ('**', 'src/a.c'), ('doc/**.md', 'doc/x/a.md'), ('x**/a.c', 'x/y/a.c'),
+    ('/Dockerfile', 'Dockerfile'), ('$UNDEFINED/Dockerfile', 'Dockerfile'),
 ])
 def test_a_path_does_not_fit_a_glob(glob, path):
     rules = f'rules: [{{%s: ["{glob}"]}}]'
