@@ -3376,6 +3376,7 @@ class Expression:
         right = self._operand()
         if operator in ('==', '!='):
             return (left == right) is (operator == '==')
+        left = '' if left is None else left     # what is not defined has no text, and a pattern may fit that
         if isinstance(right, str):  # a variable may hold the pattern; any other text is searched for the left one
             pattern = re.fullmatch(r'/(.*)/([a-z]*)', right, re.S)
             right = ruby_pattern(pattern[1], pattern[2]) if pattern else re.compile(

@@ -68,6 +68,7 @@ def refusal(*args, **options):
     '$PRESENT =~ /var.*e$/', '$PRESENT =~ /VAR.*/i', '$PATHLIKE =~ /path\\/variable/', '$PRESENT =~ /^my/',
     '$FULL =~ /^\\/a\\/full\\/path\\/variable\\/value$/', '$PRESENT !~ /^var.*/', '$EMPTY !~ /var.*/',
     '$UNDEFINED !~ /var.*/', '$PRESENT =~ /\\w+ (variable|other)/', '"abc" =~ /b/', '$ONE == "1"', '$PRESENT =~ /a|b/',
+    '$EMPTY =~ /^$/', '$UNDEFINED =~ /^$/', '$UNDEFINED =~ /.*/',
 ])
 def test_an_expression_is_true(expression):
     assert holds(expression)
@@ -78,6 +79,7 @@ def test_an_expression_is_true(expression):
     '$PRESENT != "my variable"', '"" != $EMPTY', '$UNDEFINED != null', '$PRESENT == "no match"',
     '$PRESENT =~ /^var.*/', '$EMPTY =~ /var.*/', '$UNDEFINED =~ /var.*/', '$PRESENT =~ /VAR.*/',
     '$PRESENT !~ /var.*e$/', '$PRESENT !~ /VAR.*/i', '$PRESENT == "MY VARIABLE"', '$PRESENT == "$PRESENT"',
+    '$UNDEFINED !~ /^(stable)?$/',
 ])
 def test_an_expression_is_false(expression):
     assert not holds(expression)
