@@ -4071,8 +4071,8 @@ class Compiler:
         word, facts = str(spot.value), self.facts
         if word in ('branches', 'tags'):
             return facts.tag == (word == 'tags') and facts.source != 'merge_request_event'
-        if word in SOURCE_WORDS:
-            return facts.source == SOURCE_WORDS[word]
+        if word in SOURCE_WORDS or word == facts.source.removesuffix('_event'):    # `schedule` is `schedules` too
+            return facts.source == SOURCE_WORDS.get(word, facts.source)
         if facts.source == 'merge_request_event':   # names and patterns are for branches and tags
             return False
         pattern = re.fullmatch(r'/(.*)/([a-z]*)', word, re.S)

@@ -373,7 +373,8 @@ def test_a_timeout_that_is_no_duration_or_beyond_a_month_is_refused(text):
     ('only: [api]', 'main'), ('only: [pushes]', 'main by push'), ('only: [web]', 'main by web'),
     ('only: [schedules]', 'main by schedule'), ('only: [triggers]', 'main by trigger'),
     ('only: [pipelines]', 'main by pipeline'), ('only: [external]', 'main by external'),
-    ('only: [merge_requests]', 'main by merge_request_event'),
+    ('only: [merge_requests]', 'main by merge_request_event'), ('only: [push]', 'main by push'),
+    ('only: [schedule]', 'main by schedule'), ('only: [merge_request]', 'main by merge_request_event'),
     ('except: [other]', 'main'), ('except: [tags]', 'main'), ('except: [pushes]', 'main'), ('except: [/^v/]', 'main'),
     ('{only: [branches], except: [other]}', 'main'), ('only:', 'main'), ('except:', 'main'),
 ])
@@ -388,6 +389,7 @@ def test_only_and_except_let_a_job_in(keywords, where):
     ('only: [merge_requests]', 'main'), ('only: {refs: [tags]}', 'main'),
     ('except: [main]', 'main'), ('except: [branches]', 'main'), ('except: [api]', 'main'),
     ('except: {refs: [/^ma/]}', 'main'), ('except: [v1]', 'tag v1'), ('except: [schedules]', 'main by schedule'),
+    ('except: [schedule]', 'main by schedule'),
     ('{only: [main], except: [main]}', 'main'), ('{only: [branches], except: [/^issue/]}', 'issue-7'),
 ])
 def test_only_and_except_keep_a_job_out(keywords, where):
