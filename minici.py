@@ -3774,8 +3774,7 @@ CACHE_FIELDS: dict[str, Callable[[Spot], Any]] = {
 RULE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     'if': lambda spot: spot, 'changes': read_globs, 'exists': read_globs, 'when': one_of(*WHENS, 'never'),
     'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables,
-    'interruptible': Spot.flag,
-    'auto_cancel': anything}
+    'interruptible': Spot.flag, 'auto_cancel': anything}
 RELEASE_FIELDS: dict[str, Callable[[Spot], Any]] = {
     **dict.fromkeys(('name', 'description', 'tag_name', 'tag_message', 'ref', 'released_at'), Spot.text),
     'milestones': Spot.texts, 'assets': lambda spot: spot.fields({'links': listed(read_link)})}
@@ -4085,13 +4084,14 @@ class Compiler:
     def _link(self, included: list[dict[str, Any]], jobs: Mapping[str, Any], stages: Sequence[str]) -> list[JobSpec]:
         """Return the jobs, parallel ones as often as they run, each with the names of what it needs."""
         copies = {job['name']: parallel_copies(job) for job in included}
+        origins = {copy[0]: name for name in jobs for copy in ((name,), *parallel_copies(jobs[name] or {'name': name}))}
         specs = []
         for job in included:
             needs = self._needs(job, copies, jobs, stages)
-            for name in job.get('dependencies', ()):
+            for name in (origins.get(name, name) for name in job.get('dependencies', ())):
                 if name not in jobs:
                     job['spot']['dependencies'].wrong(f'names {name}, and there is no such job')
-                elif job.get('needs') and name not in {need.get('job') for need in job['needs']}:
+                elif job.get('needs') and name not in {origins.get(need.get('job')) for need in job['needs']}:
                     job['spot']['dependencies'].wrong(f'names {name}, which must be among its needs')
                 elif name == job['name']:
                     job['spot']['dependencies'].wrong(f'names {name}, the job itself')

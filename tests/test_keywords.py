@@ -376,6 +376,12 @@ def test_dependencies_may_name_a_job_of_the_same_stage_but_not_of_a_later_one():
     assert 'test:dependencies names last, which is in a later stage' in refusal(later)[0]
 
 
+@pytest.mark.parametrize('needs', ['', 'needs: [twin]', 'needs: ["twin 1/2", "twin 2/2"]'])
+def test_dependencies_may_name_one_copy_of_a_parallel_job(needs):
+    found = job(f'dependencies: ["twin 2/2"]\n{needs}', 'twin: {stage: build, script: make, parallel: 2}')
+    assert list(found.dependencies) == ['twin 2/2']
+
+
 def test_a_job_with_trigger_is_left_out_and_the_others_run():
     spec = compiled('''
         down: {stage: build, trigger: {include: child.yml, strategy: depend}, needs: [], forward: 1}
