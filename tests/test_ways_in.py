@@ -235,6 +235,13 @@ def test_variable_is_made_listed_shown_changed_and_removed(call, scope):
 
 
 @SCOPES
+def test_a_variable_that_shall_be_masked_and_hidden_is_at_least_masked(call, scope):
+    made = {'key': 'KEY', 'value': 'x' * 20, 'masked_and_hidden': True}
+    assert call('POST', scope, 201, json=made).json['masked'] is True
+    assert call('PUT', f'{scope}/KEY', 200, json={'value': 'y' * 20}).json['masked'] is True
+
+
+@SCOPES
 def test_variables_are_for_private_tokens_of_scope_api(ci, client, scope):
     reader = ci.create_private_token(scope='read_api')
     client.call('GET', scope, status=401)
