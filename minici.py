@@ -5987,6 +5987,7 @@ def set_variable(call: Call, key: str, value: str | None, *, replace: bool) -> R
     before = variable_entity(call.ci.find_variable(scope_of(call), key)) if replace else {}
     flags = {name: call.flag(name, before.get(name, False)) or False for name in ('masked', 'protected', 'raw')}
     flags['masked'] |= call.flag('masked_and_hidden', False) or False
+    call.choice('environment_scope', ('*',))    # refused, not ignored: it would reach the jobs it was kept from
     kind = call.choice('variable_type', ('env_var', 'file'), before.get('variable_type', 'env_var')) or ''
     return call.ci.set_variable(scope_of(call), key, before['value'] if value is None else value, replace=replace,
                                 variable_type=kind, description=call.text('description', before.get('description')),

@@ -268,6 +268,14 @@ def test_variable_needs_a_key_and_a_value_and_a_known_type(call, scope):
 
 
 @SCOPES
+def test_a_variable_for_one_environment_is_refused_instead_of_given_to_all_jobs(call, scope):
+    call('POST', scope, 201, json={'key': 'A', 'value': '1', 'environment_scope': '*'})
+    for method, path in (('POST', scope), ('PUT', f'{scope}/A')):
+        answer = call(method, path, 400, json={'key': 'B', 'value': '1', 'environment_scope': 'production'})
+        assert answer.json == {'error': 'environment_scope does not have a valid value'}
+
+
+@SCOPES
 def test_second_variable_of_a_name_is_refused_and_the_first_stays(call, scope):
     call('POST', scope, 201, json={'key': 'A', 'value': '1'})
     answer = call('POST', scope, 400, json={'key': 'A', 'value': '2'})
