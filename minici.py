@@ -2311,7 +2311,7 @@ class Coordinator:
         **{name: f'pipeline.{name} = :{name}' for name in ('project_id', 'ref', 'sha', 'status', 'source', 'name')},
         **{f'{name}_after': f'pipeline.{name}_at > :{name}_after' for name in ('created', 'updated')},
         **{f'{name}_before': f'pipeline.{name}_at < :{name}_before' for name in ('created', 'updated')},
-        'username': 'user.username = :username',
+        'username': 'user.username = :username', 'yaml_errors': 'NOT :yaml_errors',     # those make no pipeline here
         'scope': "CASE :scope WHEN 'running' THEN pipeline.status = 'running' WHEN 'pending' THEN "
                  "pipeline.status IN ('pending', 'created', 'waiting_for_resource') "
                  "WHEN 'finished' THEN pipeline.finished_at IS NOT NULL "
@@ -5856,7 +5856,7 @@ def list_pipelines(call: Call, id: str) -> bottle.HTTPResponse:
         project_of(call), limit=per_page, offset=(page - 1) * per_page, status=call.choice('status', JOB_STATUSES),
         scope=call.choice('scope', ('running', 'pending', 'finished', 'branches', 'tags')),
         order_by=call.choice('order_by', ('id', 'status', 'ref', 'updated_at', 'user_id'), 'id') or 'id',
-        sort=call.choice('sort', ('asc', 'desc'), 'desc') or 'desc', **filters)
+        sort=call.choice('sort', ('asc', 'desc'), 'desc') or 'desc', yaml_errors=call.flag('yaml_errors'), **filters)
     return paged_response(call, [pipeline_entity(row, call) for row in rows], total)
 
 

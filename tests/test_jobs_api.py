@@ -974,7 +974,8 @@ def test_pipelines_are_listed_newest_first_filtered_and_paged(ci, api, project):
     assert ids(api('GET', path)) == [2, 1]
     for query, expected in (('ref=fix/one', [2]), ('ref=fix%2Fone', [2]), (f'sha={SHA}', [1]), ('status=success', [1]),
                             ('status=pending', [2]), ('source=api', [2, 1]), ('source=push', []),
-                            ('ref=main&status=pending', []), ('per_page=1&page=2', [1])):
+                            ('ref=main&status=pending', []), ('per_page=1&page=2', [1]),
+                            ('yaml_errors=true', []), ('yaml_errors=false', [2, 1])):
         assert ids(api('GET', f'{path}?{query}')) == expected, query
     assert api('GET', path).headers['X-Total'] == '2'
     assert api('GET', f'{path}?status=unknown', 400).json == {'error': 'status does not have a valid value'}
