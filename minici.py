@@ -5925,7 +5925,9 @@ def create_project(call: Call) -> bottle.HTTPResponse:
     """Make a project; `path` may carry a namespace and defaults to a form of `name`."""
     if not call.has('name'):
         call.require('path')
-    path = call.text('path') or re.sub(r'[^A-Za-z0-9_.\-]+', '-', call.text('name') or '').strip('-.') or '?'
+    path = call.text('path') or call.text('name') or ''
+    if not call.has('path') and not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]*', path):
+        path = re.sub('[^a-z0-9_]+', '-', path.lower()).strip('-') or '?'
     project = call.ci.create_project(
         path, name=call.text('name'), import_url=call.text('import_url') or None,
         default_branch=call.text('default_branch') or 'main', build_timeout=call.integer('build_timeout'),

@@ -809,10 +809,12 @@ def test_project_is_created_with_what_is_given_and_defaults_for_the_rest(api):
     assert 'secret' not in answer['import_url']
 
 
-@pytest.mark.parametrize('options', [{'json': {'name': 'My Project!'}}, {'form': {'name': 'My Project!'}}])
-def test_projects_path_is_made_of_its_name(api, options):
-    answer = api('POST', f'{API}/projects', 201, **options).json
-    assert (answer['name'], answer['path_with_namespace']) == ('My Project!', 'My-Project')
+@pytest.mark.parametrize('kind', ['json', 'form'])
+@pytest.mark.parametrize('name, path', [
+    ('My Project!', 'my-project'), ('v1.0 - (Test_A)', 'v1-0-test_a'), ('My.Project_1', 'My.Project_1')])
+def test_projects_path_is_its_name_or_what_is_left_of_it_in_lower_case(api, kind, name, path):
+    answer = api('POST', f'{API}/projects', 201, **{kind: {'name': name}}).json
+    assert (answer['name'], answer['path_with_namespace']) == (name, path)
 
 
 BAD_PROJECTS = (
