@@ -2300,8 +2300,9 @@ class Coordinator:
             self._settle(c, row['pipeline_id'])
 
     def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
-        """Return a pipeline (of `project`, if given); raise NotFound if there is none."""
-        row = self._one(f'{PIPELINE_ROWS} WHERE pipeline.id = :id',
+        """Return a pipeline (of `project`, if given) and its coverage; raise NotFound if there is none."""
+        row = self._one('SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage '
+                        f'FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id)',
                         id=pipeline['id'] if isinstance(pipeline, Row) else pipeline)
         if row is None or project and row['project_id'] != project['id']:
             raise NotFound('Pipeline')
@@ -5049,7 +5050,7 @@ def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False, user: Row |
     status = row['status']
     return {**pipeline, 'before_sha': row['before_sha'], 'tag': bool(row['tag']), 'yaml_errors': None,
             'user': user_entity(row, call), 'started_at': iso_time(started), 'finished_at': iso_time(finished),
-            'committed_at': None, 'coverage': None,
+            'committed_at': None, 'coverage': None if row['coverage'] is None else f'{row["coverage"]:.2f}',
             'duration': int(finished - started) if started and finished else None,
             'queued_duration': int(started - row['created_at']) or None if started else None,
             'detailed_status': {'icon': f'status_{status}', 'text': status, 'label': status, 'group': status,
@@ -5867,7 +5868,7 @@ def show_latest_pipeline(call: Call, id: str) -> dict[str, Any]:
     rows, _ = call.ci.list_pipelines(project, limit=1, ref=call.text('ref') or project['default_branch'])
     if not rows:
         raise NotFound('Pipeline')
-    return pipeline_entity(rows[0], call, detail=True)
+    return pipeline_entity(call.ci.find_pipeline(rows[0]), call, detail=True)
 
 
 @route('GET', f'{PROJECT}/repository/commits/<name:path>', auth=private_token)
@@ -8498,8 +8499,8 @@ class Hook:
             project = self.ci.find_project(row['project_id'])
             earlier = [other['status'] for other in self.ci.list_pipelines(project, ref=row['ref'], scope='finished')[0]
                        if other['id'] < row['id'] and other['status'] in ('success', 'failed')]
-            facts.update(pipeline=pipeline_entity(row, self, detail=True), project=project['path'],
-                         previous_status=earlier[0] if earlier else None)
+            facts.update(pipeline=pipeline_entity(self.ci.find_pipeline(row), self, detail=True),
+                         project=project['path'], previous_status=earlier[0] if earlier else None)
         for pause in (*self.PAUSES, None):
             done = subprocess.run(self._command, shell=True, input=json.dumps(facts).encode(), capture_output=True)
             if done.returncode == 0 or pause is None:

@@ -186,6 +186,17 @@ def test_coverage_is_the_last_number_that_its_pattern_finds(ci, client, token, m
     assert shown['coverage'] == coverage
 
 
+def test_the_coverage_of_a_pipeline_is_the_mean_of_its_jobs(ci, client, token, make, runner):
+    make({name: {'script': 'x', 'coverage': '/[0-9.]+%/'} for name in ('one', 'two', 'three')})
+    shown = [client.call('GET', '/api/v4/projects/1/pipelines/1', token=token).json['coverage']]
+    for trace in (b'90%', b'45.5%', b'none'):
+        claim = runner.claim()
+        ci.append_trace(ci.authenticate_job(claim.job['id'], claim.token), 0, trace)
+        end(ci, claim)
+        shown.append(client.call('GET', '/api/v4/projects/1/pipelines/latest', token=token).json['coverage'])
+    assert shown == [None, '90.00', '67.75', '67.75']
+
+
 # -- resource groups
 
 DEPLOY = {'deploy': {'script': 'x', 'resource_group': 'production'}}
