@@ -3456,7 +3456,7 @@ def glob_pattern(glob: str) -> re.Pattern[str]:
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
     """Return a text with ``$NAME`` and ``${NAME}`` replaced; what is not defined becomes nothing."""
-    return re.sub(r'\$\$|\$(\w+)|\$\{(\w+)\}', lambda match: '$' if match[0] == '$$' else
+    return re.sub(r'\$\$|\$([A-Za-z_]\w*)|\$\{(\w+)\}', lambda match: '$' if match[0] == '$$' else
                   variables.get(match[1] or match[2], ''), text) if '$' in text else text
 
 

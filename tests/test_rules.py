@@ -127,6 +127,8 @@ def test_a_pattern_has_the_flags_i_s_m_and_u_of_re2(expression, true):
 def test_the_variables_in_a_variable_are_replaced_before_it_is_compared():
     assert job('rules: [{if: $FULL_NAME == "a-b"}]', variables={'NAME': 'a'},
                before='variables: {FULL_NAME: "${NAME}-b"}')
+    assert job('rules: [{if: $PRICE == "$5 or $1-a"}]', variables={'NAME': 'a'},
+               before='variables: {PRICE: "$5 or $1-$NAME"}')   # no names: a variable's begins with no digit
 
 
 @pytest.mark.parametrize('expression', ['$A ==', '== "a"', '$A "b"', '($A', '$A)', '$A = "b"', '$A && || $B', 'main',
