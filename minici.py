@@ -270,6 +270,7 @@ class Busy(CIError):
 
 # 4. Vocabulary ################################################################################
 
+# Statements take these tuples as they are: Python writes them as SQL does.
 JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
                 'scheduled', 'canceling', 'preparing', 'waiting_for_resource')
 FINISHED = ('success', 'failed', 'canceled', 'skipped')
@@ -1836,10 +1837,8 @@ class Coordinator:
             for name, value in changes.items():
                 c.execute(f'UPDATE project SET {name} = :value WHERE id = :id', dict(value=value, id=project['id']))
             if 'shared_runners_enabled' in changes:
-                c.execute("UPDATE job SET shared = :shared WHERE project_id = :id AND status NOT IN "
-                          '(SELECT value FROM json_each(:finished))',
-                          dict(shared=changes['shared_runners_enabled'], id=project['id'],
-                               finished=json.dumps(FINISHED)))
+                c.execute(f'UPDATE job SET shared = :shared WHERE project_id = :id AND status NOT IN {FINISHED}',
+                          dict(shared=changes['shared_runners_enabled'], id=project['id']))
         return self.find_project(project)
 
     def delete_project(self, project: Row) -> None:
@@ -2396,9 +2395,8 @@ class Coordinator:
     def cancel_pipeline(self, pipeline: Row) -> Row:
         """Cancel every job of a pipeline that has not finished; return the pipeline."""
         with self.db.write() as c:
-            for job in c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.status IN '
-                                 '(SELECT value FROM json_each(:cancelable))',
-                                 dict(id=pipeline['id'], now=0, cancelable=json.dumps(CANCELABLE))).fetchall():
+            for job in c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.status IN {CANCELABLE}',
+                                 dict(id=pipeline['id'], now=0)).fetchall():
                 self._cancel(c, job)
             self._process(c, pipeline['id'])
         self._announce()
@@ -2573,7 +2571,7 @@ class Coordinator:
                 "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
                 '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, '
                 '               coverage = :coverage, finished_at = :now '
-                "WHERE id = :id AND status IN ('running', 'canceling') AND token_hash IS :token_hash RETURNING *",
+                f'WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash RETURNING *',
                 dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
                      token_hash=job['token_hash'], now=self.clock(), coverage=self._coverage(job, spec['coverage']),
                      allowed=status == 'failed' and exit_code in spec['allow_failure_exit_codes'])).fetchall()
@@ -2658,7 +2656,7 @@ class Coordinator:
         try:
             with self.db.write() as c:
                 if not c.execute('UPDATE job SET dotenv = coalesce(:dotenv, dotenv) WHERE id = :id '
-                                 "AND status IN ('running', 'canceling') AND token_hash = :token_hash",
+                                 f'AND status IN {ALIVE} AND token_hash = :token_hash',
                                  dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount:
                     raise JobNotRunning('canceled')
                 before = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type',
@@ -2716,9 +2714,8 @@ class Coordinator:
         if job is not None:
             self._delete_artifacts('job_id = :id', id=job['id'])
         elif project is not None:
-            self._delete_artifacts('job_id IN (SELECT id FROM job WHERE project_id = :id AND status IN '
-                                   '(SELECT value FROM json_each(:finished)))',
-                                   id=project['id'], finished=json.dumps(FINISHED))
+            self._delete_artifacts(f'job_id IN (SELECT id FROM job WHERE project_id = :id AND status IN {FINISHED})',
+                                   id=project['id'])
 
     def _delete_artifacts(self, where: str, **values: Any) -> None:
         """Forget the artifacts that `where` names, then remove their files: nobody sees half of it."""
@@ -2778,7 +2775,7 @@ class Coordinator:
 
     def list_running(self) -> list[Row]:
         """Return the jobs that are with a runner, oldest first."""
-        return self._all(f"{JOB_ROWS} WHERE job.status IN ('running', 'canceling') ORDER BY job.id", now=self.clock())
+        return self._all(f'{JOB_ROWS} WHERE job.status IN {ALIVE} ORDER BY job.id', now=self.clock())
 
     def list_queue(self, limit: int = 20) -> list[Row]:
         """Return the jobs that wait for a runner, oldest first."""
@@ -2802,9 +2799,9 @@ class Coordinator:
         info = json.loads(machine['info'] if machine else job['runner_info'] or '{}')
         graceful = job['status'] == 'running' and 'cancel_gracefully' in info.get('features', [])
         c.execute('UPDATE job SET status = :new, finished_at = CASE WHEN :graceful THEN NULL ELSE :now END '
-                  'WHERE id = :id AND status IN (SELECT value FROM json_each(:cancelable))',
+                  f'WHERE id = :id AND status IN {CANCELABLE}',
                   dict(id=job['id'], new='canceling' if graceful else 'canceled', graceful=graceful,
-                       now=self.clock(), cancelable=json.dumps(CANCELABLE)))
+                       now=self.clock()))
 
     def retry_job(self, job: Row, user: Row | None = None) -> Row:
         """Make a new pending job of a finished one and return it; the old one keeps its status.
@@ -2823,9 +2820,8 @@ class Coordinator:
     def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
                status: str = ENQUEUED) -> int | None:
         """Put a copy in the place of a retryable job; return its id, or None if it is not retryable."""
-        if not c.execute('UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 '
-                         'AND status IN (SELECT value FROM json_each(:retryable))',
-                         dict(id=job['id'], retryable=json.dumps(RETRYABLE))).rowcount:
+        if not c.execute(f'UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 AND status IN {RETRYABLE}',
+                         dict(id=job['id'])).rowcount:
             return None
         clone = c.execute(
             'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
@@ -2862,9 +2858,8 @@ class Coordinator:
             played: int | None = job['id']
             if c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now, variables = :variables, '
                          '               user_id = coalesce(:user_id, user_id) '
-                         'WHERE id = :id AND status IN (SELECT value FROM json_each(:playable))',
-                         dict(id=job['id'], now=self.clock(), user_id=user and user['id'], variables=given,
-                              playable=json.dumps(PLAYABLE))).rowcount:
+                         f'WHERE id = :id AND status IN {PLAYABLE}',
+                         dict(id=job['id'], now=self.clock(), user_id=user and user['id'], variables=given)).rowcount:
                 self._reset_skipped(c, job)
             else:
                 played = self._clone(c, job, user, given) if job['when_'] == 'manual' else None
@@ -2883,9 +2878,8 @@ class Coordinator:
         with self.db.write() as c:
             erased = c.execute(
                 "UPDATE job SET erased_at = :now, token_hash = NULL, dotenv = '[]' WHERE id = :id "
-                'AND status IN (SELECT value FROM json_each(:finished)) '
-                'AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))',
-                dict(id=job['id'], now=self.clock(), has_trace=has_trace, finished=json.dumps(FINISHED))).rowcount
+                f'AND status IN {FINISHED} AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))',
+                dict(id=job['id'], now=self.clock(), has_trace=has_trace)).rowcount
         if not erased:
             raise Forbidden('Job is not erasable!')
         self.traces.remove(job['id'])
@@ -2939,9 +2933,8 @@ class Coordinator:
         """Return the jobs of a pipeline that hold others back: their names and the places of their stages."""
         return {row['name']: row['stage_idx'] for row in self._all(
             'SELECT name, stage_idx FROM job WHERE pipeline_id = :id AND retried = 0 '
-            'AND status NOT IN (SELECT value FROM json_each(:finished)) '
-            "AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
-            id=pipeline_id, finished=json.dumps(FINISHED))}
+            f"AND status NOT IN {FINISHED} AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
+            id=pipeline_id)}
 
     def _resource_holder(self, project_id: int, name: str) -> str:
         """Say which job holds a resource group."""
@@ -2982,8 +2975,7 @@ class Coordinator:
         if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
             self._listening_since = now  # the machine was suspended or its clock set: no runner was silent
         self._swept_at, self._ticked_at = now, time.monotonic()
-        for job in self._all('SELECT * FROM job INDEXED BY job_alive '
-                             "WHERE status IN ('running', 'canceling')"):
+        for job in self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}'):
             heard = self.traces.last_heard(job['id'])
             silent = now - max(heard or job['started_at'], self._listening_since)
             if heard is None and silent >= self.settings.claim_timeout:
