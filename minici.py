@@ -2226,6 +2226,14 @@ class Coordinator:
         c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
         return tag_set_id
 
+    @contextlib.contextmanager
+    def _change(self, pipeline_id: int) -> Iterator[sqlite3.Connection]:
+        """Yield a transaction that changes jobs of a pipeline, which goes on at its end; then wake those who wait."""
+        with self.db.write() as c:
+            yield c
+            self._process(c, pipeline_id)
+        self._announce()
+
     def _process(self, c: sqlite3.Connection, pipeline_id: int) -> None:
         """Start every job of a pipeline that may start, skip those that never will, settle its status.
 
@@ -2394,23 +2402,19 @@ class Coordinator:
 
     def cancel_pipeline(self, pipeline: Row) -> Row:
         """Cancel every job of a pipeline that has not finished; return the pipeline."""
-        with self.db.write() as c:
+        with self._change(pipeline['id']) as c:
             for job in c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.status IN {CANCELABLE}',
                                  dict(id=pipeline['id'], now=0)).fetchall():
                 self._cancel(c, job)
-            self._process(c, pipeline['id'])
-        self._announce()
         return self.find_pipeline(pipeline)
 
     def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
         """Retry every failed and canceled job of a pipeline and what was skipped after them; return it."""
-        with self.db.write() as c:
+        with self._change(pipeline['id']) as c:
             failed = c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
                                "AND status IN ('failed', 'canceled') ORDER BY id", dict(id=pipeline['id']))
             for job in failed.fetchall():
                 self._clone(c, job, user, status="'created'")
-            self._process(c, pipeline['id'])
-        self._announce()
         return self.find_pipeline(pipeline)
 
     # -- the queue
@@ -2426,10 +2430,7 @@ class Coordinator:
         now, token = self.clock(), new_token('mcb')
         if now - self._swept_at >= SWEEP_INTERVAL:
             self.sweep()
-        due = self._one('SELECT 1 FROM job INDEXED BY job_scheduled '
-                        "WHERE status = 'scheduled' AND scheduled_at <= :now", now=now)
-        if due:
-            self._start_due(now)
+        due = self._start_due(now)
         if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
             return None
         wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
@@ -2450,15 +2451,16 @@ class Coordinator:
         self._announce()
         return Claim(job, token, dependencies, self._job_variables(job))
 
-    def _start_due(self, now: float) -> None:
-        """Queue the delayed jobs whose time has come."""
-        with self.db.write() as c:
-            started = c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now '
-                                "WHERE status = 'scheduled' AND scheduled_at <= :now RETURNING pipeline_id",
-                                dict(now=now)).fetchall()
-            for pipeline_id in {row['pipeline_id'] for row in started}:
-                self._process(c, pipeline_id)
-        self._announce()
+    def _start_due(self, now: float) -> bool:
+        """Queue the delayed jobs whose time has come; say whether there were any."""
+        due = self._all('SELECT DISTINCT pipeline_id FROM job INDEXED BY job_scheduled '
+                        "WHERE status = 'scheduled' AND scheduled_at <= :now", now=now)
+        for row in due:
+            with self._change(row['pipeline_id']) as c:
+                c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now '
+                          "WHERE pipeline_id = :id AND status = 'scheduled' AND scheduled_at <= :now",
+                          dict(id=row['pipeline_id'], now=now))
+        return bool(due)
 
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
         """Return the latest jobs that `job` waited for, with their archives."""
@@ -2565,7 +2567,7 @@ class Coordinator:
         """
         spec = json.loads(job['spec'])
         retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
-        with self.db.write() as c:
+        with self._change(job['pipeline_id']) as c:
             ended = c.execute(
                 "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
                 "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
@@ -2581,9 +2583,7 @@ class Coordinator:
                 if ended[0]['status'] == 'failed' and tries <= retry['max'] and (
                         {'always', failure_reason} & set(retry['when']) or exit_code in retry['exit_codes']):
                     self._clone(c, ended[0], None)
-                self._process(c, job['pipeline_id'])
         self.traces.settle(job['id'])
-        self._announce()
         return bool(ended)
 
     def _coverage(self, job: Row, pattern: str | None) -> float | None:
@@ -2787,10 +2787,8 @@ class Coordinator:
 
         A runner that can end its job in good order is told to (`canceling`); a second cancel is final.
         """
-        with self.db.write() as c:
+        with self._change(job['pipeline_id']) as c:
             self._cancel(c, self.find_job(job))
-            self._process(c, job['pipeline_id'])
-        self._announce()
         return self.find_job(job)
 
     def _cancel(self, c: sqlite3.Connection, job: Row) -> None:
@@ -2809,12 +2807,10 @@ class Coordinator:
         What was skipped because of the old one waits again. Raises Forbidden when the job has not
         finished or was retried already.
         """
-        with self.db.write() as c:
+        with self._change(job['pipeline_id']) as c:
             retried = self._clone(c, job, user)
             if retried is None:
                 raise Forbidden('Job is not retryable')
-            self._process(c, job['pipeline_id'])
-        self._announce()
         return self.find_job(retried)
 
     def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
@@ -2854,7 +2850,7 @@ class Coordinator:
         `variables` reach this run alone. Raises BadRequest when there is nothing to play.
         """
         given = json.dumps([check_variable(variable) for variable in variables])
-        with self.db.write() as c:
+        with self._change(job['pipeline_id']) as c:
             played: int | None = job['id']
             if c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now, variables = :variables, '
                          '               user_id = coalesce(:user_id, user_id) '
@@ -2865,8 +2861,6 @@ class Coordinator:
                 played = self._clone(c, job, user, given) if job['when_'] == 'manual' else None
             if played is None:
                 raise BadRequest('Unplayable Job')
-            self._process(c, job['pipeline_id'])
-        self._announce()
         return self.find_job(played)
 
     def erase_job(self, job: Row) -> Row:
@@ -2996,15 +2990,11 @@ class Coordinator:
         if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
             self._finish(job, 'failed', 'claims_unanswered')
             return False
-        with self.db.write() as c:
-            requeued = c.execute(
+        with self._change(job['pipeline_id']) as c:
+            return c.execute(
                 "UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
                 "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
-                dict(id=job['id'], token_hash=job['token_hash'])).rowcount
-            if requeued:
-                self._process(c, job['pipeline_id'])
-        self._announce()
-        return bool(requeued)
+                dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
 
     def _collect_garbage(self) -> None:
         """Remove files that a crash left behind: no row names them and nobody has touched them for an hour."""
