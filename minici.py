@@ -2194,25 +2194,23 @@ class Coordinator:
                        needs=None if job.needs is None else json.dumps([need['name'] for need in job.needs]),
                        resource_group=job.resource_group, interruptible=job.interruptible,
                        spec=json.dumps(dataclasses.asdict(job), separators=(',', ':')))
-            self._supersede(c, project, facts, pipeline_id)
+            self._supersede(c, facts, pipeline_id)
             self._process(c, pipeline_id)
         self._announce()
         return self.find_pipeline(pipeline_id)
 
-    def _supersede(self, c: sqlite3.Connection, project: Row, facts: Mapping[str, Any], pipeline_id: int) -> None:
+    def _supersede(self, c: sqlite3.Connection, facts: Mapping[str, Any], pipeline_id: int) -> None:
         """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
         older = c.execute(
-            'SELECT * FROM pipeline WHERE project_id = :project_id AND ref = :ref AND tag = 0 '
-            'AND sha <> :sha AND id < :id '
-            "AND auto_cancel <> 'none' AND finished_at IS NULL AND status <> 'manual'",
-            dict(project_id=project['id'], ref=facts['ref'], sha=facts['sha'], id=pipeline_id)).fetchall()
-        for pipeline in [] if facts['tag'] else older:
-            jobs = c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.retried = 0',
-                             dict(id=pipeline['id'], now=0)).fetchall()
-            fixed = [job for job in jobs if job['started_at'] and not job['interruptible']]
-            for job in jobs:
-                if job['interruptible'] or pipeline['auto_cancel'] == 'conservative' and not fixed:
-                    self._cancel(c, job)
+            'SELECT id, auto_cancel FROM pipeline WHERE project_id = :project_id AND ref = :ref AND NOT tag '
+            "AND NOT :tag AND sha <> :sha AND id < :id AND auto_cancel <> 'none' AND finished_at IS NULL "
+            "AND status <> 'manual'",
+            {**facts, 'id': pipeline_id}).fetchall()
+        for pipeline in older:
+            self._cancel(c, "pipeline_id = :id AND (interruptible OR :auto_cancel = 'conservative' AND NOT EXISTS ("
+                            'SELECT 1 FROM job WHERE pipeline_id = :id AND retried = 0 '
+                            'AND started_at AND NOT interruptible))',
+                         id=pipeline['id'], auto_cancel=pipeline['auto_cancel'])
             self._process(c, pipeline['id'])
 
     @staticmethod
@@ -2403,9 +2401,7 @@ class Coordinator:
     def cancel_pipeline(self, pipeline: Row) -> Row:
         """Cancel every job of a pipeline that has not finished; return the pipeline."""
         with self._change(pipeline['id']) as c:
-            for job in c.execute(f'{JOB_ROWS} WHERE pipeline_id = :id AND job.status IN {CANCELABLE}',
-                                 dict(id=pipeline['id'], now=0)).fetchall():
-                self._cancel(c, job)
+            self._cancel(c, 'pipeline_id = :id', id=pipeline['id'])
         return self.find_pipeline(pipeline)
 
     def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
@@ -2788,18 +2784,19 @@ class Coordinator:
         A runner that can end its job in good order is told to (`canceling`); a second cancel is final.
         """
         with self._change(job['pipeline_id']) as c:
-            self._cancel(c, self.find_job(job))
+            self._cancel(c, 'id = :id', id=job['id'])
         return self.find_job(job)
 
-    def _cancel(self, c: sqlite3.Connection, job: Row) -> None:
-        machine = c.execute('SELECT info FROM runner_manager WHERE runner_id = :runner_id AND system_id = :system_id',
-                            dict(runner_id=job['runner_id'], system_id=job['system_id'])).fetchone()
-        info = json.loads(machine['info'] if machine else job['runner_info'] or '{}')
-        graceful = job['status'] == 'running' and 'cancel_gracefully' in info.get('features', [])
-        c.execute('UPDATE job SET status = :new, finished_at = CASE WHEN :graceful THEN NULL ELSE :now END '
-                  f'WHERE id = :id AND status IN {CANCELABLE}',
-                  dict(id=job['id'], new='canceling' if graceful else 'canceled', graceful=graceful,
-                       now=self.clock()))
+    def _cancel(self, c: sqlite3.Connection, where: str, **values: Any) -> None:
+        """Cancel the jobs that `where` names, as far as they have not finished."""
+        values['now'] = self.clock()
+        c.execute(f"UPDATE job SET status = 'canceled', finished_at = :now WHERE {where} AND status IN {CANCELABLE} "
+                  "AND NOT (status = 'running' AND EXISTS ("
+                  '    SELECT 1 FROM runner LEFT JOIN runner_manager AS manager '
+                  '           ON manager.runner_id = runner.id AND manager.system_id = job.system_id '
+                  "      JOIN json_each(coalesce(manager.info, runner.info), '$.features') AS feature "
+                  "     WHERE runner.id = job.runner_id AND feature.value = 'cancel_gracefully'))", values)
+        c.execute(f"UPDATE job SET status = 'canceling' WHERE {where} AND status = 'running'", values)
 
     def retry_job(self, job: Row, user: Row | None = None) -> Row:
         """Make a new pending job of a finished one and return it; the old one keeps its status.
