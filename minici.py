@@ -1635,6 +1635,13 @@ class Coordinator:
         with self.db.read() as c:
             return c.execute(statement, values).fetchone()
 
+    def _find(self, kind: str, statement: str, **values: Any) -> Row:
+        """Return the first row that a SELECT finds; raise NotFound, which names the `kind` of thing, without one."""
+        row = self._one(statement, **values)
+        if row is None:
+            raise NotFound(kind)
+        return row
+
     def _announce(self) -> None:
         """Wake those who wait for a job."""
         with self._changed:
@@ -1646,8 +1653,8 @@ class Coordinator:
         `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had; a status
         that was left again by then is passed over. What it raises is logged and stops nothing.
         """
-        newest = self._one('SELECT coalesce(max(id), 0) AS id FROM event')
-        threading.Thread(target=self._tell, args=(callback, newest['id'] if newest else 0), daemon=True).start()
+        newest = self._all('SELECT coalesce(max(id), 0) AS id FROM event')[0]['id']
+        threading.Thread(target=self._tell, args=(callback, newest), daemon=True).start()
 
     def on_finish(self, callback: Callable[[Row], Any]) -> None:
         """Call back as `on_change` does, with the row of each job and pipeline that has finished."""
@@ -1689,8 +1696,7 @@ class Coordinator:
                 self._insert_private_token(c, os.environ['MINICI_PRIVATE_TOKEN'], 'root', 'api')
 
     def _setting(self, key: str) -> str:
-        row = self._one('SELECT value FROM setting WHERE key = :key', key=key)
-        return row['value'] if row else ''
+        return self._find('Setting', 'SELECT value FROM setting WHERE key = :key', key=key)['value']
 
     @property
     def registration_token(self) -> str:
@@ -1736,12 +1742,9 @@ class Coordinator:
 
     def find_user(self, token: str) -> Row | None:
         """Return the user that a private token belongs to, with the token's `scope`, or None."""
-        digest = token_hash(token)
-        row = self._one('SELECT user.*, private_token.scope, private_token.token_hash '
-                        'FROM private_token JOIN user ON user.id = private_token.user_id '
-                        'WHERE token_hash = :hash AND (expires_at IS NULL OR expires_at > :now)',
-                        hash=digest, now=self.clock())
-        return row if row and same_secret(digest, row['token_hash']) else None
+        return self._one('SELECT user.*, scope, token_hash FROM private_token JOIN user ON user.id = user_id '
+                         'WHERE token_hash = :hash AND (expires_at IS NULL OR expires_at > :now)',
+                         hash=token_hash(token), now=self.clock())
 
     def list_private_tokens(self) -> list[Row]:
         """Return what is known of the private tokens that work, newest first: never the tokens themselves."""
@@ -1813,10 +1816,7 @@ class Coordinator:
         """Return a project by its number or path (a row is looked up again); raise NotFound if there is none."""
         key = project['id'] if isinstance(project, Row) else project
         column = 'id' if isinstance(key, int) or re.fullmatch('[0-9]{1,18}', str(key)) else 'path'
-        row = self._one(f'SELECT * FROM project WHERE {column} = :key', key=key)
-        if row is None:
-            raise NotFound('Project')
-        return row
+        return self._find('Project', f'SELECT * FROM project WHERE {column} = :key', key=key)
 
     def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0) -> tuple[list[Row], int]:
         """Return a page of projects, newest first, whose path contains `search`, and how many there are."""
@@ -1856,11 +1856,8 @@ class Coordinator:
 
     def find_variable(self, project: Row | None, key: str) -> Row:
         """Return a variable of a project, or of the instance; raise NotFound if there is none."""
-        row = self._one('SELECT * FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key',
-                        id=project['id'] if project else 0, key=key)
-        if row is None:
-            raise NotFound('Variable')
-        return row
+        return self._find('Variable', 'SELECT * FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key',
+                          id=project['id'] if project else 0, key=key)
 
     def set_variable(self, project: Row | None, key: str, value: str, *, variable_type: str = 'env_var',
                      masked: bool = False, protected: bool = False, raw: bool = False,
@@ -2004,20 +2001,15 @@ class Coordinator:
 
         With it come the queue's `version` and what is known of the machine `system_id`.
         """
-        digest = token_hash(token)
-        row = self._one('SELECT runner.*, queue.version, manager.info AS manager_info, '
-                        '       manager.contacted_at AS manager_contacted_at '
-                        '  FROM runner JOIN queue LEFT JOIN runner_manager AS manager '
-                        '       ON manager.runner_id = runner.id AND manager.system_id = :system_id '
-                        ' WHERE token_hash = :hash', hash=digest, system_id=system_id)
-        return row if row and same_secret(digest, row['token_hash']) else None
+        return self._one('SELECT runner.*, queue.version, manager.info AS manager_info, '
+                         '       manager.contacted_at AS manager_contacted_at '
+                         '  FROM runner JOIN queue LEFT JOIN runner_manager AS manager '
+                         '       ON manager.runner_id = runner.id AND manager.system_id = :system_id '
+                         ' WHERE token_hash = :hash', hash=token_hash(token), system_id=system_id)
 
     def find_runner_by_id(self, runner_id: int) -> Row:
         """Return a runner with its `projects`; raise NotFound if there is none."""
-        row = self._one(f'{RUNNER_ROWS} WHERE id = :id', id=runner_id)
-        if row is None:
-            raise NotFound('Runner')
-        return row
+        return self._find('Runner', f'{RUNNER_ROWS} WHERE id = :id', id=runner_id)
 
     def list_runners(self, project: Row | None = None) -> list[Row]:
         """Return all runners, or those that may take a project's jobs, newest first."""
@@ -2306,12 +2298,10 @@ class Coordinator:
 
     def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
         """Return a pipeline (of `project`, if given) and its coverage; raise NotFound if there is none."""
-        row = self._one('SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage '
-                        f'FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id)',
-                        id=pipeline['id'] if isinstance(pipeline, Row) else pipeline)
-        if row is None or project and row['project_id'] != project['id']:
-            raise NotFound('Pipeline')
-        return row
+        return self._find(
+            'Pipeline', 'SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage '
+            f'FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id) WHERE :project_id IS NULL OR project_id = :project_id',
+            id=pipeline['id'] if isinstance(pipeline, Row) else pipeline, project_id=project and project['id'])
 
     PIPELINE_FILTERS: ClassVar[dict[str, str]] = {
         **{name: f'pipeline.{name} = :{name}' for name in ('project_id', 'ref', 'sha', 'status', 'source', 'name')},
@@ -2431,8 +2421,7 @@ class Coordinator:
             return None
         wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
                       job_age=job_age)
-        oldest = self._one(QUEUES[runner['runner_type']], **wanted)
-        if oldest is None or oldest['id'] is None:
+        if self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is None:
             return None  # an idle poll takes no lock
         with self.db.write() as c:
             claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
@@ -2482,11 +2471,9 @@ class Coordinator:
         `runners_token`, as the v1 pages promise. The job may be in any status. Raises NotFound when
         there is no such job.
         """
-        row = self._one('SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
-                        'FROM job JOIN project ON project.id = job.project_id '
-                        'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id', id=job_id)
-        if row is None:
-            raise NotFound()
+        row = self._find('', 'SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
+                         'FROM job JOIN project ON project.id = job.project_id '
+                         'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id', id=job_id)
         digest = token_hash(token)
         known = [same_secret(digest, row['token_hash'])]
         if holder and row['token_hash']:
@@ -2495,9 +2482,8 @@ class Coordinator:
 
     def find_job_by_token(self, token: str) -> Row | None:
         """Return the running job that a token belongs to, or None."""
-        digest = token_hash(token)
-        row = self._one('SELECT * FROM job WHERE token_hash = :hash', hash=digest)
-        return row if row and same_secret(digest, row['token_hash']) and row['status'] in ALIVE else None
+        return self._one(f'SELECT * FROM job INDEXED BY job_token WHERE token_hash = :hash AND status IN {ALIVE}',
+                         hash=token_hash(token))
 
     def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
         """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
@@ -2672,11 +2658,8 @@ class Coordinator:
 
     def find_artifact(self, job_id: int, file_type: str = 'archive') -> Row:
         """Return a job's artifact; raise NotFound when it has none, or it was erased or has expired."""
-        row = self._one('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
-                        'AND (expire_at IS NULL OR expire_at > :now)', id=job_id, type=file_type, now=self.clock())
-        if row is None:
-            raise NotFound('Artifacts')
-        return row
+        return self._find('Artifacts', 'SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
+                          'AND (expire_at IS NULL OR expire_at > :now)', id=job_id, type=file_type, now=self.clock())
 
     def open_artifacts(self, job: Row | int, file_type: str = 'archive') -> tuple[Row, IO[bytes]]:
         """Return a job's artifact and its file opened for reading; raise NotFound when there is none."""
@@ -2685,16 +2668,13 @@ class Coordinator:
 
     def find_job_with_artifacts(self, project: Row, ref: str, name: str) -> Row:
         """Return the newest job of that name with an archive in a successful pipeline of `ref`, or raise NotFound."""
-        row = self._one(
-            'SELECT job.* FROM pipeline '
+        return self._find(
+            '', 'SELECT job.* FROM pipeline '
             '  JOIN job ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0 '
             "  JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
             '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
             " WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success' "
             ' ORDER BY pipeline.id DESC LIMIT 1', project_id=project['id'], ref=ref, name=name, now=self.clock())
-        if row is None:
-            raise NotFound()
-        return row
 
     def keep_artifacts(self, job: Row) -> Row:
         """Let a job's artifacts never expire and return the job; raise NotFound when it has none."""
@@ -2723,11 +2703,9 @@ class Coordinator:
 
     def find_job(self, job: Row | int, project: Row | None = None) -> Row:
         """Return a job (of `project`, if given) with all that JOB_ROWS holds; raise NotFound if there is none."""
-        row = self._one(f'{JOB_ROWS} WHERE job.id = :id', now=self.clock(),
-                        id=job['id'] if isinstance(job, Row) else job)
-        if row is None or project and row['project_id'] != project['id']:
-            raise NotFound()
-        return row
+        return self._find('', f'{JOB_ROWS} WHERE job.id = :id '
+                          'AND (:project_id IS NULL OR job.project_id = :project_id)', now=self.clock(),
+                          id=job['id'] if isinstance(job, Row) else job, project_id=project and project['id'])
 
     def list_jobs(self, *, before: int | None = None, limit: int = 20, offset: int = 0, **filters: Any) -> list[Row]:
         """Return a page of jobs, newest first.
@@ -2742,9 +2720,8 @@ class Coordinator:
     def count_jobs(self, *, limit: int, **filters: Any) -> int:
         """Return how many jobs `list_jobs` would find, `limit` if there are more."""
         where, values = self._job_filter(**filters)
-        found = self._one(f'SELECT count(*) AS jobs FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
-                          **values, limit=limit)
-        return found['jobs'] if found else 0
+        return self._all(f'SELECT count(*) AS jobs FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
+                         **values, limit=limit)[0]['jobs']
 
     @staticmethod
     def _job_filter(project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
