@@ -880,7 +880,7 @@ class Database:
         self._synchronous = 'FULL' if fsync else 'OFF'
         self._forget()
         with contextlib.suppress(FileExistsError):  # made here for its mode: tokens live in it
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            path.touch(0o600, exist_ok=False)
 
     def _forget(self) -> None:
         """Start without connections, as a new process must."""
@@ -1015,7 +1015,7 @@ class Database:
         """Write a consistent copy to `target`, readable by its owner alone, while others go on writing."""
         part = target.with_name(target.name + '.part')
         part.unlink(missing_ok=True)
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        part.touch(0o600, exist_ok=False)
         with self.read() as c:
             c.execute('PRAGMA query_only = OFF')
             try:
@@ -1086,7 +1086,7 @@ class TraceStore:
             path = self.path(job_id)
             path.unlink(missing_ok=True)
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            path.touch(0o600)
             os.utime(path, (0, 0))
 
     def append(self, job_id: int, start: int, data: bytes, check: Callable[[], Any]) -> int:
@@ -1100,37 +1100,32 @@ class TraceStore:
             check()
             path = self.path(job_id)
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
-            try:
-                size = os.fstat(handle).st_size
+            with self._open(path, 'ab') as file:
                 if start + len(data) > self._max_size:
                     raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
-                if start != size:
-                    raise RangeMismatch(size)
-                self._write(handle, data, size)
-                self._heard(handle)
-            finally:
-                os.close(handle)
+                if start != file.tell():
+                    raise RangeMismatch(file.tell())
+                self._write(file, data)
+            self._heard(path)
             if self._fsync and not start and data:
                 sync_path(path.parent)
             return start + len(data)
 
-    def _write(self, handle: int, data: bytes, offset: int) -> None:
-        """Write all of `data` at `offset` and flush it; leave the file as it was when that fails."""
+    def _write(self, file: IO[bytes], data: bytes) -> None:
+        """Write all of `data` and flush it; leave the file as it was when that fails."""
+        offset, written = file.tell(), 0
         try:
-            view, written = memoryview(data), 0
-            os.lseek(handle, offset, os.SEEK_SET)
             while written < len(data):
-                written += os.write(handle, view[written:])
+                written += os.write(file.fileno(), memoryview(data)[written:])
             if self._fsync and data:
-                os.fsync(handle)
+                os.fsync(file.fileno())
         except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(handle, offset)
+                file.truncate(offset)
             raise
 
-    def _heard(self, handle_or_path: int | Path) -> None:
-        os.utime(handle_or_path, (os.stat(handle_or_path).st_atime, max(1.0, self._clock())))
+    def _heard(self, path: Path) -> None:
+        os.utime(path, (os.stat(path).st_atime, max(1.0, self._clock())))
 
     def replace(self, job_id: int, data: bytes, check: Callable[[], Any]) -> None:
         """Put `data` in the place of what a trace held, at once or not at all; raises as `append` does."""
@@ -1141,12 +1136,9 @@ class TraceStore:
             path = self.path(job_id)
             path.parent.mkdir(mode=0o700, exist_ok=True)
             part = path.with_suffix('.part')
-            handle = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-            try:
-                self._write(handle, data, 0)
-                self._heard(handle)
-            finally:
-                os.close(handle)
+            with self._open(part, 'wb') as file:
+                self._write(file, data)
+            self._heard(part)
             os.replace(part, path)
             if self._fsync:
                 sync_path(path.parent)
@@ -1162,11 +1154,8 @@ class TraceStore:
             check()
             path = self.path(job_id)
             os.replace(path, path.with_suffix('.kept'))
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            try:
-                self._heard(handle)
-            finally:
-                os.close(handle)
+            path.touch(0o600)
+            self._heard(path)
 
     def settle(self, job_id: int, *, complete: bool = False) -> None:
         """End a trace that was begun anew: unless it is `complete`, the longer of the two remains."""
@@ -1215,14 +1204,15 @@ class TraceStore:
     def open(self, job_id: int) -> IO[bytes]:
         """Return a job's trace opened for reading; raise NotFound when there is none."""
         try:
-            return open(self.path(job_id), 'rb', opener=self._open_quietly)
+            return self._open(self.path(job_id), 'rb')
         except FileNotFoundError:
             raise NotFound('Trace') from None
 
     @staticmethod
-    def _open_quietly(path: str, flags: int) -> int:
-        """Open a file without the system noting it in the access time, which is ours (see `looked_at`)."""
-        return os.open(path, flags | getattr(os, 'O_NOATIME', 0))
+    def _open(path: Path, mode: str) -> IO[bytes]:
+        """Open a file, a new one for its owner alone; its access time, which is ours (see `looked_at`), stays."""
+        return open(path, mode, -1 if mode == 'rb' else 0, opener=lambda name, flags: os.open(
+            name, flags | getattr(os, 'O_NOATIME', 0), 0o600))
 
     def blocks(self, job_id: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield a trace in pieces that end where a line does, each behind its offset and its first line's number."""
