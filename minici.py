@@ -1264,6 +1264,7 @@ class TraceStore:
 
     def remove(self, job_id: int) -> None:
         """Remove a job's trace, if there is one."""
+        self.settle(job_id, complete=True)
         with self._locked(job_id):
             self.path(job_id).unlink(missing_ok=True)
 
@@ -1786,21 +1787,27 @@ class Coordinator:
             raise BadRequest({'path': ['can contain only letters, digits, "_", "-" and ".", may carry a namespace '
                                        'before a "/", cannot be a mere number, cannot end in .git, .atom or .json '
                                        'and cannot begin as the addresses of the API do']})
-        if import_url is not None:
-            check_import_url(import_url)
-        if build_timeout is not None and build_timeout < 1:
-            raise BadRequest({'build_timeout': ['must be a number of seconds']})
+        self._check_project(import_url, default_branch, build_timeout)
         with self.db.write() as c:
             if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
                 raise BadRequest({'path': ['has already been taken']})
             project_id = insert(
                 c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
-                default_branch=check_ref(default_branch), runners_token=path, webhook_token=new_token('mcw'),
+                default_branch=default_branch, runners_token=path, webhook_token=new_token('mcw'),
                 shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
                 build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
             c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
                       dict(token=new_token(f'mcg-{project_id}'), id=project_id))
         return self.find_project(project_id)
+
+    @staticmethod
+    def _check_project(import_url: str | None, default_branch: str, build_timeout: int | None) -> None:
+        """Raise BadRequest for an address or branch that git would not take, and a timeout that is none."""
+        if import_url is not None:
+            check_import_url(import_url)
+        check_ref(default_branch)
+        if build_timeout is not None and build_timeout < 1:
+            raise BadRequest({'build_timeout': ['must be a number of seconds']})
 
     def find_project(self, project: Row | int | str | None) -> Row:
         """Return a project by its number or path (a row is looked up again); raise NotFound if there is none."""
@@ -1817,12 +1824,8 @@ class Coordinator:
 
     def edit_project(self, project: Row, **changes: Any) -> Row:
         """Change some of what `create_project` takes, the path excepted, and return the project."""
-        if changes.get('import_url'):
-            check_import_url(changes['import_url'])
-        if changes.get('default_branch'):
-            check_ref(changes['default_branch'])
-        if changes.get('build_timeout', 1) < 1:
-            raise BadRequest({'build_timeout': ['must be a number of seconds']})
+        self._check_project(changes.get('import_url') or None, changes.get('default_branch', project['default_branch']),
+                            changes.get('build_timeout'))
         with self.db.write() as c:
             for name, value in changes.items():
                 c.execute(f'UPDATE project SET {name} = :value WHERE id = :id', dict(value=value, id=project['id']))
@@ -1833,12 +1836,9 @@ class Coordinator:
 
     def delete_project(self, project: Row) -> None:
         """Remove a project with its pipelines, jobs, traces and artifacts."""
-        jobs = self._all('SELECT id FROM job WHERE project_id = :id', id=project['id'])
-        self._delete_artifacts('job_id IN (SELECT id FROM job WHERE project_id = :id)', id=project['id'])
+        self.delete_pipelines(self._all('SELECT * FROM pipeline WHERE project_id = :id', id=project['id']))
         with self.db.write() as c:
             c.execute('DELETE FROM project WHERE id = :id', dict(id=project['id']))
-        for job in jobs:
-            self.traces.remove(job['id'])
 
     def list_variables(self, project: Row | None) -> list[Row]:
         """Return the variables of a project, or those of the instance."""
@@ -2098,8 +2098,8 @@ class Coordinator:
             facts['sha'] = check_sha(sha)
             return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
         with self._repository(project) as repository:
-            found = self._read_repository(repository, facts, content is None)
-            spec = self._spec(found if content is None else content, facts, given, repository)
+            content = self._read_repository(repository, facts, content)
+            spec = self._spec(content, facts, given, repository)
         return self._insert_pipeline(project, user, facts, given, spec)
 
     def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> list[str]:
@@ -2108,29 +2108,30 @@ class Coordinator:
         `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
         by default the default branch). With a project, included files are looked up in its repository.
         """
-        facts: dict[str, Any] = dict(ref=ref or (project['default_branch'] if project else 'main'), tag=False, sha=None,
+        facts: dict[str, Any] = dict(ref=ref or (project['default_branch'] if project else 'main'), tag=False, sha='',
                                      source='push', before_sha='0' * 40)
         try:
             if self.compile is None:
                 raise BadRequest('This coordinator reads no pipeline files')
             if content is not None and not (project and project['import_url']):
-                type(self).compile(content, facts={**facts, 'sha': ''})  # type: ignore[misc]
+                type(self).compile(content, facts=facts)  # type: ignore[misc]
             elif project is not None:
                 with self._repository(project) as repository:
-                    found = self._read_repository(repository, facts, content is None)
-                    type(self).compile(content or found, facts=facts, repository=repository)  # type: ignore[misc]
+                    content = self._read_repository(repository, facts, content)
+                    type(self).compile(content, facts=facts, repository=repository)  # type: ignore[misc]
         except BadRequest as error:
             return error.problems
         return []
 
     @staticmethod
-    def _read_repository(repository: Any, facts: dict[str, Any], wanted: bool) -> bytes | None:
-        """Complete the facts of a pipeline from its repository, and return its pipeline file if `wanted`."""
+    def _read_repository(repository: Any, facts: dict[str, Any], content: Any) -> Any:
+        """Complete the facts of a pipeline from its repository; return its file, unless there is `content` already."""
         found, facts['tag'] = repository.resolve(facts['ref'])
         facts['sha'] = check_sha(facts['sha']) if facts['sha'] else found
         facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
-        content = repository.file(facts['sha'], PIPELINE_FILE) if wanted else None
-        if wanted and content is None:
+        if content is None:
+            content = repository.file(facts['sha'], PIPELINE_FILE)
+        if content is None:
             raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
                                        f'at {facts["sha"][:8]}; add it or send content']})
         return content
@@ -2510,9 +2511,10 @@ class Coordinator:
             self._check_trace(job, checksum, bytesize)
         if failure_reason not in FAILURE_REASONS:
             failure_reason = 'unknown_failure'
-        if not self._finish(job, state, failure_reason if state == 'failed' else None, exit_code):
+        status = self._finish(job, state, failure_reason if state == 'failed' else None, exit_code)
+        if status is None:
             self._check_alive(job)
-        return 'canceled' if job['status'] == 'canceling' else state
+        return status or state
 
     def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
         """Have a trace that does not match what its runner counted sent again, twice at most; then record it."""
@@ -2531,8 +2533,8 @@ class Coordinator:
             self.traces.restart(job['id'], lambda: self._check_alive(job))
         raise ChecksumMismatch('send the trace again')
 
-    def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> bool:
-        """Finish a job if it is still with the same claim, let its pipeline go on, say whether it was.
+    def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> str | None:
+        """Finish a job if it is still with the same claim, let its pipeline go on; return what it came to, if it was.
 
         A job that was being canceled ends as canceled, whatever its runner says; a failed one is tried
         again when it asked for that.
@@ -2556,7 +2558,7 @@ class Coordinator:
                         {'always', failure_reason} & set(retry['when']) or exit_code in retry['exit_codes']):
                     self._clone(c, ended[0], None)
         self.traces.settle(job['id'])
-        return bool(ended)
+        return ended[0]['status'] if ended else None
 
     def _coverage(self, job: Row, pattern: str | None) -> float | None:
         """Return the last number that a job's coverage pattern finds in the end of its trace."""
@@ -2579,8 +2581,7 @@ class Coordinator:
         try:
             yield
         except TooLarge:
-            self._finish(job, 'failed', 'trace_size_exceeded')
-            raise JobNotRunning('failed') from None
+            raise JobNotRunning(self._finish(job, 'failed', 'trace_size_exceeded') or 'failed') from None
 
     def append_trace(self, job: Row, start: int, data: bytes) -> int:
         """Add `data` to a running job's trace at byte `start`; return its length when it is on disk.
@@ -2588,8 +2589,6 @@ class Coordinator:
         Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
         does not end at `start`; JobNotRunning when the job has left its runner or outgrew max_trace_size.
         """
-        if job['status'] not in ALIVE:
-            raise JobNotRunning(job['status'])
         with self._trace_limit(job):
             return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
 
@@ -2630,7 +2629,7 @@ class Coordinator:
                 if not c.execute('UPDATE job SET dotenv = coalesce(:dotenv, dotenv) WHERE id = :id '
                                  f'AND status IN {ALIVE} AND token_hash = :token_hash',
                                  dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount:
-                    raise JobNotRunning('canceled')
+                    self._check_alive(job)
                 before = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type',
                                    dict(id=job['id'], type=file_type)).fetchone()
                 if before and not replace:
@@ -2677,11 +2676,9 @@ class Coordinator:
 
     def delete_artifacts(self, *, job: Row | None = None, project: Row | None = None) -> None:
         """Remove the artifacts of a job, or of all finished jobs of a project; traces stay."""
-        if job is not None:
-            self._delete_artifacts('job_id = :id', id=job['id'])
-        elif project is not None:
-            self._delete_artifacts(f'job_id IN (SELECT id FROM job WHERE project_id = :id AND status IN {FINISHED})',
-                                   id=project['id'])
+        self._delete_artifacts('job_id = :job_id OR job_id IN '
+                               f'(SELECT id FROM job WHERE project_id = :project_id AND status IN {FINISHED})',
+                               job_id=job and job['id'], project_id=project and project['id'])
 
     def _delete_artifacts(self, where: str, **values: Any) -> None:
         """Forget the artifacts that `where` names, then remove their files: nobody sees half of it."""

@@ -203,7 +203,7 @@ def test_project_is_edited_field_by_field(call):
 
 
 @pytest.mark.parametrize('wrong', [
-    {'default_branch': '../main'}, {'import_url': 'ext::sh -c id'}, {'build_timeout': 'soon'},
+    {'default_branch': '../main'}, {'default_branch': ''}, {'import_url': 'ext::sh -c id'}, {'build_timeout': 'soon'},
     {'build_timeout': 0}, {'build_timeout': -5}, {'shared_runners_enabled': 'perhaps'}])
 def test_unusable_setting_of_a_project_is_refused_and_changes_nothing(call, wrong):
     before = call('GET', P).json
@@ -349,6 +349,10 @@ def test_lint_in_a_project_looks_up_what_the_file_includes(call, with_repository
     assert lint_in_project(call, None, 'include: [part.yml]\n')['valid'] is True
     answer = lint_in_project(call, None, f'include: [gone.yml]\n{FILE}')
     assert 'gone.yml' in '\n'.join(answer['errors'])
+
+
+def test_lint_of_an_empty_text_says_what_it_lacks(ci, with_repository):
+    assert 'must be a mapping' in ci.lint(with_repository, '')[0]
 
 
 def test_lint_of_a_project_without_a_repository_says_so(call):

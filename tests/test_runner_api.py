@@ -449,6 +449,14 @@ def test_a_trace_that_never_matches_is_refused_twice_and_then_shown(ci, client, 
     put(client, job, 200, state='failed', failure_reason='script_failure', output=output)
 
 
+def test_a_trace_that_is_being_sent_again_is_erased_with_all_that_it_held(ci, client, job, token):
+    patch(client, job, 0, b'0123456789')
+    put(client, job, 412, state='success', output={'checksum': 'crc32:00000000', 'bytesize': 10})
+    cancel(client, token, job)
+    client.call('POST', f'/api/v4/projects/1/jobs/{job.job["id"]}/erase', token=token, status=201)
+    assert [path.name for path in ci.data.rglob(f'{job.job["id"]}.*')] == []
+
+
 def test_malformed_output_is_400(ci, client, job):
     for parameters in ({'output': {'bytesize': 'ten'}}, {'output': [1]}, {'output': {'checksum': 7}},
                        {'checksum': ['x']}, {'exit_code': 'x'}, {'trace': {}}):
@@ -548,6 +556,17 @@ def test_a_runner_that_can_ends_a_canceled_job_in_good_order(ci, client, pipelin
     assert (job_shown['status'], 'failure_reason' in job_shown) == ('canceled', False)
     assert ci.find_pipeline(pipeline)['status'] == 'canceled'
     assert ci.read_trace(job.job) == b'hello after_script'
+
+
+@pytest.mark.parametrize('state', ['success', 'failed'])
+def test_a_job_that_is_canceled_while_its_last_word_arrives_is_said_to_be_canceled(ci, client, pipeline, runner, token,
+                                                                                   state):
+    request(client, runner, 204, info=GRACEFUL, job_age=10)
+    job = runner.claim()
+    as_it_was = ci.authenticate_job(job.job['id'], job.token)
+    cancel(client, token, job)
+    assert ci.update_job(as_it_was, state) == 'canceled'
+    assert shown(client, token, job)['status'] == 'canceled'
 
 
 def test_a_second_cancel_is_final(ci, client, pipeline, runner, token):
