@@ -888,7 +888,7 @@ class Database:
         self._write_lock = threading.Lock()
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []
-        self._closed = False
+        self.closed = False
 
     def _connect(self, *, writer: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None,
@@ -912,15 +912,10 @@ class Database:
         connection.execute(f'PRAGMA synchronous = {self._synchronous}')
         return connection
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` has been called."""
-        return self._closed
-
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             self._forget()  # the parent's handles stay untouched: SQLite forbids sharing them
-        if self._closed:
+        if self.closed:
             raise Busy('The database is closed')
 
     @contextlib.contextmanager
@@ -947,7 +942,7 @@ class Database:
             try:
                 yield connection
             finally:
-                if self._closed:
+                if self.closed:
                     connection.close()
                 else:
                     self._readers.append(connection)
@@ -1030,7 +1025,7 @@ class Database:
         """Close every connection of this process; blocks still running in other threads fail with Busy."""
         if self._pid != os.getpid():
             return
-        self._closed = True
+        self.closed = True
         with self._write_lock:
             if self._writer is not None:
                 self._writer.close()
@@ -1373,14 +1368,12 @@ class ArtifactStore:
         entries: dict[str, int | None] = {}
         with self._opened_zip(stored_as) as bundle:
             for entry in bundle.infolist():
-                if entry.filename.startswith(folder) and entry.filename != folder:
+                if entry.filename.startswith(folder):
                     name, slash, _ = entry.filename[len(folder):].partition('/')
                     entries[name + slash] = None if slash else entry.file_size
-                elif entry.filename == folder:
-                    entries.setdefault('', None)
             if not entries and folder:
                 raise KeyError(folder)
-        entries.pop('', None)
+        entries.pop('', None)   # the folder itself
         return sorted(entries.items(), key=lambda item: (item[1] is not None, item[0]))
 
     @contextlib.contextmanager
@@ -2220,14 +2213,11 @@ class Coordinator:
 
         Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
         """
-        now = self.clock()
-        jobs = c.execute("SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id, "
-                         "       json_extract(spec, '$.start_in') AS start_in FROM job "
-                         'WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
+        jobs = c.execute('SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id '
+                         'FROM job WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
                          dict(id=pipeline_id)).fetchall()
-        status = {job['id']: job['status'] for job in jobs}
+        now, status = self.clock(), {job['id']: job['status'] for job in jobs}
         by_name = {job['name']: job for job in jobs}
-        moved: dict[int, dict[str, Any]] = {}
         settled = False
         while not settled:  # a skipped job may let those after it go on, within its own stage too
             settled, stage, before_stage = True, -1, ''
@@ -2252,11 +2242,12 @@ class Coordinator:
                     continue
                 new = STARTS_AS.get(job['when_'], 'waiting_for_resource' if job['resource_group'] else 'pending')
                 status[job['id']] = new if before in runs_after else 'skipped'
-                moved[job['id']] = dict(id=job['id'], new=status[job['id']], now=now,
-                                        due=now + (job['start_in'] or 0) if new == 'scheduled' else None)
                 settled = False
-        c.executemany("UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END, "
-                      "scheduled_at = :due WHERE id = :id AND status = 'created'", moved.values())
+        c.executemany(
+            "UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END, "
+            "scheduled_at = CASE WHEN :new = 'scheduled' THEN :now + coalesce(json_extract(spec, '$.start_in'), 0) END "
+            "WHERE id = :id AND status = 'created'",
+            [dict(id=job['id'], new=status[job['id']], now=now) for job in jobs if status[job['id']] != job['status']])
         self._settle(c, pipeline_id)
         if any(job['resource_group'] for job in jobs):
             self._hand_out_resources(c, jobs[0]['project_id'])
