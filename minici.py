@@ -2905,9 +2905,13 @@ class Coordinator:
                 else 'no runner takes jobs without tags'
         if not active:
             return 'every runner that could take it is paused'
-        if all(self.clock() - (runner['contacted_at'] or 0) >= ONLINE_FOR for runner in active):
+        online = [runner for runner in active if self.clock() - (runner['contacted_at'] or 0) < ONLINE_FOR]
+        if not online:
             return 'every runner that could take it is offline'
-        return 'every runner that could take it is busy'
+        busy = {job['runner_id'] for job in self.list_running()}
+        free = [runner for runner in online if runner['id'] not in busy]
+        return f'runner {free[0]["id"]} may take it when it asks again' if free else \
+            'every runner that could take it is busy'
 
     # -- upkeep
 

@@ -444,7 +444,7 @@ def test_pipeline_shows_its_jobs_by_stage_with_status_and_duration(ci, browser, 
      'every runner that could take it is paused'),
     ('ci.register_runner(ci.registration_token, tag_list=["a<b"])', 'every runner that could take it is offline'),
     ('ci.contact(ci.register_runner(ci.registration_token, tag_list=["a<b"])[0], {}, None, "")',
-     'every runner that could take it is busy')])
+     'runner 1 may take it when it asks again')])
 def test_pending_job_says_why_it_waits(ci, browser, run, prepare, reason):
     run(test=job(tags=['a<b']))
     eval(prepare or 'None', {'ci': ci})

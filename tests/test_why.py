@@ -59,7 +59,7 @@ def test_shared_runners_do_not_count_where_they_are_turned_off(ci, project, why,
     ci.edit_project(project, shared_runners_enabled=False)
     assert why('test', PLAIN) == 'no runner is registered for its project'
     seen(token=project['runners_token'])
-    assert 'busy' in why('test', PLAIN)
+    assert why('test', PLAIN) == 'runner 2 may take it when it asks again'
 
 
 def test_tags_that_no_runner_has_are_named_alone(why, seen):
@@ -99,6 +99,8 @@ def test_every_matching_runner_is_busy(ci, why, seen, project):
     ci.create_pipeline(project, 'other', sha=SHA, content=PLAIN)
     assert runner.claim()
     assert why('test', PLAIN) == 'every runner that could take it is busy'
+    seen()
+    assert why('test', PLAIN) == 'runner 3 may take it when it asks again'
 
 
 def test_what_stood_in_the_way_last_is_told_no_more(ci, why, project, seen):
@@ -109,7 +111,7 @@ def test_what_stood_in_the_way_last_is_told_no_more(ci, why, project, seen):
     ci.edit_runner(runner.row, tag_list=['linux', 'gpu'], active=False)
     assert 'paused' in why('train', pipeline)
     ci.edit_runner(runner.row, active=True)
-    assert 'busy' in why('train', pipeline)
+    assert 'may take it' in why('train', pipeline)
     assert runner.claim()
     assert why('train', pipeline) is None
 
