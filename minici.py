@@ -1165,6 +1165,10 @@ class TraceStore:
         """Yield the files that were to replace a trace and are still there."""
         return self._root.glob('*/*.part')
 
+    def unsettled(self) -> Iterator[int]:
+        """Yield the jobs whose trace was begun anew and not settled."""
+        return (int(path.stem) for path in self._root.glob('*/*.kept'))
+
     def looked_at(self, job_id: int) -> None:
         """Note that somebody is reading a job's trace."""
         with self._locked(job_id), contextlib.suppress(FileNotFoundError):
@@ -2953,12 +2957,15 @@ class Coordinator:
                 dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
 
     def _collect_garbage(self) -> None:
-        """Remove files that a crash left behind: no row names them and nobody has touched them for an hour."""
+        """Settle traces and remove files that nobody comes back to: no row names them, and they are an hour old."""
         hour_ago = time.time() - 3600  # the files' own times are the system's, whatever `clock` says
         for part in (*self.artifacts.incoming.iterdir(), *self.traces.parts()):
             with contextlib.suppress(FileNotFoundError):
                 if part.stat().st_mtime < hour_ago:
                     shutil.rmtree(part) if part.is_dir() else part.unlink()
+        for job_id in self.traces.unsettled():
+            if not self._all(f'SELECT 1 FROM job WHERE id = :id AND status IN {ALIVE}', id=job_id):
+                self.traces.settle(job_id)  # it was canceled before its runner could send the trace again
         old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
         orphans = self._all('SELECT value FROM json_each(:names) WHERE value NOT IN (SELECT stored_as FROM artifact)',
                             names=json.dumps(old))

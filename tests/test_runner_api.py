@@ -457,6 +457,19 @@ def test_a_trace_that_is_being_sent_again_is_erased_with_all_that_it_held(ci, cl
     assert [path.name for path in ci.data.rglob(f'{job.job["id"]}.*')] == []
 
 
+def test_a_trace_that_is_never_sent_again_after_a_cancel_holds_what_it_held(ci, client, clock, job, token):
+    patch(client, job, 0, b'0123456789')
+    put(client, job, 412, state='success', output={'checksum': 'crc32:00000000', 'bytesize': 10})
+    clock.advance(hours=1)
+    patch(client, job, 0, b'0123')
+    ci.sweep()
+    assert ci.read_trace(job.job) == b'0123'
+    cancel(client, token, job)
+    clock.advance(hours=1)
+    ci.sweep()
+    assert ci.read_trace(job.job) == b'0123456789'
+
+
 def test_malformed_output_is_400(ci, client, job):
     for parameters in ({'output': {'bytesize': 'ten'}}, {'output': [1]}, {'output': {'checksum': 7}},
                        {'checksum': ['x']}, {'exit_code': 'x'}, {'trace': {}}):
