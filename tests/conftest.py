@@ -1,5 +1,6 @@
 """Fixtures: a coordinator with a clock that tests move, and clients for it; and what several test files use."""
 
+import gc
 import http.client
 import importlib.util
 import io
@@ -47,6 +48,11 @@ DOORS = {('GET', '/-/sign_in'), ('POST', '/-/sign_in'), ('POST', '/-/sign_out')}
 
 def pytest_configure(config):
     config.addinivalue_line('filterwarnings', 'error')
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over the thousands of tests and modules, which stay to the end."""
+    gc.freeze()
 
 
 class Clock:
