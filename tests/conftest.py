@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -184,21 +185,38 @@ def load(name):
     return module
 
 
-def git(directory, *arguments):
-    return subprocess.run(['git', '-C', str(directory), '-c', 'user.name=Test', '-c', 'user.email=test@example.invalid',
-                           '-c', 'commit.gpgSign=false', *arguments], check=True, capture_output=True, text=True).stdout
+def until(condition):
+    """Wait for what others bring about; return what the condition came to."""
+    deadline = time.monotonic() + 30
+    while not (result := condition()):
+        assert time.monotonic() < deadline, 'this never came true'
+        time.sleep(0.01)
+    return result
 
 
-def commit(directory, **files):
-    """Commit files to the repository in a directory, which is made if need be; return the commit's sha."""
-    if not directory.exists():
-        subprocess.run(['git', 'init', '--quiet', str(directory)], check=True)
-        git(directory, 'symbolic-ref', 'HEAD', 'refs/heads/main')
+def git(directory, *arguments, **environment):
+    """Run git as Ann, who has no configuration, at one moment; return what it said."""
+    names = {f'GIT_{who}_{what}': value for who in ('AUTHOR', 'COMMITTER')
+             for what, value in (('NAME', 'Ann'), ('EMAIL', 'ann@example.com'), ('DATE', '1700000000 +0000'))}
+    done = subprocess.run(['git', *arguments], cwd=directory, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env={**os.environ, 'GIT_CONFIG_GLOBAL': os.devnull,
+                                                         'GIT_CONFIG_NOSYSTEM': '1', **names, **environment})
+    assert done.returncode == 0, done.stdout
+    return done.stdout.strip()
+
+
+def commit(directory, message='Test', **files):
+    """Commit files, `__` in whose names stands for a slash, to a repository, made if need be; return the sha."""
+    if not (directory / '.git').exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        git(directory, 'init', '--quiet', '--initial-branch=main')
     for name, text in files.items():
-        directory.joinpath(name.replace('__', '.')).write_text(text)
-    git(directory, 'add', '.')
-    git(directory, 'commit', '--quiet', '--message', 'Test')
-    return git(directory, 'rev-parse', 'HEAD').strip()
+        path = directory / name.replace('__', '/')
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    git(directory, 'add', '--all')
+    git(directory, 'commit', '--quiet', '--message', message)
+    return git(directory, 'rev-parse', 'HEAD')
 
 
 class Origin:
@@ -210,10 +228,7 @@ class Origin:
         self.git('init', '--quiet', '--initial-branch=main')
 
     def git(self, *arguments, **environment):
-        names = {f'GIT_{who}_{what}': value for who in ('AUTHOR', 'COMMITTER')
-                 for what, value in (('NAME', 'Ann'), ('EMAIL', 'ann@example.com'), ('DATE', '1700000000 +0000'))}
-        return subprocess.run(['git', *arguments], cwd=self.path, env={**os.environ, **names, **environment},
-                              check=True, capture_output=True).stdout.decode().strip()
+        return git(self.path, *arguments, **environment)
 
     def commit(self, content='test: {script: make}\n', message='change', **environment):
         """Commit a pipeline file, or none if `content` is None; return the sha."""

@@ -1,10 +1,9 @@
 """The API around pipelines: lists and their filters, projects, lint, badge, who and what."""
 
-import subprocess
 import xml.etree.ElementTree
 
 import pytest
-from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive
+from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, commit, git
 
 import minici
 
@@ -320,18 +319,9 @@ def test_lint_needs_content(call, path):
 def with_repository(ci, project, tmp_path):
     """The project with a repository whose file includes another one; on the branch `broken` it is wrong."""
     directory = tmp_path / 'repository'
-    directory.mkdir()
-    directory.joinpath('part.yml').write_text('included: {script: [x]}\n')
-
-    def git(*arguments):
-        subprocess.run(['git', '-C', str(directory), '-c', 'user.name=T', '-c', 'user.email=t@example.invalid',
-                        *arguments], check=True, capture_output=True)
-    git('init', '--quiet', '--initial-branch=main')
-    for branch, text in (('main', f'include: [part.yml]\n{FILE}'), ('broken', WRONG_FILE)):
-        git('checkout', '--quiet', '-B', branch)
-        directory.joinpath('.gitlab-ci.yml').write_text(text)
-        git('add', '--all')
-        git('commit', '--quiet', '--message', 'One')
+    commit(directory, **{'part.yml': 'included: {script: [x]}\n', '.gitlab-ci.yml': f'include: [part.yml]\n{FILE}'})
+    git(directory, 'checkout', '--quiet', '-b', 'broken')
+    commit(directory, **{'.gitlab-ci.yml': WRONG_FILE})
     return ci.edit_project(project, import_url=directory.as_uri())
 
 

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import PLAIN, SHA, Runner
+from conftest import PLAIN, SHA, Runner, commit, git
 
 import minici
 
@@ -29,29 +29,14 @@ check:
   stage: test
   script: [make check]
 """
-GIT = {'PATH': os.environ['PATH'], 'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_SYSTEM': os.devnull,
-       'GIT_AUTHOR_NAME': 'Ann', 'GIT_AUTHOR_EMAIL': 'ann@example.com',
-       'GIT_COMMITTER_NAME': 'Ann', 'GIT_COMMITTER_EMAIL': 'ann@example.com'}
-
-
-def git(directory, *arguments):
-    """Run git; return what it printed."""
-    return subprocess.run(['git', '-C', str(directory), *arguments], env=GIT, check=True, capture_output=True,
-                          text=True).stdout.strip()
-
 
 @pytest.fixture
 def working_copy(tmp_path):
     """A repository with a two-stage pipeline on `main`, one job more on `feature/x`, and a tag."""
     directory = tmp_path / 'demo'
-    directory.mkdir()
-    git(directory, 'init', '--quiet', '--initial-branch=main')
-    for branch, content in (('main', PIPELINE), ('feature/x', f'{PIPELINE}extra:\n  script: [make extra]\n')):
-        if branch != 'main':
-            git(directory, 'checkout', '--quiet', '-b', branch)
-        (directory / '.gitlab-ci.yml').write_text(content)
-        git(directory, 'add', '--all')
-        git(directory, 'commit', '--quiet', '--message', f'Work on {branch}')
+    commit(directory, **{'.gitlab-ci.yml': PIPELINE})
+    git(directory, 'checkout', '--quiet', '-b', 'feature/x')
+    commit(directory, 'Work on feature/x', **{'.gitlab-ci.yml': f'{PIPELINE}extra:\n  script: [make extra]\n'})
     git(directory, 'checkout', '--quiet', 'main')
     git(directory, 'tag', 'v1.0')
     return directory

@@ -10,7 +10,7 @@ import gidgetlab.httpx
 import gitlab
 import httpx
 import pytest
-from conftest import PLAIN, SHA, TWO_STAGES
+from conftest import PLAIN, SHA, TWO_STAGES, commit
 
 FILE = """
 workflow: {rules: [{if: '$CI_COMMIT_BRANCH'}]}
@@ -24,11 +24,7 @@ deploy: {script: [make deploy], rules: [{if: '$TARGET'}]}
 def checkout(tmp_path):
     """A git repository with a pipeline file, its branch checked out."""
     directory = tmp_path / 'checkout'
-    directory.mkdir()
-    directory.joinpath('.gitlab-ci.yml').write_text(FILE)
-    git = ('git', '-C', str(directory), '-c', 'user.name=T', '-c', 'user.email=t@example.invalid')
-    for words in (['init', '--quiet', '--initial-branch=main'], ['add', '.'], ['commit', '--quiet', '-m', 'One']):
-        subprocess.run([*git, *words], check=True)
+    commit(directory, **{'.gitlab-ci.yml': FILE})
     return directory
 
 

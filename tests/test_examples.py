@@ -14,13 +14,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import requests
-from conftest import EXAMPLES, SHA, TOP, Runner, archive, commit, git, load
+from conftest import EXAMPLES, SHA, TOP, Runner, archive, commit, git, load, until
 
 import minici
 
@@ -36,15 +35,6 @@ shell_runner, mount = load('shell_runner'), load('mount')
 with pytest.MonkeyPatch.context() as patch:
     patch.setitem(sys.modules, 'shell_runner', shell_runner)  # which it imports
     quickstart = load('quickstart')
-
-
-def until(condition, timeout=20):
-    """Wait for a condition and return what it came to."""
-    deadline = time.monotonic() + timeout
-    while not (result := condition()):
-        assert time.monotonic() < deadline, 'this never came true'
-        time.sleep(0.01)
-    return result
 
 
 class Wire:
@@ -76,7 +66,7 @@ def wire(ci):
 @pytest.fixture
 def repository(tmp_path):
     """A repository of one commit."""
-    commit(tmp_path / 'repository', source__txt='grüße ☃\n')
+    commit(tmp_path / 'repository', **{'source.txt': 'grüße ☃\n'})
     return tmp_path / 'repository'
 
 
@@ -408,7 +398,7 @@ def test_every_job_has_a_clone_of_its_own_and_leaves_nothing(run, runner, reposi
     status, *_ = run(['touch left-over', 'echo changed > source.txt', 'mkdir locked', 'chmod 0 locked'])['job']
     assert status == 'success'
     assert not list(runner.builds_dir.iterdir())
-    commit(repository, source__txt='second\n')
+    commit(repository, **{'source.txt': 'second\n'})
     _, trace, _ = run(['ls', 'cat source.txt'])['job']
     assert b'ls\nsource.txt\ncat source.txt\nsecond\n' in trace
 
@@ -485,14 +475,11 @@ def test_quickstart_makes_builds_and_shows_a_repository(tmp_path):
 
 
 def test_quickstart_runs_a_given_repository_and_exits_with_its_failure(repository, tmp_path):
-    commit(repository, __gitlab_ci__yml=textwrap.dedent('''
+    commit(repository, **{'.gitlab-ci.yml': textwrap.dedent('''
         good: {stage: build, script: [echo fine], tags: [gpu]}
         bad: {script: [echo broken, exit 3]}
         late: {stage: deploy, script: [echo never]}
-        ''').replace('_', '-'))
-    repository.joinpath('.gitlab_ci.yml').rename(repository / '.gitlab-ci.yml')
-    git(repository, 'add', '--all')
-    git(repository, 'commit', '--quiet', '--amend', '--no-edit')
+        ''')})
     repository.joinpath('source.txt').write_text('changed')
     done = python(EXAMPLES / 'quickstart.py', repository, '--keep', tmp_path / 'kept')
     assert (done.returncode, done.stderr) == (1, '')

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLES, PLAIN, SHA, TOP, Runner
+from conftest import EXAMPLES, PLAIN, SHA, TOP, Runner, commit, git
 
 import minici
 
@@ -29,22 +29,11 @@ ship: {stage: deploy, needs: [check], when: manual, script: [echo shipped]}
 """
 
 
-def git(directory, *arguments):
-    done = subprocess.run(['git', '-C', str(directory), '-c', 'user.name=Test', '-c', 'user.email=test@example.invalid',
-                           *arguments], check=True, capture_output=True, text=True)
-    return done.stdout
-
-
 @pytest.fixture
 def tree(tmp_path):
     """A working tree with a changed, a new and an ignored file."""
     directory = tmp_path / 'tree'
-    directory.mkdir()
-    git(directory, 'init', '--quiet', '--initial-branch=main')
-    for name, text in (('.gitlab-ci.yml', FILE), ('note.txt', 'committed\n'), ('.gitignore', 'secret.txt\n')):
-        directory.joinpath(name).write_text(text)
-    git(directory, 'add', '--all')
-    git(directory, 'commit', '--quiet', '--message', 'One')
+    commit(directory, **{'.gitlab-ci.yml': FILE, 'note.txt': 'committed\n', '.gitignore': 'secret.txt\n'})
     for name in ('note.txt', 'new.txt', 'secret.txt'):
         directory.joinpath(name).write_text('not committed\n')
     return directory

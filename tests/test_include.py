@@ -1,9 +1,9 @@
 """Included files: which they are, how they are put together, and how a fault in one is told."""
 
-import subprocess
 import textwrap
 
 import pytest
+from conftest import commit, git
 
 import minici
 
@@ -177,20 +177,11 @@ def test_too_many_files_are_refused(tmp_path):
 def repository(tmp_path):
     """A git repository whose pipeline is made of three files; return what commits to it."""
     root = tmp_path / 'project'
-    root.mkdir()
 
-    def commit(**files):
-        for name, text in files.items():
-            path = root / name.replace('__', '/').replace('_yml', '.yml')
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(textwrap.dedent(text))
-        identity = ['-c', 'user.name=Test', '-c', 'user.email=test@example.invalid']
-        subprocess.run(['git', 'add', '--all'], cwd=root, check=True)
-        subprocess.run(['git', *identity, 'commit', '--quiet', '--message=Change'], cwd=root, check=True)
-        return subprocess.check_output(['git', 'rev-parse', 'HEAD'], cwd=root, text=True).strip()
-    subprocess.run(['git', 'init', '--quiet', '--initial-branch=main', str(root)], check=True)
-    commit.url = f'file://{root}'
-    return commit
+    def change(**files):
+        return commit(root, **{name.replace('_yml', '.yml'): textwrap.dedent(text) for name, text in files.items()})
+    change.url = f'file://{root}'
+    return change
 
 
 ROOT = '''
@@ -226,7 +217,7 @@ def test_changes_since_the_push_and_since_a_branch_decide_over_jobs_and_includes
         always: {JOB}
         '''
     first = repository(**{'.gitlab-ci_yml': rules, 'ci__docs_yml': f'docs: {JOB}'})
-    subprocess.run(['git', 'branch', 'start'], cwd=repository.url.removeprefix('file://'), check=True)
+    git(repository.url.removeprefix('file://'), 'branch', 'start')
     second = repository(src__a='1')
     repository(doc__a='1')
     project = ci.create_project('demo', import_url=repository.url)

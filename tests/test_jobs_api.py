@@ -2,11 +2,9 @@
 
 import base64
 import json
-import os
-import subprocess
 
 import pytest
-from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive
+from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, commit, git
 
 import minici
 
@@ -943,25 +941,20 @@ def test_pipeline_of_a_project_without_repository_needs_sha_and_content(api, pro
 def repository(tmp_path):
     """A git repository with a branch that has a pipeline file, one that has none, and a tag; returns its path."""
     path = tmp_path / 'demo'
-    path.mkdir()
-    (path / '.gitlab-ci.yml').write_text('test:\n  script: make\n')
-    environment = {**os.environ, 'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1'}
-    for role in ('AUTHOR', 'COMMITTER'):
-        environment.update({f'GIT_{role}_NAME': 'Anna', f'GIT_{role}_EMAIL': 'anna@example.com'})
-    for line in ('init -q -b main', 'add .', 'commit -q -m one', 'tag -a -m release v1', 'checkout -q -b fix/bare',
-                 'rm -q .gitlab-ci.yml', 'commit -q -m two'):
-        subprocess.run(['git', *line.split()], cwd=path, env=environment, check=True)
+    commit(path, 'one', **{'.gitlab-ci.yml': 'test:\n  script: make\n'})
+    for line in ('tag -a -m release v1', 'checkout -q -b fix/bare', 'rm -q .gitlab-ci.yml', 'commit -q -m two'):
+        git(path, *line.split())
     return path
 
 
 def test_pipeline_is_read_from_the_repository_at_the_ref(ci, api, repository):
     ci.create_project('group/demo', import_url=repository.as_uri())
-    sha = subprocess.check_output(['git', 'rev-parse', 'main'], cwd=repository, text=True).strip()
+    sha = git(repository, 'rev-parse', 'main')
     for ref, tag in (('main', False), ('v1', True)):
         answer = api('POST', f'{CREATE}?ref={ref}', 201, json={}).json
         assert (answer['ref'], answer['sha'], answer['tag']) == (ref, sha, tag)
     commit = api('GET', f'{JOBS}/1').json['commit']
-    assert (commit['id'], commit['title'], commit['author_name']) == (sha, 'one', 'Anna')
+    assert (commit['id'], commit['title'], commit['author_name']) == (sha, 'one', 'Ann')
     assert message(api('POST', CREATE, 400, json={'ref': 'nothing'})) == {'base': ['Reference not found']}
     assert message(api('POST', CREATE, 400, json={'ref': 'fix/bare'}))['base'][0].startswith('Missing CI config file')
     assert api('POST', CREATE, 201, json={'ref': 'fix/bare', 'content': PLAIN}).json['sha'] != sha

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gitlab
 import pytest
-from conftest import SHA, Runner
+from conftest import SHA, Runner, commit
 
 with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # gitlab-runner-api's own, on import
@@ -190,11 +190,7 @@ check:
 def repository(tmp_path):
     """A git repository with a pipeline file."""
     home = tmp_path / 'repository'
-    home.mkdir()
-    (home / '.gitlab-ci.yml').write_text(PIPELINE_FILE)
-    git = ('git', '-c', 'user.name=Ada', '-c', 'user.email=ada@example.com', '-c', 'init.defaultBranch=main')
-    for words in (['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'Two stages']):
-        subprocess.run([*git, *words], cwd=home, check=True)
+    commit(home, **{'.gitlab-ci.yml': PIPELINE_FILE})
     return home
 
 

@@ -4,11 +4,10 @@ import json
 import os
 import stat
 import threading
-import time
 import types
 
 import pytest
-from conftest import PLAIN, SHA, TWO_STAGES, Runner, archive
+from conftest import PLAIN, SHA, TWO_STAGES, Runner, archive, until
 
 import minici
 
@@ -40,14 +39,6 @@ def named(ci, pipeline, name):
 def end(ci, claim, state='success', **said):
     """Finish a claimed job."""
     ci.update_job(ci.authenticate_job(claim.job['id'], claim.token), state, **said)
-
-
-def until(condition):
-    """Wait for what another thread brings about."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # -- delayed jobs

@@ -6,13 +6,12 @@ The lines stand here as the pages print them, headers spelled with a colon; `Cur
 import http.client
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
 
 import pytest
-from conftest import SHA, Runner, archive
+from conftest import SHA, Runner, archive, git
 
 import minici
 
@@ -115,9 +114,8 @@ def repository(tmp_path_factory):
         'teaspoon': {'script': ['teaspoon'], 'when': 'manual'}}))
     person = {f'GIT_{role}_{what}': value for role in ('AUTHOR', 'COMMITTER') for what, value in (
         ('NAME', 'Administrator'), ('EMAIL', 'admin@example.com'), ('DATE', '2015-12-24T16:51:14+01:00'))}
-    environment = {**os.environ, **person, 'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1'}
     for command in ('init --quiet --initial-branch=master', 'add .', "commit --quiet -m 'Test the CI integration.'"):
-        subprocess.run(['git', *shlex.split(command)], cwd=path, env=environment, check=True)
+        git(path, *shlex.split(command), **person)
     return path.as_uri()
 
 

@@ -3,13 +3,11 @@
 import hashlib
 import hmac
 import json
-import os
 import shutil
-import subprocess
 import urllib.parse
 
 import pytest
-from conftest import EXAMPLES, SHA, load
+from conftest import EXAMPLES, SHA, commit, git, load
 
 ZEROS = '0' * 40
 CONTENT = json.dumps({'test': {'script': ['make test']}})
@@ -20,33 +18,11 @@ documented: {script: [ls docs], rules: [{changes: [docs/*]}]}
 """
 
 
-def git(directory, *arguments, **environment):
-    """Run git and return what it printed, on both channels."""
-    done = subprocess.run(['git', '-C', str(directory), '-c', 'user.name=Test', '-c', 'user.email=test@example.invalid',
-                           *arguments], env={**os.environ, **environment},
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    return done.stdout.strip()
-
-
-def commit(directory, **files):
-    """Commit files, whose names have `__` for a slash; return the sha."""
-    for name, text in files.items():
-        path = directory / name.replace('__', '/')
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    git(directory, 'add', '--all')
-    git(directory, 'commit', '--quiet', '--message', 'Change something')
-    return git(directory, 'rev-parse', 'HEAD')
-
-
 @pytest.fixture(scope='module')
 def original(tmp_path_factory):
     """A repository with a pipeline file on `main`, which no test changes."""
     directory = tmp_path_factory.mktemp('original')
-    git(directory, 'init', '--quiet', '--initial-branch=main')
-    directory.joinpath('.gitlab-ci.yml').write_text(FILE)
-    commit(directory, **{'notes.txt': 'first\n', 'docs__a.txt': 'a\n'})
+    commit(directory, **{'.gitlab-ci.yml': FILE, 'notes.txt': 'first\n', 'docs__a.txt': 'a\n'})
     return directory
 
 
