@@ -4366,29 +4366,24 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
                 value = [*(target[name] if isinstance(target[name], list) else [target[name]]), value]
             target[name] = value
             return
-        if keys[0]:
-            fields = target.setdefault(name, {})
-            if not isinstance(fields, dict):
-                raise InvalidParameter(f'{name} is invalid')
-            put(fields, keys[0], keys[1:], value)
-            return
-        items = target.setdefault(name, [])
-        if not isinstance(items, list):
+        kind: Any = dict if keys[0] else list
+        inner = target.setdefault(name, kind())
+        if not isinstance(inner, kind):
             raise InvalidParameter(f'{name} is invalid')
-        if len(keys) == 1:
-            items.append(value)
-            return
-        if not items or not isinstance(items[-1], dict) or keys[1] in items[-1]:
-            items.append({})
-        put(items[-1], keys[1], keys[2:], value)
+        if keys[0]:
+            put(inner, keys[0], keys[1:], value)
+        elif len(keys) == 1:
+            inner.append(value)
+        else:
+            if not inner or not isinstance(inner[-1], dict) or keys[1] in inner[-1]:
+                inner.append({})
+            put(inner[-1], keys[1], keys[2:], value)
 
     nested: dict[str, Any] = {}
     for name, value in pairs:
-        match = re.fullmatch(r'([^\[\]]+)((?:\[[^\[\]]*\]){0,6})', name)
-        if match:
-            put(nested, match[1], re.findall(r'\[([^\[\]]*)\]', match[2]), value)
-        else:
-            put(nested, name, [], value)
+        match = re.fullmatch(r'([^\[\]]+)((?:\[[^\[\]]*\]){1,6})', name)
+        plain, keys = (match[1], match[2][1:-1].split('][')) if match else (name, [])
+        put(nested, plain, keys, value)
     return nested
 
 
@@ -4400,9 +4395,8 @@ class Call:
         self.actor: Any = None          # what the guard returned
         self.path_params: dict[str, Any] = {}
         self.upload: PartFile | None = None
-        self._query: dict[str, Any] | None = None
-        self._params: dict[str, Any] | None = None
-        self._body: bytes | None = None
+        self._params: dict[str, Any] | None = None      # no cached_property: before Python 3.12 all calls would
+        self._body: bytes | None = None                 # wait for one lock while one of them reads its body
 
     def close(self) -> None:
         """Remove what an upload left behind."""
@@ -4443,6 +4437,11 @@ class Call:
         address = (forwarded or self.environ.get('REMOTE_ADDR') or '').split(',')[0].strip()
         return address[:45] or None
 
+    @property
+    def given_token(self) -> str:
+        """The token that a runner brings, as a parameter or in its protocol's header; '' without one."""
+        return self.text('token') or self.header(self.dialect.token_header) or ''
+
     # -- the body and the parameters
 
     def chunks(self, limit: int) -> Iterator[bytes]:
@@ -4465,8 +4464,9 @@ class Call:
                 raise TooLarge(f'the body has more than {limit} bytes')
             yield chunk
 
+    @property
     def body(self) -> bytes:
-        """Return the whole body, as it came."""
+        """The whole body, as it came."""
         if self._body is None:
             self._body = b''.join(self.chunks(self.route.limit))
         return self._body
@@ -4474,9 +4474,7 @@ class Call:
     @property
     def query(self) -> dict[str, Any]:
         """The parameters of the query string."""
-        if self._query is None:
-            self._query = self._form(self.environ.get('QUERY_STRING', ''))
-        return self._query
+        return self._form(self.environ.get('QUERY_STRING', ''))
 
     @staticmethod
     def _form(text: str) -> dict[str, Any]:
@@ -4495,47 +4493,42 @@ class Call:
     def _read_body(self) -> dict[str, Any]:
         kind, _, options = (self.environ.get('CONTENT_TYPE') or '').partition(';')
         kind = kind.strip().lower()
-        if self.environ.get('CONTENT_LENGTH') in (None, '', '0') and not self.environ.get('wsgi.input_terminated'):
-            return {}  # a client's habit, not a body
         if kind == 'multipart/form-data':
             return self._read_multipart(options)
         if kind not in ('application/json', 'application/x-www-form-urlencoded'):
             return {}
         try:
-            text = self.body().decode()
+            text = self.body.decode()
             if kind == 'application/x-www-form-urlencoded':
                 return self._form(text)
-            found = json.loads(text, parse_constant=self._no_constant) if text.strip() else {}
+            found = json.loads(text, parse_constant=int) if text.strip() else {}  # int('NaN') raises
             if '\\u' in text:
                 json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no character
         except (ValueError, RecursionError):
-            raise InvalidParameter('the body is not valid JSON in UTF-8' if kind == 'application/json'
-                                   else 'the body is not UTF-8') from None
+            raise InvalidParameter(f'the body is not {kind} in UTF-8') from None
         if not isinstance(found, dict | None):
             raise InvalidParameter('the body must be a JSON object')
         return found or {}  # null is how GitLab's own Go client spells options that are not given
-
-    @staticmethod
-    def _no_constant(name: str) -> None:
-        raise ValueError(name)
 
     def _read_multipart(self, options: str) -> dict[str, Any]:
         """Return the fields of a form; the part `file` of an upload goes to disk as it comes."""
         limit = self.route.limit if not self.route.upload else self.ci.settings.max_artifacts_size + MIB
         field_limit = MAX_FIELD if self.route.upload else limit
+        chunks = self.chunks(limit)
+        first = next(chunks, None)
+        if first is None:
+            return {}  # the type without a body is a client's habit, not a form cut short
         pairs: list[tuple[str, Any]] = []
-        value, sink = bytearray(), None
         try:
             _, parsed = multipart.parse_options_header(f'x;{options}')
             parser = multipart.PushMultipartParser(parsed.get('boundary', ''), max_segment_count=MAX_FIELDS)
             with parser:
-                for chunk in self.chunks(limit):
+                for chunk in itertools.chain([first], chunks):
                     for event in parser.parse(chunk):
                         if isinstance(event, multipart.MultipartSegment):
-                            segment, value = event, bytearray()
-                            sink = self._sink(segment)
+                            segment, value, sink = event, bytearray(), self._sink(event)
                         elif event is None:
-                            if sink is None and segment.filename is None:
+                            if segment.filename is None:
                                 pairs.append((segment.name, value.decode()))
                         elif sink is not None:
                             sink.write(event)
@@ -4663,50 +4656,41 @@ def runner_token(call: Call) -> Row:
     return call.ci.verify_runner(token, call.text('system_id') or '')
 
 
+def job_by_token(call: Call, token: str) -> Row | None:
+    """Return the job that the path names if `token` opens it, or None; raise when there is no such job."""
+    try:
+        return call.ci.authenticate_job(call.path_params['id'], token, holder=call.dialect.holder)
+    except NotFound:
+        raise call.dialect.job_gone() from None
+
+
 def job_token(call: Call) -> Row:
     """Let in the runner of the job that the path names, by the job's token.
 
-    A wrong token in the query or a header is refused before an upload's body is read.
+    A wrong token in the query or a header is refused before the body is read.
     """
-    job_id, header = call.path_params['id'], call.header(call.dialect.token_header)
-    early = call.query.get('token') or header
-    if isinstance(early, str):
-        job = _job_of(call, job_id, early)
+    early = str(call.query.get('token') or call.header(call.dialect.token_header) or '')
+    job = job_by_token(call, early) if early else None
+    if early and job is None:
+        raise Forbidden()
     if call.method == 'PUT':
         call.require('token')  # GitLab wants it as a parameter here
-    token = call.text('token') or header
-    if not token:
-        _job_of(call, job_id, '')
-        raise Forbidden()
-    return job if same_secret(token, early) else _job_of(call, job_id, token)
-
-
-def _job_of(call: Call, job_id: int, token: str) -> Row:
-    try:
-        job = call.ci.authenticate_job(job_id, token, holder=call.dialect.holder)
-    except NotFound:
-        raise call.dialect.job_gone() from None
+    if not same_secret(call.given_token, early):
+        job = job_by_token(call, call.given_token)
     if job is None:
         raise Forbidden()
     return job
 
 
-def artifacts_token(call: Call) -> Row:
+def artifacts_token(call: Call) -> None:
     """Let in who may read the artifacts of the job that the path names: itself, or a running job after it."""
-    job_id = call.path_params['id']
-    token = call.text('token') or call.header(call.dialect.token_header) or ''
-    try:
-        job = call.ci.authenticate_job(job_id, token, holder=call.dialect.holder)
-    except NotFound:
-        raise call.dialect.job_gone() from None
-    if job is None:
-        reader = call.ci.find_job_by_token(token)
-        if reader is None:
-            raise call.dialect.no_reader()
-        if not call.ci.may_read_artifacts(reader, job_id):
-            raise Forbidden()
-        job = call.ci.find_job(job_id)
-    return job
+    if job_by_token(call, call.given_token) is not None:
+        return
+    reader = call.ci.find_job_by_token(call.given_token)
+    if reader is None:
+        raise call.dialect.no_reader()
+    if not call.ci.may_read_artifacts(reader, call.path_params['id']):
+        raise Forbidden()
 
 
 def private_token(call: Call) -> Row:
@@ -4760,7 +4744,7 @@ def webhook_token(call: Call) -> Row:
         project = call.ci.find_project(call.path_params['project'])
     except NotFound:
         raise Forbidden('the secret or signature is wrong') from None
-    digest = hmac.new(project['webhook_token'].encode(), call.body(), hashlib.sha256).hexdigest()
+    digest = hmac.new(project['webhook_token'].encode(), call.body, hashlib.sha256).hexdigest()
     signature = (call.header('X-Hub-Signature-256') or '').removeprefix('sha256=') \
         or call.header('X-Gitea-Signature') or call.header('X-Forgejo-Signature')
     if not (same_secret(call.header('X-Gitlab-Token'), project['webhook_token']) or same_secret(signature, digest)):
@@ -5339,7 +5323,7 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
     The `Range` of the answer counts one past the last byte: runners go on from that number.
     """
     start = trace_offset(call.header('Content-Range'))
-    data, status, code = call.body(), job['status'], 202
+    data, status, code = call.body, job['status'], 202
     try:
         size = call.ci.append_trace(job, start, data)
     except JobNotRunning as gone:
@@ -5484,12 +5468,9 @@ def build_holder(call: Call) -> Row:
     A runner's token is looked at first: old runners ask after build -1 to learn whether they are
     still registered, and 404 means yes.
     """
-    token = call.text('token') or call.header(V1.token_header) or ''
-    runner = call.ci.find_runner(token) if token else None
-    try:
-        job = call.ci.authenticate_job(call.path_params['id'], token, holder=runner is not None)
-    except NotFound:
-        job = None
+    runner, job = call.ci.find_runner(call.given_token), None
+    with contextlib.suppress(NotFound):
+        job = call.ci.authenticate_job(call.path_params['id'], call.given_token, holder=runner is not None)
     if job is None:
         raise NotFound() if runner is not None else Forbidden()
     return job
@@ -5573,7 +5554,7 @@ def upload_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
     """Keep a running build's archive; a second one takes its place."""
     upload_response(call, call.actor)
     job, artifact = call.ci.find_job(id), call.ci.find_artifact(id)
-    return json_response({**build_summary(job, call.text('token') or call.header(V1.token_header) or ''),
+    return json_response({**build_summary(job, call.given_token),
                           'artifacts_file': {'filename': artifact['filename'], 'size': artifact['size']},
                           'artifacts_expire_at': iso_time(artifact['expire_at'])}, 201)
 
@@ -5587,8 +5568,7 @@ def download_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
 @legacy_route('DELETE', '/builds/<id>/artifacts', auth=job_token)
 def delete_build_artifacts(call: Call, id: int) -> dict[str, Any]:
     """Remove a build's archive; doing it again is no error. A build's own token dies with the build."""
-    token = call.text('token') or call.header(V1.token_header) or ''
-    if call.actor['status'] not in ALIVE and same_secret(token_hash(token), call.actor['token_hash']):
+    if call.actor['status'] not in ALIVE and same_secret(token_hash(call.given_token), call.actor['token_hash']):
         raise Forbidden('Job is not running!')
     call.ci.delete_artifacts(job=call.actor)
     return build_summary(call.ci.find_job(id), '')
@@ -6069,7 +6049,7 @@ def take_webhook(call: Call, project: str) -> bottle.HTTPResponse:
         return json_response({'message': f'nothing to do for {event or "no event"}'})
     try:
         form = (call.header('Content-Type') or '').startswith('application/x-www-form-urlencoded')
-        push = json.loads(urllib.parse.parse_qs(call.body())[b'payload'][0] if form else call.body())
+        push = json.loads(urllib.parse.parse_qs(call.body)[b'payload'][0] if form else call.body)
         kind, ref = re.fullmatch('refs/(heads|tags)/(.+)', push['ref']).groups()  # type: ignore[union-attr]
         before, after = push['before'], push['after']
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -463,6 +463,11 @@ def test_upload_over_the_limit_is_413_and_leaves_nothing(tmp_path, clock):
         assert list(ci.artifacts.incoming.iterdir()) == []
 
 
+@pytest.mark.parametrize('content_type', ['application/json', 'multipart/form-data', 'multipart/form-data; boundary=x'])
+def test_type_of_a_body_that_never_comes_is_no_error(server, token, project, content_type):
+    assert fetch(server.port, 'GET', '/api/v4/projects', PRIVATE_TOKEN=token, Content_Type=content_type)[0] == 200
+
+
 def test_body_in_chunks_is_taken(ci, server, job):
     answer = fetch(server.port, 'PATCH', f'/api/v4/jobs/{job.job["id"]}/trace', iter([b'hello ', b'world']),
                    JOB_TOKEN=job.token, Content_Range='0-10')

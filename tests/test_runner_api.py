@@ -313,6 +313,11 @@ def test_a_put_needs_the_token_as_a_parameter(ci, client, job):
     assert ci.find_job(job.job)['status'] == 'running'
 
 
+@pytest.mark.parametrize('query', ['token=a&token=b', 'token[]=a', 'token[a]=b'])
+def test_a_token_that_is_no_text_is_refused(client, job, query):
+    client.call('PUT', f'/api/v4/jobs/{job.job["id"]}?{query}', json={'token': job.token}, status=403)
+
+
 @pytest.mark.parametrize('call', [
     lambda client, path, token: client.call('PUT', path, json={'token': token, 'state': 'success'}, status=403),
     lambda client, path, token: client.call('PATCH', f'{path}/trace', data=b'x', status=403, headers={
