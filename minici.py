@@ -4866,9 +4866,14 @@ def page_link(call: Call, **changes: Any) -> str:
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 
 
-def paged_response(call: Call, items: list[Any], total: int) -> bottle.HTTPResponse:
-    """Return one page of a list of `total` items, with GitLab's paging headers and links."""
+def paged_response(call: Call, items: list[Any], total: int | None = None) -> bottle.HTTPResponse:
+    """Return one page of a list, with GitLab's paging headers and links.
+
+    `items` is that page of `total` items, or the whole list when `total` is None.
+    """
     page, per_page = page_of(call)
+    if total is None:
+        items, total = items[(page - 1) * per_page:page * per_page], len(items)
     counted = total <= MAX_COUNTED
     last = max(1, -(-total // per_page))
     links = {'prev': page - 1 if page > 1 else None, 'next': page + 1 if page < last else None,
@@ -5818,7 +5823,7 @@ def list_pipeline_variables(call: Call, id: str, pipeline_id: int) -> list[dict[
 def list_bridges(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
     """List a pipeline's jobs that start other pipelines: none."""
     pipeline_of(call)
-    return paged_response(call, [], 0)
+    return paged_response(call, [])
 
 
 @route('DELETE', f'{PIPELINES[0]}/<pipeline_id>', auth=private_token)
@@ -5925,9 +5930,7 @@ def set_variable(call: Call, key: str, value: str | None, *, replace: bool) -> R
 @route('GET', INSTANCE_VARIABLES, VARIABLES, auth=private_token)
 def list_variables(call: Call, id: str = '') -> bottle.HTTPResponse:
     """List the variables of the instance or of a project."""
-    page, per_page = page_of(call)
-    items = [variable_entity(row) for row in call.ci.list_variables(scope_of(call))]
-    return paged_response(call, items[(page - 1) * per_page:page * per_page], len(items))
+    return paged_response(call, [variable_entity(row) for row in call.ci.list_variables(scope_of(call))])
 
 
 @route('POST', INSTANCE_VARIABLES, VARIABLES, auth=private_token)
@@ -5980,8 +5983,7 @@ def trigger_of(call: Call) -> Row:
 @route('GET', TRIGGERS, auth=private_token)
 def list_triggers(call: Call, id: str) -> bottle.HTTPResponse:
     """List a project's triggers."""
-    rows = call.ci.list_triggers(project_of(call))
-    return paged_response(call, [trigger_entity(row, call) for row in rows], len(rows))
+    return paged_response(call, [trigger_entity(row, call) for row in call.ci.list_triggers(project_of(call))])
 
 
 @route('POST', TRIGGERS, auth=private_token)
@@ -6144,8 +6146,7 @@ def runners_response(call: Call, rows: list[Row]) -> bottle.HTTPResponse:
     found = [item for item, row in ((runner_entity(row, call), row) for row in rows)
              if kind in (None, item['runner_type']) and paused in (None, item['paused'])
              and state in (None, 'active', 'paused', item['status']) and tags <= set(json.loads(row['tags']))]
-    page, per_page = page_of(call)
-    return paged_response(call, found[(page - 1) * per_page:page * per_page], len(found))
+    return paged_response(call, found)
 
 
 @route('GET', '/api/v4/runners', '/api/v4/runners/all', auth=private_token)

@@ -74,6 +74,13 @@ def test_trigger_is_made_listed_shown_renamed_and_removed(call, clock, trigger):
     assert call('GET', f'{P}/triggers', 200).json == []
 
 
+def test_list_of_triggers_is_paged(call, trigger):
+    for number in range(2):
+        call('POST', f'{P}/triggers', 201, json={'description': f'trigger {number}'})
+    pages = [call('GET', f'{P}/triggers?per_page=2&page={number}', 200) for number in (1, 2)]
+    assert [[item['id'] for item in page.json] for page in pages] == [[1, 2], [3]]
+
+
 def test_trigger_needs_a_description_and_a_private_token(client, call):
     assert call('POST', f'{P}/triggers', 400, json={}).json == {'error': 'description is missing'}
     for method in ('GET', 'POST'):
