@@ -4331,6 +4331,7 @@ class Route:
     auth: Guard
     handler: Callable[..., Any]
     dialect: Dialect | None = None
+    status: int = 200                   # of the answer, unless the handler makes a whole response
     limit: int = MAX_PARAMETERS_BODY    # bytes of the body, uploads aside
     raw: bool = False                   # the body is data, never parameters
     upload: bool = False                # the part called `file` is streamed to disk
@@ -4346,7 +4347,7 @@ def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Ca
     """Record a handler for one method on one or more paths; `auth` is the guard that must let a call in.
 
     The handler is called with the `Call` and the path's arguments, decoded; `call.actor` is what the
-    guard returned. It returns a dict or list (sent as JSON), a bottle.HTTPResponse, or raises a CIError.
+    guard returned. It returns what is sent as JSON, nothing (204), a bottle.HTTPResponse, or raises a CIError.
     """
     def record(handler: Callable[..., Any]) -> Callable[..., Any]:
         ROUTES.extend(Route(method, path, auth, handler, **options) for path in paths)
@@ -4887,54 +4888,45 @@ def paged_response(call: Call, items: list[Any], total: int | None = None) -> bo
     return json_response(items, 200, headers)
 
 
-class ApiPlugin:
-    """What every call goes through: path arguments, guard, handler, JSON, errors."""
+def answer(ci: Coordinator, route: Route, **arguments: str) -> bottle.HTTPResponse:
+    """Answer a request: what every one goes through is path arguments, guard, handler, JSON, errors."""
+    call, refusal = Call(ci, route, bottle.request.environ), None
+    try:
+        call.path_params = {name: path_argument(route, name, text) for name, text in arguments.items()}
+        call.actor = route.auth(call)
+        result = route.handler(call, **call.path_params)
+        if isinstance(result, bottle.HTTPResponse):
+            response = result
+        else:
+            response = empty_response(204) if result is None else json_response(result, route.status)
+    except CIError as error:
+        refusal = error
+    except (OSError, MemoryError) as error:  # a full disk, no descriptors left
+        log.error('%s %s: %s', call.method, route.path, error)
+        refusal = Busy('The server is in trouble, see its log')
+    except Exception:
+        log.exception('%s %s failed', call.method, route.path)
+        refusal = CIError()
+    finally:
+        call.close()
+    if refusal is not None:
+        response = route.refuse(call, refusal) if route.refuse else error_response(refusal)
+    return hardened(response)
 
-    name, api = 'minici', 2
 
-    def __init__(self, ci: Coordinator) -> None:
-        self.ci = ci
-
-    def apply(self, callback: Callable[..., Any], bound: Any) -> Callable[..., bottle.HTTPResponse]:
-        """Wrap a handler; bottle calls this once for each route."""
-        declared: Route = bound.config['minici.route']
-
-        def answer(**arguments: str) -> bottle.HTTPResponse:
-            call, refusal = Call(self.ci, declared, bottle.request.environ), None
-            try:
-                call.path_params = {name: self._argument(declared, name, text) for name, text in arguments.items()}
-                call.actor = declared.auth(call)
-                result = callback(call, **call.path_params)
-                response = result if isinstance(result, bottle.HTTPResponse) else json_response(result)
-            except CIError as error:
-                refusal = error
-            except (OSError, MemoryError) as error:  # a full disk, no descriptors left
-                log.error('%s %s: %s', call.method, declared.path, error)
-                refusal = Busy('The server is in trouble, see its log')
-            except Exception:
-                log.exception('%s %s failed', call.method, declared.path)
-                refusal = CIError()
-            finally:
-                call.close()
-            if refusal is not None:
-                response = declared.refuse(call, refusal) if declared.refuse else error_response(refusal)
-            return hardened(response)
-        return answer
-
-    @staticmethod
-    def _argument(declared: Route, name: str, text: str) -> Any:
-        """Return a path argument decoded; ids are numbers, but a project's may be its path."""
-        try:
-            value = urllib.parse.unquote(text, errors='strict')
-        except UnicodeDecodeError:
-            raise InvalidParameter(f'{name} is invalid') from None
-        if '\0' in value:
-            raise InvalidParameter(f'{name} is invalid')
-        if not name.endswith('id') or name == 'id' and declared.path.startswith('/api/v4/projects/'):
-            return value
-        if re.fullmatch('-?[0-9]{1,18}', value):
-            return int(value)
-        raise InvalidParameter(f'{name} is invalid') if '/v4/' in declared.path else NotFound()
+def path_argument(route: Route, name: str, text: str) -> Any:
+    """Return a path argument decoded; ids are numbers, but a project's may be its path."""
+    try:
+        value = urllib.parse.unquote(text, errors='strict')
+    except UnicodeDecodeError:
+        raise InvalidParameter(f'{name} is invalid') from None
+    if '\0' in value:
+        raise InvalidParameter(f'{name} is invalid')
+    if not name.endswith('id') or name == 'id' and route.path.startswith('/api/v4/projects/'):
+        return value
+    if re.fullmatch('-?[0-9]{1,18}', value):
+        return int(value)
+    raise InvalidParameter(f'{name} is invalid') if '/v4/' in route.path else NotFound()
 
 
 # 13. Entities #################################################################################
@@ -5280,9 +5272,9 @@ def runner_settings(call: Call) -> dict[str, Any]:
     return {**given, 'tag_list': call.words('tag_list')} if 'tag_list' in call.params else given
 
 
-def token_response(token: str, status: int = 201, **more: Any) -> bottle.HTTPResponse:
+def token_entity(token: str, **more: Any) -> dict[str, Any]:
     """Return a new token; it never expires, and is shown this once."""
-    return json_response({**more, 'token': token, 'token_expires_at': None}, status)
+    return {**more, 'token': token, 'token_expires_at': None}
 
 
 def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
@@ -5369,40 +5361,38 @@ def artifacts_response(call: Call, job: Row | int, file_type: str = 'archive') -
     return response
 
 
-@route('POST', '/api/v4/runners', auth=registration_token)
-def register_runner(call: Call) -> bottle.HTTPResponse:
+@route('POST', '/api/v4/runners', auth=registration_token, status=201)
+def register_runner(call: Call) -> dict[str, Any]:
     """Register a runner; its own token is in the answer and nowhere else."""
     runner, token = call.ci.register_runner(call.actor, info=runner_info(call), ip_address=call.remote_address,
                                             **runner_settings(call))
-    return token_response(token, id=runner['id'])
+    return token_entity(token, id=runner['id'])
 
 
 @route('DELETE', '/api/v4/runners', auth=runner_token, dialect=V4)
-def unregister_runner(call: Call) -> bottle.HTTPResponse:
+def unregister_runner(call: Call) -> None:
     """Remove the runner whose token this is."""
     call.ci.unregister_runner(call.actor)
-    return empty_response(204)
 
 
 @route('DELETE', '/api/v4/runners/managers', auth=runner_token, dialect=V4)
-def unregister_manager(call: Call) -> bottle.HTTPResponse:
+def unregister_manager(call: Call) -> None:
     """Remove one of the machines that share a runner's token."""
     call.require('system_id')
     call.ci.unregister_runner(call.actor, call.text('system_id'))
-    return empty_response(204)
 
 
 @route('POST', '/api/v4/runners/verify', auth=runner_token, dialect=V4)
-def verify_runner(call: Call) -> bottle.HTTPResponse:
+def verify_runner(call: Call) -> dict[str, Any]:
     """Tell a runner that it is still registered."""
     call.ci.contact(call.actor, runner_info(call), call.remote_address, call.text('system_id') or '')
-    return token_response(call.text('token') or '', 200, id=call.actor['id'])
+    return token_entity(call.text('token') or '', id=call.actor['id'])
 
 
-@route('POST', '/api/v4/runners/reset_authentication_token', auth=runner_token, dialect=V4)
-def reset_own_token(call: Call) -> bottle.HTTPResponse:
+@route('POST', '/api/v4/runners/reset_authentication_token', auth=runner_token, dialect=V4, status=201)
+def reset_own_token(call: Call) -> dict[str, Any]:
     """Give a runner a new token in exchange for its old one."""
-    return token_response(call.ci.reset_runner_token(call.actor))
+    return token_entity(call.ci.reset_runner_token(call.actor))
 
 
 @route('GET', '/api/v4/runners/router/discovery', auth=public)
@@ -5554,14 +5544,14 @@ def authorize_build_artifacts(call: Call, id: int) -> dict[str, Any]:
     return {'MaximumSize': limit}
 
 
-@legacy_route('POST', '/builds/<id>/artifacts', auth=job_token, upload=True)
-def upload_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
+@legacy_route('POST', '/builds/<id>/artifacts', auth=job_token, upload=True, status=201)
+def upload_build_artifacts(call: Call, id: int) -> dict[str, Any]:
     """Keep a running build's archive; a second one takes its place."""
     upload_response(call, call.actor)
     job, artifact = call.ci.find_job(id), call.ci.find_artifact(id)
-    return json_response({**build_summary(job, call.given_token),
-                          'artifacts_file': {'filename': artifact['filename'], 'size': artifact['size']},
-                          'artifacts_expire_at': iso_time(artifact['expire_at'])}, 201)
+    return {**build_summary(job, call.given_token),
+            'artifacts_file': {'filename': artifact['filename'], 'size': artifact['size']},
+            'artifacts_expire_at': iso_time(artifact['expire_at'])}
 
 
 @legacy_route('GET', '/builds/<id>/artifacts', auth=artifacts_token)
@@ -5579,15 +5569,15 @@ def delete_build_artifacts(call: Call, id: int) -> dict[str, Any]:
     return build_summary(call.ci.find_job(id), '')
 
 
-@legacy_route('POST', '/runners/register', auth=registration_token)
-def register_legacy_runner(call: Call) -> bottle.HTTPResponse:
+@legacy_route('POST', '/runners/register', auth=registration_token, status=201)
+def register_legacy_runner(call: Call) -> dict[str, Any]:
     """Register a runner; a setting that will not do was 404 then."""
     try:
         runner, token = call.ci.register_runner(call.actor, info=runner_info(call), ip_address=call.remote_address,
                                                 **runner_settings(call))
     except BadRequest as error:
         raise NotFound() if 'tags_list' in error.message else error from None
-    return json_response({'id': runner['id'], 'token': token}, 201)
+    return {'id': runner['id'], 'token': token}
 
 
 @legacy_route('DELETE', '/runners/delete', auth=named_runner_token)
@@ -5607,6 +5597,11 @@ PIPELINES = (f'{PROJECT}/pipelines', f'{PROJECT}/pipeline')  # the seed page wri
 def project_of(call: Call) -> Row:
     """Return the project that the path names."""
     return call.ci.find_project(call.path_params['id'])
+
+
+def scope_of(call: Call) -> Row | None:
+    """Return the project that the path names, or None when it is about the whole instance."""
+    return project_of(call) if 'id' in call.path_params else None
 
 
 def job_of(call: Call) -> Row:
@@ -5719,17 +5714,16 @@ def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
 
 
 @route('DELETE', f'{JOB}/artifacts', auth=private_token)
-def delete_job_artifacts(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+def delete_job_artifacts(call: Call, id: str, job_id: int) -> None:
     """Remove a job's artifacts; the trace stays."""
     call.ci.delete_artifacts(job=job_of(call))
-    return empty_response(204)
 
 
-@route('DELETE', f'{PROJECT}/artifacts', auth=private_token)
-def delete_project_artifacts(call: Call, id: str) -> bottle.HTTPResponse:
+@route('DELETE', f'{PROJECT}/artifacts', auth=private_token, status=202)
+def delete_project_artifacts(call: Call, id: str) -> dict[str, Any]:
     """Remove the artifacts of all finished jobs of a project."""
     call.ci.delete_artifacts(project=project_of(call))
-    return json_response({'message': '202 Accepted'}, 202)
+    return {'message': '202 Accepted'}
 
 
 @route('POST', f'{JOB}/artifacts/keep', auth=private_token)
@@ -5738,22 +5732,22 @@ def keep_job_artifacts(call: Call, id: str, job_id: int) -> dict[str, Any]:
     return job_entity(call.ci.keep_artifacts(job_of(call)), call)
 
 
-@route('POST', f'{JOB}/cancel', auth=private_token)
-def cancel_job(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+@route('POST', f'{JOB}/cancel', auth=private_token, status=201)
+def cancel_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
     """Cancel a job."""
-    return json_response(job_entity(call.ci.cancel_job(job_of(call)), call), 201)
+    return job_entity(call.ci.cancel_job(job_of(call)), call)
 
 
-@route('POST', f'{JOB}/retry', auth=private_token)
-def retry_job(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+@route('POST', f'{JOB}/retry', auth=private_token, status=201)
+def retry_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
     """Run a job again, as a new one."""
-    return json_response(job_entity(call.ci.retry_job(job_of(call), call.actor), call), 201)
+    return job_entity(call.ci.retry_job(job_of(call), call.actor), call)
 
 
-@route('POST', f'{JOB}/erase', auth=private_token)
-def erase_job(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+@route('POST', f'{JOB}/erase', auth=private_token, status=201)
+def erase_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
     """Remove a job's trace and artifacts."""
-    return json_response(job_entity(call.ci.erase_job(job_of(call)), call), 201)
+    return job_entity(call.ci.erase_job(job_of(call)), call)
 
 
 @route('POST', f'{JOB}/play', auth=private_token)
@@ -5763,8 +5757,8 @@ def play_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
     return job_entity(call.ci.play_job(job_of(call), call.actor, variables), call)
 
 
-@route('POST', f'{PROJECT}/pipeline', auth=private_token)
-def create_pipeline(call: Call, id: str) -> bottle.HTTPResponse:
+@route('POST', f'{PROJECT}/pipeline', auth=private_token, status=201)
+def create_pipeline(call: Call, id: str) -> dict[str, Any]:
     """Make a pipeline of a ref; `sha` and `content` stand in for a repository."""
     call.require('ref')
     content = call.params.get('content')
@@ -5773,7 +5767,7 @@ def create_pipeline(call: Call, id: str) -> bottle.HTTPResponse:
     pipeline = call.ci.create_pipeline(
         project_of(call), call.text('ref') or '', sha=call.text('sha') or None, content=content or None,
         tag=call.flag('tag', False) or False, variables=call.mappings('variables', 'key', 'value'), user=call.actor)
-    return json_response(pipeline_entity(pipeline, call, detail=True), 201)
+    return pipeline_entity(pipeline, call, detail=True)
 
 
 @route('GET', PIPELINES[0], auth=private_token)
@@ -5827,10 +5821,9 @@ def list_bridges(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
 
 
 @route('DELETE', f'{PIPELINES[0]}/<pipeline_id>', auth=private_token)
-def delete_pipeline(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+def delete_pipeline(call: Call, id: str, pipeline_id: int) -> None:
     """Remove a pipeline with its jobs, traces and artifacts."""
     call.ci.delete_pipelines([pipeline_of(call)])
-    return empty_response(204)
 
 
 @route('GET', *(f'{path}/<pipeline_id>' for path in PIPELINES), auth=private_token)
@@ -5845,14 +5838,14 @@ def cancel_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
     return pipeline_entity(call.ci.cancel_pipeline(pipeline_of(call)), call, detail=True)
 
 
-@route('POST', f'{PIPELINES[0]}/<pipeline_id>/retry', auth=private_token)
-def retry_pipeline(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+@route('POST', f'{PIPELINES[0]}/<pipeline_id>/retry', auth=private_token, status=201)
+def retry_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
     """Retry the failed and canceled jobs of a pipeline."""
-    return json_response(pipeline_entity(call.ci.retry_pipeline(pipeline_of(call), call.actor), call, detail=True), 201)
+    return pipeline_entity(call.ci.retry_pipeline(pipeline_of(call), call.actor), call, detail=True)
 
 
-@route('POST', '/api/v4/projects', auth=private_token)
-def create_project(call: Call) -> bottle.HTTPResponse:
+@route('POST', '/api/v4/projects', auth=private_token, status=201)
+def create_project(call: Call) -> dict[str, Any]:
     """Make a project; `path` may carry a namespace and defaults to a form of `name`."""
     if not call.has('name'):
         call.require('path')
@@ -5863,7 +5856,7 @@ def create_project(call: Call) -> bottle.HTTPResponse:
         path, name=call.text('name'), import_url=call.text('import_url') or None,
         default_branch=call.text('default_branch') or 'main', build_timeout=call.integer('build_timeout'),
         shared_runners_enabled=call.flag('shared_runners_enabled', True) or False)
-    return json_response(project_entity(project, call, detail=True), 201)
+    return project_entity(project, call, detail=True)
 
 
 @route('GET', '/api/v4/projects', auth=private_token)
@@ -5891,11 +5884,11 @@ def edit_project(call: Call, id: str) -> dict[str, Any]:
     return project_entity(call.ci.edit_project(project_of(call), **given), call, detail=True)
 
 
-@route('DELETE', PROJECT, auth=private_token)
-def delete_project(call: Call, id: str) -> bottle.HTTPResponse:
+@route('DELETE', PROJECT, auth=private_token, status=202)
+def delete_project(call: Call, id: str) -> dict[str, Any]:
     """Remove a project with all that it holds."""
     call.ci.delete_project(project_of(call))
-    return json_response({'message': '202 Accepted'}, 202)
+    return {'message': '202 Accepted'}
 
 
 # -- variables
@@ -5910,21 +5903,15 @@ def variable_entity(row: Row) -> dict[str, Any]:
             'environment_scope': '*', 'description': row['description']}
 
 
-def scope_of(call: Call) -> Row | None:
-    """Return the project whose variables the path names, None for the instance."""
-    return project_of(call) if 'id' in call.path_params else None
-
-
-def set_variable(call: Call, key: str, value: str | None, *, replace: bool) -> Row:
-    """Set a variable as the call has it; what it does not say stays as it was."""
-    before = variable_entity(call.ci.find_variable(scope_of(call), key)) if replace else {}
+def set_variable(call: Call, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Set the variable that the call names; what the call does not say is as it was `before`, empty for a new one."""
     flags = {name: call.flag(name, before.get(name, False)) or False for name in ('masked', 'protected', 'raw')}
     flags['masked'] |= call.flag('masked_and_hidden', False) or False
     call.choice('environment_scope', ('*',))    # refused, not ignored: it would reach the jobs it was kept from
-    kind = call.choice('variable_type', ('env_var', 'file'), before.get('variable_type', 'env_var')) or ''
-    return call.ci.set_variable(scope_of(call), key, before['value'] if value is None else value, replace=replace,
-                                variable_type=kind, description=call.text('description', before.get('description')),
-                                **flags)
+    return variable_entity(call.ci.set_variable(
+        scope_of(call), call.text('key') or '', call.text('value', before.get('value')) or '', replace=bool(before),
+        variable_type=call.choice('variable_type', ('env_var', 'file'), before.get('variable_type')) or 'env_var',
+        description=call.text('description', before.get('description')), **flags))
 
 
 @route('GET', INSTANCE_VARIABLES, VARIABLES, auth=private_token)
@@ -5933,14 +5920,13 @@ def list_variables(call: Call, id: str = '') -> bottle.HTTPResponse:
     return paged_response(call, [variable_entity(row) for row in call.ci.list_variables(scope_of(call))])
 
 
-@route('POST', INSTANCE_VARIABLES, VARIABLES, auth=private_token)
-def create_variable(call: Call, id: str = '') -> bottle.HTTPResponse:
+@route('POST', INSTANCE_VARIABLES, VARIABLES, auth=private_token, status=201)
+def create_variable(call: Call, id: str = '') -> dict[str, Any]:
     """Make a variable."""
     call.require('key')
     if call.text('value') is None:
         raise InvalidParameter('value is missing')
-    row = set_variable(call, call.text('key') or '', call.text('value'), replace=False)
-    return json_response(variable_entity(row), 201)
+    return set_variable(call, {})
 
 
 @route('GET', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
@@ -5952,14 +5938,13 @@ def show_variable(call: Call, key: str, id: str = '') -> dict[str, Any]:
 @route('PUT', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
 def edit_variable(call: Call, key: str, id: str = '') -> dict[str, Any]:
     """Change a variable."""
-    return variable_entity(set_variable(call, key, call.text('value'), replace=True))
+    return set_variable(call, show_variable(call, key))
 
 
 @route('DELETE', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
-def delete_variable(call: Call, key: str, id: str = '') -> bottle.HTTPResponse:
+def delete_variable(call: Call, key: str, id: str = '') -> None:
     """Remove a variable."""
     call.ci.delete_variable(scope_of(call), key)
-    return empty_response(204)
 
 
 # -- triggers and webhooks
@@ -5986,12 +5971,12 @@ def list_triggers(call: Call, id: str) -> bottle.HTTPResponse:
     return paged_response(call, [trigger_entity(row, call) for row in call.ci.list_triggers(project_of(call))])
 
 
-@route('POST', TRIGGERS, auth=private_token)
-def create_trigger(call: Call, id: str) -> bottle.HTTPResponse:
+@route('POST', TRIGGERS, auth=private_token, status=201)
+def create_trigger(call: Call, id: str) -> dict[str, Any]:
     """Make a token that starts pipelines of a project."""
     call.require('description')
     trigger = call.ci.create_trigger(project_of(call), call.actor, call.text('description') or '')
-    return json_response(trigger_entity(trigger, call), 201)
+    return trigger_entity(trigger, call)
 
 
 @route('GET', f'{TRIGGERS}/<trigger_id>', auth=private_token)
@@ -6008,10 +5993,9 @@ def edit_trigger(call: Call, id: str, trigger_id: int) -> dict[str, Any]:
 
 
 @route('DELETE', f'{TRIGGERS}/<trigger_id>', auth=private_token)
-def delete_trigger(call: Call, id: str, trigger_id: int) -> bottle.HTTPResponse:
+def delete_trigger(call: Call, id: str, trigger_id: int) -> None:
     """Remove a trigger."""
     call.ci.edit_trigger(trigger_of(call), None)
-    return empty_response(204)
 
 
 def triggered_pipeline(call: Call, ref: str) -> Row:
@@ -6026,20 +6010,21 @@ def triggered_pipeline(call: Call, ref: str) -> Row:
                                     content=call.params.get('content') or None)
 
 
-@route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=trigger_token)
-def trigger_pipeline(call: Call, id: str, ref: str = '') -> bottle.HTTPResponse:
+@route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=trigger_token,
+       status=201)
+def trigger_pipeline(call: Call, id: str, ref: str = '') -> dict[str, Any]:
     """Make a pipeline by a trigger token."""
     if call.header('X-Gitlab-Event') == 'Pipeline Hook':
         raise Forbidden('a pipeline does not start itself again')
     call.require('ref')
-    return json_response(pipeline_entity(triggered_pipeline(call, call.text('ref') or ''), call, detail=True), 201)
+    return pipeline_entity(triggered_pipeline(call, call.text('ref') or ''), call, detail=True)
 
 
-@legacy_route('POST', '/projects/<id>/refs/<ref:path>/trigger', auth=trigger_token)
-def trigger_builds(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
+@legacy_route('POST', '/projects/<id>/refs/<ref:path>/trigger', auth=trigger_token, status=201)
+def trigger_builds(call: Call, id: str, ref: str) -> dict[str, Any]:
     """Make a pipeline by a trigger token, as in 2016."""
     pipeline = triggered_pipeline(call, ref)
-    return json_response({'id': pipeline['id'], 'variables': call.mapping('variables') or None}, 201)
+    return {'id': pipeline['id'], 'variables': call.mapping('variables') or None}
 
 
 @route('POST', '/hooks/<project:path>', auth=webhook_token, raw=True)
@@ -6161,8 +6146,8 @@ def list_project_runners(call: Call, id: str) -> bottle.HTTPResponse:
     return runners_response(call, call.ci.list_runners(project_of(call)))
 
 
-@route('POST', '/api/v4/user/runners', auth=private_token)
-def create_runner(call: Call) -> bottle.HTTPResponse:
+@route('POST', '/api/v4/user/runners', auth=private_token, status=201)
+def create_runner(call: Call) -> dict[str, Any]:
     """Make a runner for all projects or one; its `glrt-` token is what `gitlab-runner register` wants."""
     call.require('runner_type')
     project = None
@@ -6170,7 +6155,7 @@ def create_runner(call: Call) -> bottle.HTTPResponse:
         call.require('project_id')
         project = call.ci.find_project(call.integer('project_id'))
     runner, token = call.ci.create_runner(project, call.actor, **runner_settings(call))
-    return token_response(token, id=runner['id'])
+    return token_entity(token, id=runner['id'])
 
 
 @route('GET', RUNNER, auth=private_token)
@@ -6190,10 +6175,9 @@ def edit_runner(call: Call, runner_id: int) -> dict[str, Any]:
 
 
 @route('DELETE', RUNNER, auth=private_token)
-def delete_runner(call: Call, runner_id: int) -> bottle.HTTPResponse:
+def delete_runner(call: Call, runner_id: int) -> None:
     """Remove a runner."""
     call.ci.unregister_runner(runner_of(call))
-    return empty_response(204)
 
 
 @route('GET', f'{RUNNER}/jobs', auth=private_token)
@@ -6209,38 +6193,32 @@ def list_runner_managers(call: Call, runner_id: int) -> list[dict[str, Any]]:
     return [manager_entity(row, call) for row in call.ci.list_managers(runner_of(call))]
 
 
-@route('POST', f'{RUNNER}/reset_authentication_token', auth=private_token)
-def reset_runner_token(call: Call, runner_id: int) -> bottle.HTTPResponse:
+@route('POST', f'{RUNNER}/reset_authentication_token', auth=private_token, status=201)
+def reset_runner_token(call: Call, runner_id: int) -> dict[str, Any]:
     """Give a runner a new token."""
-    return token_response(call.ci.reset_runner_token(runner_of(call)))
+    return token_entity(call.ci.reset_runner_token(runner_of(call)))
 
 
-@route('POST', '/api/v4/runners/reset_registration_token', auth=private_token)
-def reset_registration_token(call: Call) -> bottle.HTTPResponse:
-    """Replace the token that registers runners for all projects."""
-    return token_response(call.ci.reset_registration_token())
+@route('POST', '/api/v4/runners/reset_registration_token', f'{PROJECT}/runners/reset_registration_token',
+       auth=private_token, status=201)
+def reset_registration_token(call: Call, id: str = '') -> dict[str, Any]:
+    """Replace the token that registers runners for all projects, or for one."""
+    return token_entity(call.ci.reset_registration_token(scope_of(call)))
 
 
-@route('POST', f'{PROJECT}/runners/reset_registration_token', auth=private_token)
-def reset_project_token(call: Call, id: str) -> bottle.HTTPResponse:
-    """Replace the token that registers runners for one project."""
-    return token_response(call.ci.reset_registration_token(project_of(call)))
-
-
-@route('POST', f'{PROJECT}/runners', auth=private_token)
-def enable_project_runner(call: Call, id: str) -> bottle.HTTPResponse:
+@route('POST', f'{PROJECT}/runners', auth=private_token, status=201)
+def enable_project_runner(call: Call, id: str) -> dict[str, Any]:
     """Let a project runner take this project's jobs too."""
     call.require('runner_id')
     runner = call.ci.find_runner_by_id(call.integer('runner_id') or 0)
     call.ci.enable_runner(runner, project_of(call))
-    return json_response(runner_entity(runner, call), 201)
+    return runner_entity(runner, call)
 
 
 @route('DELETE', f'{PROJECT}/runners/<runner_id>', auth=private_token)
-def disable_project_runner(call: Call, id: str, runner_id: int) -> bottle.HTTPResponse:
+def disable_project_runner(call: Call, id: str, runner_id: int) -> None:
     """Let a project runner take this project's jobs no longer."""
     call.ci.enable_runner(runner_of(call), project_of(call), enabled=False)
-    return empty_response(204)
 
 
 # 17. Web pages ################################################################################
@@ -7971,24 +7949,19 @@ class Application:
     """The WSGI callable: routes on the undecoded path, so that ``group%2Fdemo`` stays one segment."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        self.coordinator = coordinator
         self.routes = tuple(ROUTES)
         self._bottle = bottle.Bottle()
         self._bottle.router.add_filter('project', lambda config: (PROJECT_PATTERN, None, None))
-        self._bottle.install(ApiPlugin(coordinator))
         self._bottle.default_error_handler = self._no_route
         for declared in self.routes:
-            self._bottle.route(declared.path, declared.method, declared.handler, **{'minici.route': declared})
+            self._bottle.route(declared.path, declared.method, functools.partial(answer, coordinator, declared))
 
     @staticmethod
     def _no_route(error: bottle.HTTPError) -> bottle.HTTPResponse:
         """Answer in JSON for addresses and methods that no route has."""
-        refusal = MethodNotAllowed() if error.status_code == 405 else InvalidParameter('404 Not Found')
-        refusal.status = error.status_code
-        response = error_response(refusal)
-        if 'Allow' in error.headers:
-            response.headers['Allow'] = error.headers['Allow']
-        return hardened(response)
+        if error.status_code == 405:
+            return hardened(error_response(MethodNotAllowed(headers={'Allow': error.headers['Allow']})))
+        return hardened(json_response({'error': error.status_line}, error.status_code))
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one WSGI request."""
