@@ -8067,14 +8067,9 @@ class Server:
 
     def __init__(self, coordinator: Coordinator, host: str = '127.0.0.1', port: int = 0, *,
                  application: Callable[..., Any] | None = None, threads: int = 8) -> None:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address, family=family, dualstack_ipv6=family == socket.AF_INET6
+                                        and socket.has_dualstack_ipv6())
         self.host, self.port = host, listener.getsockname()[1]
         name = f'[{host}]' if ':' in host else host
         self.url = coordinator.settings.external_url or f'http://{name}:{self.port}'
@@ -8107,7 +8102,7 @@ class Server:
             return
         self._in_loop(self._close_listener)
         deadline = time.monotonic() + grace
-        while time.monotonic() < deadline and any(self._is_busy(channel) for channel in self._channels()):
+        while time.monotonic() < deadline and self._is_busy():
             time.sleep(0.01)
         self._in_loop(self._close_all)
         self._thread.join(grace)
@@ -8118,12 +8113,9 @@ class Server:
         with contextlib.suppress(OSError):
             self._server.trigger.pull_trigger(action)
 
-    def _channels(self) -> list[Any]:
-        return [item for item in list(self._server._map.values()) if isinstance(item, Channel)]
-
-    @staticmethod
-    def _is_busy(channel: Any) -> bool:
-        return bool(channel.requests or channel.total_outbufs_len or channel.request is not None)
+    def _is_busy(self) -> bool:
+        return any(item.requests or item.total_outbufs_len or item.request is not None
+                   for item in list(self._server._map.values()) if isinstance(item, Channel))
 
     def _close_listener(self) -> None:
         self._server.del_channel()
