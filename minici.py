@@ -8392,14 +8392,13 @@ class Hook:
                        if other['id'] < row['id'] and other['status'] in ('success', 'failed')]
             facts.update(pipeline=pipeline_entity(self.ci.find_pipeline(row), self, detail=True),
                          project=project['path'], previous_status=earlier[0] if earlier else None)
-        for pause in (*self.PAUSES, None):
-            done = subprocess.run(self._command, shell=True, input=json.dumps(facts).encode(), capture_output=True)
-            if done.returncode == 0 or pause is None:
-                break
+        for pause in (0, *self.PAUSES):
             time.sleep(pause)
-        if done.returncode:
-            log.error('the hook failed with %s for %s %s: %s', done.returncode, kind, row['id'],
-                      done.stderr.decode('utf-8', 'replace')[-500:])
+            done = subprocess.run(self._command, shell=True, input=json.dumps(facts).encode(), capture_output=True)
+            if done.returncode == 0:
+                return
+        log.error('the hook failed with %s for %s %s: %s', done.returncode, kind, row['id'],
+                  done.stderr.decode('utf-8', 'replace')[-500:])
 
 
 def serve_command(ci: Coordinator, options: argparse.Namespace) -> int:
