@@ -32,7 +32,6 @@ The sections, each using only those above it:
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import copy
 import dataclasses
@@ -4901,6 +4900,8 @@ def answer(ci: Coordinator, route: Route, **arguments: str) -> bottle.HTTPRespon
             response = empty_response(204) if result is None else json_response(result, route.status)
     except CIError as error:
         refusal = error
+        if isinstance(error, JobNotRunning) and route.dialect:
+            error.headers[route.dialect.status_header] = error.job_status
     except (OSError, MemoryError) as error:  # a full disk, no descriptors left
         log.error('%s %s: %s', call.method, route.path, error)
         refusal = Busy('The server is in trouble, see its log')
@@ -4964,7 +4965,7 @@ def commit_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
             'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}'}
 
 
-def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False, user: Row | None = None) -> dict[str, Any]:
+def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
     """Return a pipeline as lists show it, or in `detail` as its own page does."""
     pipeline = {'id': row['id'], 'iid': row['iid'], 'project_id': row['project_id'], 'sha': row['sha'],
                 'ref': row['ref'], 'status': row['status'], 'source': row['source'], 'name': row['name'],
@@ -4991,17 +4992,7 @@ def runner_status(active: int, contacted_at: float | None, now: float) -> dict[s
             'status': {None: 'never_contacted', True: 'online', False: 'offline'}[online]}
 
 
-def job_runner_entity(row: Row, now: float) -> dict[str, Any] | None:
-    """Return the runner of a job, or None before its claim."""
-    if row['runner_id'] is None:
-        return None
-    return {'id': row['runner_id'], 'description': row['runner_description'], 'ip_address': row['runner_ip_address'],
-            'is_shared': row['runner_type'] == 'instance_type', 'runner_type': row['runner_type'],
-            'name': json.loads(row['runner_info']).get('name'), 'created_at': iso_time(row['runner_created_at']),
-            **runner_status(row['runner_active'], row['runner_contacted_at'], now)}
-
-
-def runner_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
+def runner_entity(row: Row | Mapping[str, Any], call: Viewer, *, detail: bool = False) -> dict[str, Any]:
     """Return a runner as lists show it, or in `detail` with its settings and projects; never its token."""
     info = json.loads(row['info'])
     runner = {'id': row['id'], 'description': row['description'], 'ip_address': row['ip_address'],
@@ -5016,6 +5007,15 @@ def runner_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, 
             'maintenance_note': row['maintenance_note'],
             **{name: info.get(name) for name in ('version', 'revision', 'platform', 'architecture')},
             'projects': [project_entity(call.ci.find_project(key), call) for key in json.loads(row['projects'])]}
+
+
+def job_runner_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
+    """Return the runner of a job as lists show it, or None before its claim."""
+    if row['runner_id'] is None:
+        return None
+    runner = {name: row[f'runner_{name}'] for name in (
+        'id', 'description', 'ip_address', 'info', 'created_at', 'active', 'contacted_at')}
+    return runner_entity({**runner, 'runner_type': row['runner_type']}, call)
 
 
 def manager_entity(row: Row, call: Viewer) -> dict[str, Any]:
@@ -5054,7 +5054,7 @@ def job_entity(row: Row, call: Viewer) -> dict[str, Any]:
                      'web_url': f'{url}/pipelines/{row["pipeline_id"]}'},
         'web_url': f'{url}/jobs/{row["id"]}', 'project': {'ci_job_token_scope_enabled': False},
         'artifacts_file': archive and {'filename': archive['filename'], 'size': archive['size']},
-        'artifacts': artifacts, 'runner': job_runner_entity(row, now),
+        'artifacts': artifacts, 'runner': job_runner_entity(row, call),
         'runner_manager': row['system_id'] and {'system_id': row['system_id']},
         'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']),
         'pending_reason': call.ci.pending_reason(row),
@@ -5306,10 +5306,10 @@ def update_response(call: Call, job: Row) -> bottle.HTTPResponse:
         status = call.ci.update_job(
             job, call.text('state'), trace=None if trace is None else trace.encode(), checksum=checksum,
             bytesize=bytesize, failure_reason=call.text('failure_reason'), exit_code=call.integer('exit_code'))
-    except JobNotRunning as gone:
+    except JobNotRunning:
         if call.dialect.ended == 404:
             raise NotFound() from None
-        raise Forbidden('Job is not running', {call.dialect.status_header: gone.job_status}) from None
+        raise
     headers = trace_interval(call, job) if status in ALIVE else {}
     return json_response(200, 200, {call.dialect.status_header: status, **headers})
 
@@ -5338,18 +5338,15 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
 def upload_response(call: Call, job: Row) -> None:
     """Take an archive or report."""
     if job['status'] not in ALIVE:
-        raise Forbidden('Job is not running!', {call.dialect.status_header: job['status']})
+        raise JobNotRunning(job['status'])
     if call.upload is None:
         raise call.dialect.no_file()
     file_type = call.text('artifact_type') or 'archive'
     file_format = call.text('artifact_format') or 'zip'
     if file_format != ARTIFACT_FORMATS.get(file_type, 'raw') or not re.fullmatch('[a-z_]{1,64}', file_type):
         raise BadRequest(f'artifacts of the type {file_type} do not come as {file_format}')
-    try:
-        call.ci.store_artifacts(job, call.upload, file_type=file_type, file_format=file_format,
-                                expire_in=call.text('expire_in'), replace=call.dialect.replace)
-    except JobNotRunning as gone:
-        raise Forbidden('Job is not running!', {call.dialect.status_header: gone.job_status}) from None
+    call.ci.store_artifacts(job, call.upload, file_type=file_type, file_format=file_format,
+                            expire_in=call.text('expire_in'), replace=call.dialect.replace)
 
 
 def artifacts_response(call: Call, job: Row | int, file_type: str = 'archive') -> bottle.HTTPResponse:
@@ -5537,7 +5534,7 @@ def append_build_trace(call: Call, id: int) -> bottle.HTTPResponse:
 def authorize_build_artifacts(call: Call, id: int) -> dict[str, Any]:
     """Tell whether an upload of `filesize` bytes would be taken."""
     if call.actor['status'] not in ALIVE:
-        raise Forbidden('Job is not running!')
+        raise JobNotRunning(call.actor['status'])
     limit = call.ci.settings.max_artifacts_size
     if (call.integer('filesize') or 0) > limit:
         raise TooLarge(f'{limit} bytes are taken at most (the setting max_artifacts_size)')
@@ -5564,7 +5561,7 @@ def download_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
 def delete_build_artifacts(call: Call, id: int) -> dict[str, Any]:
     """Remove a build's archive; doing it again is no error. A build's own token dies with the build."""
     if call.actor['status'] not in ALIVE and same_secret(token_hash(call.given_token), call.actor['token_hash']):
-        raise Forbidden('Job is not running!')
+        raise JobNotRunning(call.actor['status'])
     call.ci.delete_artifacts(job=call.actor)
     return build_summary(call.ci.find_job(id), '')
 
@@ -5628,20 +5625,12 @@ def jobs_response(call: Call, **filters: Any) -> bottle.HTTPResponse:
 
 
 def keyset_response(call: Call, per_page: int, **filters: Any) -> bottle.HTTPResponse:
-    """Return the page of jobs after a cursor; its one header is the link to the next."""
-    try:
-        cursor = call.text('cursor')
-        before = json.loads(base64.urlsafe_b64decode(cursor))['id'] if cursor else None
-        if before is not None and not re.fullmatch('[0-9]{1,18}', str(before)):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InvalidParameter('cursor is invalid') from None
-    rows = call.ci.list_jobs(before=before, limit=per_page + 1, **filters)
+    """Return the page of jobs after a cursor, the last job's id; its one header is the link to the next."""
+    rows = call.ci.list_jobs(before=call.integer('cursor'), limit=per_page + 1, **filters)
     headers = {}
     if len(rows) > per_page:
         rows.pop()
-        following = base64.urlsafe_b64encode(json.dumps({'id': rows[-1]['id']}).encode()).decode()
-        headers['Link'] = f'<{page_link(call, cursor=following)}>; rel="next"'
+        headers['Link'] = f'<{page_link(call, cursor=rows[-1]["id"])}>; rel="next"'
     return json_response([job_entity(row, call) for row in rows], 200, headers)
 
 

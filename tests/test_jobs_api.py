@@ -1,6 +1,5 @@
 """The Jobs API for people and scripts: lists, jobs, traces, artifacts, actions, pipelines, projects."""
 
-import base64
 import json
 
 import pytest
@@ -320,9 +319,7 @@ def test_keyset_pages_are_linked_by_a_cursor_alone_and_show_each_job_once(ci, ap
 
 
 def test_cursor_that_is_not_ours_is_400(api, pipeline):
-    forged = (b'x', b'{}', b'[]', b'{"id": "x"}', b'null', b'{"id": 1e99}', b'{"id": 1e999}', b'{"id": NaN}', b'\xff',
-              b'{"id": 99999999999999999999}')
-    for cursor in ('x', '==', '%C3%A9', *(base64.urlsafe_b64encode(text).decode() for text in forged)):
+    for cursor in ('x', '==', '%C3%A9', 'null', '1e99', '1.5', 'NaN', '0x1', '99999999999999999999', 'eyJpZCI6IDF9'):
         answer = api('GET', f'{JOBS}?pagination=keyset&cursor={cursor}', None)
         assert (answer.status_int, answer.json) == (400, {'error': 'cursor is invalid'}), cursor
 
@@ -394,7 +391,7 @@ def test_running_job_has_its_runner_and_a_growing_duration(clock, api, job, runn
     assert shown['runner'] == {
         'id': runner.id, 'description': 'fixture', 'ip_address': None, 'active': True, 'paused': False,
         'is_shared': True, 'runner_type': 'instance_type', 'name': None, 'online': None, 'status': 'never_contacted',
-        'created_at': '2023-11-14T22:13:20.000Z'}
+        'created_at': '2023-11-14T22:13:20.000Z', 'created_by': None}
 
 
 def test_finished_job_has_its_times_and_files(ci, clock, api, pipeline):

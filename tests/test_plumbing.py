@@ -1,6 +1,5 @@
 """Parameters, ids, paging, ranges, durations and sizes: the small parsers that every route leans on."""
 
-import base64
 import json
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -314,10 +313,8 @@ def test_keyset_pages_carry_only_a_link(client, token, five):
     assert not [name for name in response.headers if name.lower().startswith('x-') and 'page' in name.lower()]
 
 
-@pytest.mark.parametrize('cursor', ['x', '%FF', '\u20ac', '=' * 9, *(
-    base64.b64encode(text).decode() for text in (
-        b'{}', b'null', b'[]', b'{"id": "{}"}', b'{"id": [1]}', b'{"id": 1e309}', b'{"id": 99999999999999999999}',
-        b'{"id": NaN}', b'\xff', b'[' * 5000))])
+@pytest.mark.parametrize('cursor', [
+    'x', '%FF', '\u20ac', '=' * 9, '{}', 'null', '\u0661', '1_0', '9' * 5000, {'id': 1}, [1], 1.5, 1e300, 10 ** 20])
 def test_cursors_that_are_none_are_refused(client, token, five, cursor):
     response = client.call('GET', f'{five}?pagination=keyset', token=token, json={'cursor': cursor}, status=400)
     assert list(response.json) == ['error']
