@@ -4264,15 +4264,13 @@ class Repository:
         if raw is None:
             raise BadRequest({'base': [f'The commit {sha[:8]} is not in the repository']})
         parents = re.findall(rb'^parent ([0-9a-f]+)$', raw.partition(b'\n\n')[0], re.M)  # a shallow `show` hides them
-        layout = '%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B'
-        shown = self._git('show', '--no-patch', '--no-show-signature', '--encoding=UTF-8', f'--format={layout}',
-                          '--end-of-options', sha) or b''
-        author, author_email, authored, committer, committer_email, committed, message = \
-            shown.decode('utf-8', 'replace').split('\0', 6)
-        return {'parent_ids': [parent.decode() for parent in parents],
-                'author_name': author, 'author_email': author_email,
-                'authored_date': authored, 'committer_name': committer, 'committer_email': committer_email,
-                'committed_date': committed, 'message': message.rstrip('\n') + '\n'}
+        layout = {'author_name': '%an', 'author_email': '%ae', 'authored_date': '%aI', 'committer_name': '%cn',
+                  'committer_email': '%ce', 'committed_date': '%cI', 'message': '%B'}
+        shown = self._git('show', '--no-patch', '--no-show-signature', '--encoding=UTF-8',
+                          f'--format={"%x00".join(layout.values())}', '--end-of-options', sha) or b''
+        found = dict(zip(layout, shown.decode('utf-8', 'replace').split('\0', 6), strict=True))
+        return {**found, 'message': found['message'].rstrip('\n') + '\n',
+                'parent_ids': [parent.decode() for parent in parents]}
 
     def file(self, sha: str, path: str) -> bytes | None:
         """Return a file as it is at a commit, or None when the commit has no such file."""
