@@ -3017,10 +3017,10 @@ class Facts:
 class Marked:
     """Where a mapping or list of a pipeline file stands, and each of its values."""
 
-    def __init__(self, *args: Any, mark: Mark | None = None) -> None:
-        super().__init__(*args)
-        self.mark = mark
-        self.marks: dict[Any, Mark | None] = {}
+    def __init__(self, values: Iterable[Any] = (), mark: Mark | None = None,
+                 marks: Mapping[Any, Mark | None] | None = None) -> None:
+        super().__init__(values)  # type: ignore[call-arg]
+        self.mark, self.marks = mark, dict(marks or {})
 
 
 class Map(Marked, dict):  # type: ignore[type-arg]
@@ -3028,13 +3028,9 @@ class Map(Marked, dict):  # type: ignore[type-arg]
 
     def over(self, base: Map) -> Map:
         """Return `base` with this mapping laid over it, deeply; lists and texts are replaced."""
-        merged = Map(base, mark=self.mark)
-        merged.marks.update(base.marks)
-        for key, value in self.items():
-            below = base.get(key)
-            merged[key] = value.over(below) if isinstance(value, Map) and isinstance(below, Map) else value
-            merged.marks[key] = self.marks.get(key)
-        return merged
+        merged = {key: value.over(base[key]) if isinstance(value, Map) and isinstance(base.get(key), Map) else value
+                  for key, value in self.items()}
+        return Map({**base, **merged}, self.mark, {**base.marks, **dict.fromkeys(self), **self.marks})
 
 
 class Seq(Marked, list):  # type: ignore[type-arg]
@@ -3138,11 +3134,10 @@ class YamlFile:
             node = self._loader.get_single_node()
             return None if node is None else self._value(node)
         except yaml.MarkedYAMLError as error:
-            spot = error.problem_mark or error.context_mark
-            self._refuse((self._name, spot.line + 1, spot.column + 1) if spot else (self._name, 1, 1),
+            self._refuse(error.problem_mark or error.context_mark,
                          f'{error.problem or "is not YAML"} ({error.context or "syntax"})')
         except (yaml.YAMLError, ValueError) as error:
-            self._refuse((self._name, 1, 1), f'is not YAML: {" ".join(str(error).split())}')
+            self._refuse(None, f'is not YAML: {" ".join(str(error).split())}')
 
     def _compose(self, parent: Any, index: Any) -> Any:
         """Compose a node; an anchor may be set anew, which PyYAML alone refuses."""
@@ -3151,23 +3146,23 @@ class YamlFile:
             self._loader.anchors.pop(event.anchor, None)
         return yaml.SafeLoader.compose_node(self._loader, parent, index)
 
-    def _refuse(self, mark: Mark, complaint: str) -> None:
-        raise BadRequest({'base': ['{}:{}:{}: '.format(*mark) + complaint]}) from None
+    def _refuse(self, mark: yaml.Mark | None, complaint: str) -> None:
+        raise BadRequest({'base': ['{}:{}:{}: '.format(*self._mark(mark)) + complaint]}) from None
 
-    def _mark(self, node: Any) -> Mark:
-        return self._name, node.start_mark.line + 1, node.start_mark.column + 1
+    def _mark(self, mark: yaml.Mark | None) -> Mark:
+        return (self._name, mark.line + 1, mark.column + 1) if mark else (self._name, 1, 1)
 
     def _value(self, node: Any) -> Any:
         self._nodes += 1
         if self._nodes > MAX_FILE_NODES:
-            self._refuse(self._mark(node), f'the file has more than {MAX_FILE_NODES} values once aliases are expanded')
+            self._refuse(node.start_mark, f'the file has more than {MAX_FILE_NODES} values once aliases are expanded')
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(self._checked(node))
         if id(node) in self._open:
-            self._refuse(self._mark(node), 'an alias stands inside what it names')
+            self._refuse(node.start_mark, 'an alias stands inside what it names')
         reference = node.tag == '!reference' and isinstance(node, yaml.SequenceNode)
         if not reference and node.tag not in ('tag:yaml.org,2002:map', 'tag:yaml.org,2002:seq'):
-            self._refuse(self._mark(node), f'the tag {node.tag} is not supported')
+            self._refuse(node.start_mark, f'the tag {node.tag} is not supported')
         self._open.add(id(node))
         value = self._map(node) if isinstance(node, yaml.MappingNode) else self._seq(
             node, Reference if reference else Seq)
@@ -3178,48 +3173,45 @@ class YamlFile:
         """Return a scalar node whose text can be stored."""
         self._characters += len(node.value)
         if self._characters > MAX_FILE_TEXT:
-            self._refuse(self._mark(node), f'the file has over {MAX_FILE_TEXT} characters once aliases are expanded')
+            self._refuse(node.start_mark, f'the file has over {MAX_FILE_TEXT} characters once aliases are expanded')
         if NO_TEXT.search(node.value):
-            self._refuse(self._mark(node), 'half a surrogate pair and NUL are no characters of a text')
+            self._refuse(node.start_mark, 'half a surrogate pair and NUL are no characters of a text')
         return node
 
     def _scalar(self, node: Any) -> Any:
         if node.tag.rpartition(':')[2] in ('str', 'timestamp', 'value'):
             return node.value
         if node.tag not in {f'tag:yaml.org,2002:{name}' for name in ('int', 'float', 'bool', 'null')}:
-            self._refuse(self._mark(node), f'the tag {node.tag} is not supported')
+            self._refuse(node.start_mark, f'the tag {node.tag} is not supported')
         try:
             value = self._loader.construct_object(node)
             if not isinstance(value, int) or value.bit_length() <= 64:
                 return value
             raise ValueError
         except (ValueError, KeyError, IndexError):
-            self._refuse(self._mark(node), f'{node.value[:40]!r} is no {node.tag.rpartition(":")[2]}')
+            self._refuse(node.start_mark, f'{node.value[:40]!r} is no {node.tag.rpartition(":")[2]}')
 
     def _seq(self, node: Any, kind: type[Seq]) -> Seq:
-        result = kind(mark=self._mark(node))
-        for index, item in enumerate(node.value):
-            result.append(self._value(item))
-            result.marks[index] = self._mark(item)
-        return result
+        return kind([self._value(item) for item in node.value], self._mark(node.start_mark),
+                    {index: self._mark(item.start_mark) for index, item in enumerate(node.value)})
 
     def _map(self, node: Any) -> Map:
-        result = Map(mark=self._mark(node))
+        result = Map(mark=self._mark(node.start_mark))
         for key, item in node.value:
             if key.tag == 'tag:yaml.org,2002:merge':
                 merged = self._value(item)
                 for other in merged if isinstance(merged, Seq) else [merged]:
                     if not isinstance(other, Map):
-                        self._refuse(self._mark(item), '<< must name a mapping or a list of mappings')
+                        self._refuse(item.start_mark, '<< must name a mapping or a list of mappings')
                     for name in other:
                         result.setdefault(name, other[name])
                         result.marks.setdefault(name, other.marks.get(name))
         for key, item in node.value:
             if key.tag != 'tag:yaml.org,2002:merge':
                 if not isinstance(key, yaml.ScalarNode):
-                    self._refuse(self._mark(key), 'a key must be a text')
+                    self._refuse(key.start_mark, 'a key must be a text')
                 name = self._checked(key).value
-                result[name], result.marks[name] = self._value(item), self._mark(key)
+                result[name], result.marks[name] = self._value(item), self._mark(key.start_mark)
         return result
 
 
@@ -3230,28 +3222,26 @@ def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIP
     Raises BadRequest, with line and column, when it cannot be read.
     """
     try:
-        if isinstance(content, Mapping):
-            loaded = mark_plain(content)
-        else:
-            text = content.decode('utf-8-sig') if isinstance(content, bytes) else content
-            if yaml is None and not text.lstrip().startswith('{'):
-                raise BadRequest({'base': ['Reading YAML needs PyYAML: python -m pip install PyYAML, or send JSON']})
-            try:  # JSON's escapes of characters beyond 16 bits, and its tabs, are not YAML
-                loaded = mark_plain(json.loads(text)) if text.lstrip().startswith('{') else None
-            except ValueError:
-                if yaml is None:
-                    raise
-                loaded = None
-            loaded = YamlFile(text, name).load() if loaded is None else loaded
+        text = content.decode('utf-8-sig') if isinstance(content, bytes) else content
+        loaded = mark_plain(text) if isinstance(text, Mapping) else load_text(text, name)
     except UnicodeDecodeError:
         raise BadRequest({'base': [f'{name}: is not UTF-8 text']}) from None
     except RecursionError:
         raise BadRequest({'base': [f'{name}: is nested too deeply']}) from None
-    except json.JSONDecodeError as error:
-        raise BadRequest({'base': [f'{name}:{error.lineno}:{error.colno}: {error.msg}']}) from None
     if not isinstance(loaded, Map):
         raise BadRequest({'base': [f'{name}:1:1: must be a mapping of jobs and keywords']})
     return loaded
+
+
+def load_text(text: str, name: str) -> Any:
+    """Return the value of JSON or YAML text; JSON's escapes beyond 16 bits, and its tabs, are not YAML."""
+    try:
+        return mark_plain(json.loads(text))
+    except ValueError as error:
+        if yaml is None:
+            raise BadRequest({'base': [f'{name}: is not JSON: {error}; reading YAML needs PyYAML: '
+                                       'python -m pip install PyYAML']}) from None
+        return YamlFile(text, name).load()
 
 
 def mark_plain(value: Any) -> Any:

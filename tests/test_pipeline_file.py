@@ -733,6 +733,15 @@ def test_a_file_may_be_yaml_or_json_text_bytes_or_a_mapping(form):
     assert compiled(form(text)) == compiled(text)
 
 
+def test_without_pyyaml_a_file_is_json_or_refused(monkeypatch):
+    monkeypatch.setattr(minici, 'yaml', None)
+    assert compiled('{"test": {"script": "make"}}').jobs[0].name == 'test'
+    for content in ('test: {script: make}', '{"test": ', '{"test": ' + '9' * 5000 + '}'):
+        only, = refusal(content)
+        assert only.startswith('.gitlab-ci.yml: is not JSON: ')
+        assert only.endswith('; reading YAML needs PyYAML: python -m pip install PyYAML')
+
+
 @pytest.mark.parametrize('content', [b'test: {script: \xff}', 'test: {script: make}'.encode('utf-16'), b'\x80'])
 def test_bytes_that_are_not_utf8_are_refused(content):
     assert refusal(content) == ['.gitlab-ci.yml: is not UTF-8 text']
