@@ -37,6 +37,7 @@ import copy
 import dataclasses
 import errno
 import functools
+import graphlib
 import gzip
 import hashlib
 import hmac
@@ -65,7 +66,7 @@ import urllib.parse
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -2995,6 +2996,7 @@ SOURCE_WORDS = {'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigg
 
 NO_TEXT = re.compile('[\0\ud800-\udfff]')
 Mark = tuple[str, int, int]         # a file's name, line and column, both from 1
+Reader = Callable[['Spot'], Any]    # of one value; it complains about what it cannot read
 
 
 @dataclass(frozen=True)
@@ -3006,9 +3008,9 @@ class Facts:
     """
 
     ref: str
-    tag: bool = False
-    source: str = 'api'
-    variables: Mapping[str, str] = field(default_factory=dict)
+    tag: bool
+    source: str
+    variables: Mapping[str, str]
     read_file: Callable[[str], bytes | None] = field(default_factory=lambda: lambda path: None)
     list_files: Callable[[], Sequence[str]] = field(default_factory=lambda: lambda: ())
     changed: Callable[[str | None], Sequence[str] | None] = field(default_factory=lambda: lambda base: None)
@@ -3044,7 +3046,7 @@ class Reference(Seq):
 class Spot:
     """One value of a pipeline file, the keywords that lead to it, and where complaints about it go."""
 
-    def __init__(self, value: Any, mark: Mark | None, problems: list[str], path: tuple[str, ...] = ()) -> None:
+    def __init__(self, value: Any, mark: Mark | None, problems: dict[str, None], path: tuple[str, ...] = ()) -> None:
         self.value, self.mark, self.problems, self.path = value, mark, problems, path
 
     def __getitem__(self, key: Any) -> Spot:
@@ -3056,12 +3058,10 @@ class Spot:
     def wrong(self, complaint: str) -> None:
         """Note what is wrong here: file, line, column, keyword, and what was expected."""
         where = '{}:{}:{}: '.format(*self.mark) if self.mark else ''
-        text = where + ':'.join(self.path) + (' ' if self.path else '') + complaint
-        if text not in self.problems:
-            self.problems.append(text)
+        self.problems[where + ':'.join(self.path) + (' ' if self.path else '') + complaint] = None
 
-    def fields(self, readers: Mapping[str, Callable[[Spot], Any]], **defaults: Any) -> dict[str, Any]:
-        """Return this mapping with each value read by its key's reader; complain about every other key."""
+    def fields(self, readers: Mapping[str, Reader], *required: str, **defaults: Any) -> dict[str, Any]:
+        """Return this mapping with each value read by its key's reader; complain about other and missing keys."""
         if not isinstance(self.value, dict):
             self.wrong(f'must be a mapping, with any of {", ".join(readers)}')
             return defaults
@@ -3070,6 +3070,9 @@ class Spot:
                 self[key].wrong(f'is a keyword that minici does not know here; it knows {", ".join(readers)}')
             elif value is not None:
                 defaults[key] = readers[key](self[key])
+        for key in required:
+            if not defaults.get(key):
+                self.wrong(f'must have a {key}')
         return defaults
 
     def text(self) -> str:
@@ -3101,20 +3104,18 @@ class Spot:
             return []
         return [spot.text() for spot in self.spots(10)]
 
-    def duration(self) -> str:
-        """Return this duration as it was written."""
+    def seconds(self) -> int | None:
+        """Return this duration in seconds, 0 when it has no end, None when it is no duration."""
         try:
-            parse_duration(self.text())
+            return int(parse_duration(self.text()) or 0)
         except ValueError as error:
             self.wrong(f'must be a duration: {error}')
-        return self.text()
-
-    def seconds(self) -> int | None:
-        """Return this duration in seconds, None when it has no end."""
-        try:
-            return int(parse_duration(self.duration()) or 0) or None
-        except ValueError:
             return None
+
+    def duration(self) -> str:
+        """Return this duration as it was written."""
+        self.seconds()
+        return self.text()
 
 
 # -- YAML
@@ -3311,12 +3312,10 @@ class Expression:
         right = self._operand()
         if operator in ('==', '!='):
             return (left == right) is (operator == '==')
-        left = '' if left is None else left     # what is not defined has no text, and a pattern may fit that
-        if isinstance(right, str):  # a variable may hold the pattern; any other text is searched for the left one
-            pattern = re.fullmatch(r'/(.*)/([a-z]*)', right, re.S)
-            right = ruby_pattern(pattern[1], pattern[2]) if pattern else re.compile(
-                re.escape(left)) if isinstance(left, str) and left in right else None
-        found = isinstance(right, re.Pattern) and isinstance(left, str) and right.search(left) is not None
+        left, found = '' if left is None else left, False   # a pattern may fit the text of what is not defined
+        if isinstance(left, str) and isinstance(right, (str, re.Pattern)):
+            pattern = written_pattern(right) if isinstance(right, str) else right   # a variable may hold one
+            found = pattern.search(left) is not None if pattern else left in str(right)
         return found is (operator == '=~')
 
     def _operand(self) -> Any:
@@ -3351,6 +3350,12 @@ def ruby_pattern(pattern: str, flags: str) -> re.Pattern[str]:
         return re.compile(pattern, sum({'i': re.I, 's': re.S, 'm': re.M}.get(flag, 0) for flag in set(flags)))
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
+
+
+def written_pattern(text: str) -> re.Pattern[str] | None:
+    """Return the pattern that a text such as ``/^v[0-9]+/i`` is, None when it is any other text."""
+    match = re.fullmatch(r'/(.*)/([a-z]*)', text, re.S)
+    return ruby_pattern(match[1], match[2]) if match else None
 
 
 def explodes(tokens: Any, repeated: bool = False) -> bool:
@@ -3398,16 +3403,16 @@ def expand_all(variables: Mapping[str, str]) -> dict[str, str]:
     """Return variables with the variables in their values replaced; raise ValueError when one outgrows its limit."""
     done: dict[str, str] = {}
 
-    def value_of(name: str, below: tuple[str, ...]) -> str:
+    def value_of(name: str, *above: str) -> str:
         if name not in done:
-            value = variables[name]
-            known = {inner: value_of(inner, (*below, name)) for inner in re.findall(r'\$\{?(\w+)', value)
-                     if inner in variables and inner not in below and inner != name and len(below) < 20}
-            if sum(len(known.get(inner, '')) for inner in re.findall(r'\$\{?(\w+)', value)) > MAX_VARIABLE:
+            names = re.findall(r'\$\{?(\w+)', variables[name])
+            known = {inner: value_of(inner, name, *above) for inner in names
+                     if inner in variables and inner not in (name, *above) and len(above) < 20}
+            if sum(len(known.get(inner, '')) for inner in names) > MAX_VARIABLE:
                 raise ValueError(f'the variable {name} comes to more than {MAX_VARIABLE} characters')
-            done[name] = expand(value, known)
+            done[name] = expand(variables[name], known)
         return done[name]
-    return {name: value_of(name, ()) for name in variables}
+    return {name: value_of(name) for name in variables}
 
 
 def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[str, str]) -> bool:
@@ -3418,7 +3423,12 @@ def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[s
 
 # -- keywords: a reader for each
 
-def one_of(*choices: str) -> Callable[[Spot], str]:
+def anything(spot: Spot) -> Any:
+    """Read a value that is only kept; what JSON has no number for becomes a text."""
+    return json.loads(json.dumps(spot.value), parse_constant=str)
+
+
+def one_of(*choices: str) -> Reader:
     """Return a reader of a text that must be one of `choices`."""
     def read(spot: Spot) -> str:
         if spot.value in choices:
@@ -3428,7 +3438,7 @@ def one_of(*choices: str) -> Callable[[Spot], str]:
     return read
 
 
-def number(low: int, high: int) -> Callable[[Spot], int]:
+def number(low: int, high: int) -> Reader:
     """Return a reader of a whole number between two others, both included."""
     def read(spot: Spot) -> int:
         if isinstance(spot.value, int) and not isinstance(spot.value, bool) and low <= spot.value <= high:
@@ -3438,19 +3448,23 @@ def number(low: int, high: int) -> Callable[[Spot], int]:
     return read
 
 
-def anything(spot: Spot) -> Any:
-    """Read a value that is only kept."""
-    return spot.value
-
-
-def refused(why: str) -> Callable[[Spot], None]:
+def refused(why: str) -> Reader:
     """Return a reader that complains about a keyword, whatever stands there."""
     return lambda spot: spot.wrong(f'is not supported: {why}')
 
 
-def listed(read: Callable[[Spot], Any]) -> Callable[[Spot], list[Any]]:
+def listed(read: Reader) -> Reader:
     """Return a reader of one value or a list of them."""
     return lambda spot: [read(item) for item in spot.spots(10)]
+
+
+def mapping(readers: Mapping[str, Reader], *required: str) -> Reader:
+    """Return a reader of a mapping; some of its keys may be required."""
+    return lambda spot: spot.fields(readers, *required)
+
+
+VARIABLE_FIELDS: dict[str, Reader] = {
+    'value': Spot.text, 'description': Spot.text, 'options': Spot.texts, 'expand': Spot.flag}
 
 
 def read_variables(spot: Spot) -> dict[str, Any]:
@@ -3469,36 +3483,34 @@ def read_variables(spot: Spot) -> dict[str, Any]:
     return found
 
 
-def read_image(spot: Spot, fields: Mapping[str, Callable[[Spot], Any]] | None = None) -> dict[str, Any]:
+def plain(variables: Mapping[str, Any]) -> dict[str, str]:
+    """Return variables with their values alone."""
+    return {key: value['value'] if isinstance(value, dict) else value for key, value in variables.items()}
+
+
+IMAGE_FIELDS: dict[str, Reader] = {
+    'name': Spot.text, 'entrypoint': Spot.texts, 'pull_policy': Spot.texts,
+    'docker': mapping({'platform': Spot.text, 'user': Spot.text}), 'kubernetes': mapping({'user': Spot.text})}
+SERVICE_FIELDS: dict[str, Reader] = {
+    **IMAGE_FIELDS, 'command': Spot.texts, 'alias': Spot.text, 'variables': read_variables}
+
+
+def read_image(spot: Spot, fields: Mapping[str, Reader] = IMAGE_FIELDS) -> dict[str, Any]:
     """Return an image in the shape that runners receive."""
     if isinstance(spot.value, str):
         return {'name': spot.value}
-    image = spot.fields(fields or IMAGE_FIELDS)
-    if not image.get('name'):
-        spot.wrong('must have a name')
+    image = spot.fields(fields, 'name')
     options = {key: image.pop(key) for key in ('docker', 'kubernetes') if key in image}
     if options:
         image['executor_opts'] = options
     if 'variables' in image:
-        image['variables'] = [{'key': key, 'value': value if isinstance(value, str) else value['value']}
-                              for key, value in image['variables'].items()]
+        image['variables'] = [{'key': key, 'value': value} for key, value in plain(image['variables']).items()]
     return image
 
 
 def read_service(spot: Spot) -> dict[str, Any]:
     """Return a service in the shape that runners receive."""
     return read_image(spot, SERVICE_FIELDS)
-
-
-def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
-    """Return what a job keeps, as the list of uploads that runners receive: the archive, then each report."""
-    found = spot.fields(ARTIFACTS_FIELDS, untracked=False, paths=[], when='on_success')
-    reports = found.pop('reports', [])
-    for key in ('expose_as', 'public', 'access'):
-        found.pop(key, None)
-    lifetime = {'expire_in': found['expire_in']} if 'expire_in' in found else {}
-    archive = {**found, 'artifact_type': 'archive', 'artifact_format': 'zip'}
-    return ([archive] if found['paths'] or found['untracked'] else []) + [{**report, **lifetime} for report in reports]
 
 
 def read_reports(spot: Spot) -> list[dict[str, Any]]:
@@ -3522,14 +3534,21 @@ def read_reports(spot: Spot) -> list[dict[str, Any]]:
     return reports
 
 
-def read_cache(spot: Spot) -> dict[str, Any]:
-    """Return one cache in the shape that runners receive."""
-    return spot.fields(CACHE_FIELDS, key='default', untracked=False, paths=[], policy='pull-push', when='on_success')
+ARTIFACTS_FIELDS: dict[str, Reader] = {
+    'name': Spot.text, 'paths': Spot.texts, 'exclude': Spot.texts, 'untracked': Spot.flag, 'expire_in': Spot.duration,
+    'when': one_of('on_success', 'on_failure', 'always'), 'reports': read_reports, 'expose_as': Spot.text,
+    'public': Spot.flag, 'access': Spot.text}
 
 
-def read_caches(spot: Spot) -> list[dict[str, Any]]:
-    """Return a job's caches; an empty one switches the default off."""
-    return [read_cache(item) for item in spot.spots(10) if item.value]
+def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
+    """Return what a job keeps, as the list of uploads that runners receive: the archive, then each report."""
+    found = spot.fields(ARTIFACTS_FIELDS, untracked=False, paths=[], when='on_success')
+    reports = found.pop('reports', [])
+    for key in ('expose_as', 'public', 'access'):
+        found.pop(key, None)
+    lifetime = {'expire_in': found['expire_in']} if 'expire_in' in found else {}
+    archive = {**found, 'artifact_type': 'archive', 'artifact_format': 'zip'}
+    return ([archive] if found['paths'] or found['untracked'] else []) + [{**report, **lifetime} for report in reports]
 
 
 def read_cache_key(spot: Spot) -> Any:
@@ -3538,6 +3557,18 @@ def read_cache_key(spot: Spot) -> Any:
         return spot.text()
     found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text})
     return {'files': found.get('files') or found.get('files_commits') or (), 'prefix': found.get('prefix')}
+
+
+CACHE_FIELDS: dict[str, Reader] = {
+    'key': read_cache_key, 'paths': Spot.texts, 'untracked': Spot.flag, 'unprotect': Spot.flag,
+    'policy': one_of('pull-push', 'pull', 'push'), 'when': one_of('on_success', 'on_failure', 'always'),
+    'fallback_keys': Spot.texts}
+
+
+def read_caches(spot: Spot) -> list[dict[str, Any]]:
+    """Return a job's caches in the shape that runners receive; an empty one switches the default off."""
+    return [cache.fields(CACHE_FIELDS, key='default', untracked=False, paths=[], policy='pull-push', when='on_success')
+            for cache in spot.spots(10) if cache.value]
 
 
 def read_allow_failure(spot: Spot) -> bool | list[int]:
@@ -3556,29 +3587,30 @@ def read_retry(spot: Spot) -> dict[str, Any]:
                        max=0, when=[] if 'exit_codes' in spot else ['always'], exit_codes=[])
 
 
+def read_matrix(spot: Spot) -> list[dict[str, str]]:
+    """Return every combination of the values of each mapping of a matrix."""
+    combinations: list[dict[str, str]] = []
+    for row in spot.spots():
+        if not isinstance(row.value, dict):
+            row.wrong('must be a mapping of variables to values')
+            continue
+        values = [[(name, value.text()) for value in row[name].spots(10)] for name in row.value if name in row]
+        combinations += map(dict, itertools.islice(itertools.product(*values), MAX_PARALLEL + 1))
+    return combinations
+
+
 def read_parallel(spot: Spot) -> int | list[dict[str, str]]:
     """Return how many copies of a job there are, or the variables of each."""
     if not isinstance(spot.value, dict):
         return number(1, MAX_PARALLEL)(spot)
-    combinations = [combination for rows in spot.fields({'matrix': read_matrix}, matrix=[])['matrix']
-                    for combination in rows]
+    combinations = spot.fields({'matrix': read_matrix}, matrix=[])['matrix']
     if not 1 <= len(combinations) <= MAX_PARALLEL:
         spot.wrong(f'must make 1 to {MAX_PARALLEL} jobs, and makes {len(combinations)}')
     return combinations[:MAX_PARALLEL]
 
 
-def read_matrix(spot: Spot) -> list[list[dict[str, str]]]:
-    """Return a matrix: for each of its mappings, every combination of its values."""
-    rows = []
-    for row in spot.spots():
-        if not isinstance(row.value, dict):
-            row.wrong('must be a mapping of variables to values')
-            continue
-        values = [[(name, value.text()) for value in row[name].spots(10)] for name in row.value
-                  if row.value[name] is not None]
-        combinations = itertools.islice(itertools.product(*values), MAX_PARALLEL + 1)
-        rows.append([dict(combination) for combination in combinations])
-    return rows
+NEED_FIELDS: dict[str, Reader] = {
+    'job': Spot.text, 'artifacts': Spot.flag, 'optional': Spot.flag, 'parallel': read_parallel}
 
 
 def read_need(spot: Spot) -> dict[str, Any]:
@@ -3589,74 +3621,63 @@ def read_need(spot: Spot) -> dict[str, Any]:
         if key in spot:
             spot[key].wrong('is not supported: minici knows needs within one pipeline')
             return {}
-    need = spot.fields({'job': Spot.text, 'artifacts': Spot.flag, 'optional': Spot.flag, 'parallel': read_parallel})
-    if 'job' not in need:
-        spot.wrong('must name a job')
-    return {**need, 'spot': spot}
+    return {**spot.fields(NEED_FIELDS, 'job'), 'spot': spot}
 
 
 def read_environment(spot: Spot) -> dict[str, Any]:
     """Return a job's environment, which is only kept and shown."""
     if not isinstance(spot.value, dict):
         return {'name': spot.text()}
-    if 'name' not in spot:
-        spot.wrong('must have a name')
-    return spot.fields({'name': Spot.text, 'url': Spot.text, 'on_stop': Spot.text, 'auto_stop_in': Spot.text,
-                        'deployment_tier': Spot.text, 'kubernetes': anything,
-                        'action': one_of('start', 'prepare', 'stop', 'verify', 'access')})
-
-
-def read_release(spot: Spot) -> dict[str, Any]:
-    """Return the release that a job makes once its script has succeeded."""
-    release = spot.fields(RELEASE_FIELDS)
-    for keyword in ('tag_name', 'description'):
-        if isinstance(spot.value, dict) and keyword not in spot:
-            spot.wrong(f'must have a {keyword}')
-    return release
-
-
-def read_link(spot: Spot) -> dict[str, str]:
-    """Return one of the links that a release shows."""
-    link = spot.fields(dict.fromkeys(('name', 'url', 'filepath', 'link_type'), Spot.text))
-    if not {'name', 'url'} <= set(link):
-        spot.wrong('must have a name and a url')
-    return link
+    return spot.fields({**dict.fromkeys(('name', 'url', 'on_stop', 'auto_stop_in', 'deployment_tier'), Spot.text),
+                        'kubernetes': anything, 'action': one_of('start', 'prepare', 'stop', 'verify', 'access')},
+                       'name')
 
 
 def read_coverage(spot: Spot) -> str:
     """Return the pattern that finds a job's coverage in its trace."""
-    text = spot.text()
+    pattern = spot.text().strip('/')
     try:
-        ruby_pattern(text.strip('/'), '')
+        ruby_pattern(pattern, '')
     except ValueError as error:
         spot.wrong(str(error))
-    return text.strip('/')
+    return pattern
 
 
 def read_timeout(spot: Spot) -> int | None:
     """Return a job's timeout in seconds."""
-    try:
-        seconds = int(parse_duration(spot.text()) or 0)
-        if 0 < seconds <= MAX_TIMEOUT:
-            return seconds
+    seconds = spot.seconds()
+    if seconds is not None and not 0 < seconds <= MAX_TIMEOUT:
         spot.wrong(f'must be more than nothing and at most {MAX_TIMEOUT // 86400} days')
-    except ValueError as error:
-        spot.wrong(f'must be a duration: {error}')
-    return None
+    return seconds
 
 
-def read_ref(spot: Spot) -> Spot:
-    """Return one word of `only` or `except`, once it is known to be one."""
-    pattern = re.fullmatch(r'/(.*)/([a-z]*)', spot.value, re.S) if isinstance(spot.value, str) else None
+def read_ref(spot: Spot) -> str | re.Pattern[str]:
+    """Return one word of `only` or `except`: a name, a pattern or a kind of pipeline."""
     if not isinstance(spot.value, str):
         spot.wrong('must be a text: a name, a /pattern/ or a kind of pipeline')
-    elif pattern:
-        try:
-            ruby_pattern(pattern[1], pattern[2])
-        except ValueError as error:
-            spot.wrong(str(error))
-    elif '@' in spot.value:
+        return ''
+    try:
+        pattern = written_pattern(spot.value)
+    except ValueError as error:
+        spot.wrong(str(error))
+        return ''
+    if not pattern and '@' in spot.value:
         spot.wrong('is not supported: there are no forks here whose pipelines NAME@PROJECT could leave out')
+    return pattern or spot.value
+
+
+def holds(spot: Spot, variables: Mapping[str, str]) -> bool:
+    """Tell whether an expression is true; complain if it is none."""
+    try:
+        return Expression(spot.text(), variables).value()
+    except ValueError as error:
+        spot.wrong(f'is not an expression: {error}')
+        return False
+
+
+def read_condition(spot: Spot) -> Spot:
+    """Return an expression for `holds`, once it is known to be one; no rule before it may hide a fault."""
+    holds(spot, {})
     return spot
 
 
@@ -3664,8 +3685,31 @@ def read_refs(spot: Spot) -> dict[str, Any]:
     """Return what `only` or `except` names."""
     if not isinstance(spot.value, dict):
         return {'refs': listed(read_ref)(spot)}
-    return spot.fields({'refs': listed(read_ref), 'variables': listed(lambda item: item),
+    return spot.fields({'refs': listed(read_ref), 'variables': listed(read_condition),
                         'changes': Spot.texts, 'kubernetes': refused('there are no clusters here')})
+
+
+def read_globs(spot: Spot) -> dict[str, Any]:
+    """Return the paths of ``rules:changes`` or ``rules:exists``."""
+    if not isinstance(spot.value, dict):
+        return {'paths': spot.texts()}
+    elsewhere = refused('only the files of this commit are read')
+    return spot.fields({'paths': Spot.texts, 'compare_to': Spot.text, 'project': elsewhere, 'ref': elsewhere,
+                        'regex': refused('name paths')}, paths=[])
+
+
+def read_inherited(spot: Spot) -> bool | list[str]:
+    """Return which defaults or global variables a job takes over: all, none, or those it names."""
+    return spot.value if isinstance(spot.value, bool) else spot.texts()
+
+
+WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
+AUTO_CANCEL_FIELDS: dict[str, Reader] = {
+    'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none')}
+RULE_FIELDS: dict[str, Reader] = {
+    'if': read_condition, 'changes': read_globs, 'exists': read_globs, 'when': one_of(*WHENS, 'never'),
+    'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables,
+    'interruptible': Spot.flag, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}
 
 
 def read_rule(spot: Spot) -> dict[str, Any]:
@@ -3673,115 +3717,85 @@ def read_rule(spot: Spot) -> dict[str, Any]:
     return {**spot.fields(RULE_FIELDS), 'spot': spot}
 
 
-def read_globs(spot: Spot) -> dict[str, Any]:
-    """Return the paths of ``rules:changes`` or ``rules:exists``."""
-    if isinstance(spot.value, dict):
-        elsewhere = refused('only the files of this commit are read')
-        return spot.fields({'paths': Spot.texts, 'compare_to': Spot.text, 'project': elsewhere, 'ref': elsewhere,
-                            'regex': refused('name paths')}, paths=[])
-    return {'paths': spot.texts()}
-
-
-def read_inherit(spot: Spot) -> dict[str, Any]:
-    """Return which defaults and global variables a job takes over: all, none, or those it names."""
-    def choice(item: Spot) -> Any:
-        return item.value if isinstance(item.value, bool) else item.texts()
-    return spot.fields({'default': choice, 'variables': choice})
-
-
-WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
-VARIABLE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'value': Spot.text, 'description': Spot.text, 'options': Spot.texts, 'expand': Spot.flag}
-IMAGE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'name': Spot.text, 'entrypoint': Spot.texts, 'pull_policy': Spot.texts,
-    'docker': lambda spot: spot.fields({'platform': Spot.text, 'user': Spot.text}),
-    'kubernetes': lambda spot: spot.fields({'user': Spot.text})}
-SERVICE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    **IMAGE_FIELDS, 'command': Spot.texts, 'alias': Spot.text, 'variables': read_variables}
-ARTIFACTS_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'name': Spot.text, 'paths': Spot.texts, 'exclude': Spot.texts, 'untracked': Spot.flag, 'expire_in': Spot.duration,
-    'when': one_of('on_success', 'on_failure', 'always'), 'reports': read_reports, 'expose_as': Spot.text,
-    'public': Spot.flag, 'access': Spot.text}
-CACHE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'key': read_cache_key, 'paths': Spot.texts, 'untracked': Spot.flag, 'unprotect': Spot.flag,
-    'policy': one_of('pull-push', 'pull', 'push'), 'when': one_of('on_success', 'on_failure', 'always'),
-    'fallback_keys': Spot.texts}
-RULE_FIELDS: dict[str, Callable[[Spot], Any]] = {
-    'if': lambda spot: spot, 'changes': read_globs, 'exists': read_globs, 'when': one_of(*WHENS, 'never'),
-    'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables,
-    'interruptible': Spot.flag, 'auto_cancel': anything}
-RELEASE_FIELDS: dict[str, Callable[[Spot], Any]] = {
+RELEASE_FIELDS: dict[str, Reader] = {
     **dict.fromkeys(('name', 'description', 'tag_name', 'tag_message', 'ref', 'released_at'), Spot.text),
-    'milestones': Spot.texts, 'assets': lambda spot: spot.fields({'links': listed(read_link)})}
-DEFAULT_FIELDS: dict[str, Callable[[Spot], Any]] = {
+    'milestones': Spot.texts, 'assets': mapping({'links': listed(mapping(
+        dict.fromkeys(('name', 'url', 'filepath', 'link_type'), Spot.text), 'name', 'url'))})}
+DEFAULT_FIELDS: dict[str, Reader] = {
     'image': read_image, 'services': listed(read_service), 'before_script': Spot.texts, 'after_script': Spot.texts,
     'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': read_timeout, 'retry': read_retry,
-    'interruptible': Spot.flag, 'hooks': lambda spot: spot.fields({'pre_get_sources_script': Spot.texts}),
+    'interruptible': Spot.flag, 'hooks': mapping({'pre_get_sources_script': Spot.texts}),
     'id_tokens': refused('minici issues no ID tokens')}
-JOB_FIELDS: dict[str, Callable[[Spot], Any]] = {
+JOB_FIELDS: dict[str, Reader] = {
     **DEFAULT_FIELDS, 'stage': Spot.text, 'script': Spot.texts, 'variables': read_variables, 'dependencies': Spot.texts,
     'needs': listed(read_need), 'when': one_of(*WHENS), 'start_in': Spot.seconds, 'allow_failure': read_allow_failure,
     'only': read_refs, 'except': read_refs, 'rules': listed(read_rule), 'parallel': read_parallel, 'extends': anything,
-    'inherit': read_inherit, 'resource_group': Spot.text, 'coverage': read_coverage, 'environment': read_environment,
-    'release': read_release, 'manual_confirmation': Spot.text, 'pages': anything, 'publish': Spot.text,
-    'secrets': refused('minici reads no vaults'), 'run': refused('use script'),
+    'inherit': mapping({'default': read_inherited, 'variables': read_inherited}), 'resource_group': Spot.text,
+    'coverage': read_coverage, 'environment': read_environment,
+    'release': mapping(RELEASE_FIELDS, 'tag_name', 'description'), 'manual_confirmation': Spot.text,
+    'pages': anything, 'publish': Spot.text, 'secrets': refused('minici reads no vaults'), 'run': refused('use script'),
     'identity': refused('minici knows no cloud providers')}
-GLOBAL_FIELDS: dict[str, Callable[[Spot], Any]] = {
+GLOBAL_FIELDS: dict[str, Reader] = {
     'stages': Spot.texts, 'types': Spot.texts, 'variables': read_variables, 'include': anything,
-    'default': lambda spot: spot.fields(DEFAULT_FIELDS),
-    'workflow': lambda spot: spot.fields({
-        'rules': listed(read_rule), 'name': Spot.text,
-        'auto_cancel': lambda item: item.fields({
-            'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none')})}),
+    'default': mapping(DEFAULT_FIELDS),
+    'workflow': mapping({'rules': listed(read_rule), 'name': Spot.text, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}),
     **{key: DEFAULT_FIELDS[key] for key in ('image', 'services', 'before_script', 'after_script', 'cache')}}
+INCLUDE_FIELDS: dict[str, Reader] = {
+    'local': Spot.text, 'rules': listed(read_rule), **dict.fromkeys(
+        ('project', 'template', 'remote', 'component', 'file', 'ref', 'artifact', 'inputs', 'job', 'integrity',
+         'cache'), refused('minici includes local files alone; keep a copy in the repository'))}
 
 
 class Compiler:
     """One pipeline file on its way to a PipelineSpec."""
 
     def __init__(self, facts: Facts, name: str = PIPELINE_FILE) -> None:
-        self.facts, self.name, self.problems = facts, name, []  # type: ignore[var-annotated]
+        self.facts, self.name = facts, name
+        self.problems: dict[str, None] = {}     # in order, each once
         self.decisions: dict[str, str] = {}
+        self._stages: list[str] = []
         self._included: list[str] = []
         self._extended_jobs: dict[str, Map] = {}
         self._values = 0    # looked at while references are resolved
 
     def compile(self, content: str | bytes | Mapping[str, Any]) -> PipelineSpec:
         """Return the pipeline; raise BadRequest with all that is wrong."""
-        root = self._resolve(self._with_includes(load_pipeline_file(content, self.name)))
-        spot = Spot(root, root.mark, self.problems)
-        names = [key for key in root if key not in GLOBAL_FIELDS and not key.startswith('.')]
-        shared = Spot(Map({key: root[key] for key in root if key in GLOBAL_FIELDS}), root.mark, self.problems)
-        shared.value.marks.update(root.marks)
-        found = shared.fields(GLOBAL_FIELDS)
+        spot = self._spot(self._resolve(self._with_includes(load_pipeline_file(content, self.name))))
+        names = [key for key in spot.value if key not in GLOBAL_FIELDS and not key.startswith('.')]
+        found = spot.fields({**dict.fromkeys(spot.value, anything), **GLOBAL_FIELDS})
         listed_stages = found.get('stages') or found.get('types') or DEFAULT_STAGES
-        stages = ['.pre', *dict.fromkeys(stage for stage in listed_stages if stage not in ('.pre', '.post')), '.post']
+        self._stages = ['.pre', *dict.fromkeys(stage for stage in listed_stages if stage not in ('.pre', '.post')),
+                        '.post']
         variables = found.get('variables', {})
         defaults = {**{key: found[key] for key in DEFAULT_FIELDS if key in found}, **found.get('default', {})}
         for key in found.get('default', {}):
             if key in found:
                 spot[key].wrong('stands under default too; say it once')
-        known = self._known(variables, spot)
         workflow = found.get('workflow', {})
-        runs, rule = self._decide(workflow['rules'], known) if 'rules' in workflow else (True, {})
+        runs, rule = self._decide(workflow.get('rules', [{}]), self._known(variables, spot))
         variables = {**variables, **rule.get('variables', {})}
-        known = self._known(variables, spot)
-        jobs = {name: self._read_job(spot[name], name, defaults, variables, stages) for name in names}
+        jobs = {name: self._read_job(spot[name], name, defaults, variables) for name in names}
         if not names:
             spot.wrong('must have at least one job that is not hidden')
-        included = [job for job in jobs.values() if job and runs and self._included_by(job)]
-        copies = self._link(included, jobs, stages)
+        included = [job for copies in jobs.values() for job in copies if runs and self._included_by(job)]
+        specs = self._link(included, jobs)
+        if sum(len(line) for spec in specs for line in (*spec.script, *spec.after_script)) > MAX_FILE_TEXT:
+            spot.wrong(f'has jobs whose scripts come to more than {MAX_FILE_TEXT} characters')
+        name = expand(workflow.get('name', ''), self._known(variables, spot))
         self._report()
-        auto_cancel = {**workflow.get('auto_cancel', {}), **(rule.get('auto_cancel') or {})}
-        return PipelineSpec(stages=stages, jobs=tuple(copies), decisions=self.decisions,
-                            name=expand(workflow.get('name', ''), known) or None,
+        auto_cancel = {**workflow.get('auto_cancel', {}), **rule.get('auto_cancel', {})}
+        return PipelineSpec(stages=self._stages, jobs=specs, decisions=self.decisions, name=name or None,
                             auto_cancel=auto_cancel.get('on_new_commit', 'conservative'))
+
+    def _spot(self, value: Map | Seq) -> Spot:
+        return Spot(value, value.mark, self.problems)
 
     def _report(self) -> None:
         """Raise BadRequest if anything is wrong."""
         if self.problems:
             more = len(self.problems) - MAX_PROBLEMS
-            raise BadRequest({'base': self.problems[:MAX_PROBLEMS] + ([f'and {more} more'] if more > 0 else [])})
+            raise BadRequest({'base': [*itertools.islice(self.problems, MAX_PROBLEMS),
+                                       *([f'and {more} more'] if more > 0 else [])]})
 
     # -- include, extends, !reference
 
@@ -3790,7 +3804,7 @@ class Compiler:
         if root.get('include') is None:
             return root
         base = Map(mark=root.mark)
-        for spot in Spot(root, root.mark, self.problems)['include'].spots():
+        for spot in self._spot(root)['include'].spots():
             for path in self._included_paths(spot):
                 content = self.facts.read_file(path)
                 if content is None:
@@ -3806,21 +3820,15 @@ class Compiler:
     def _included_paths(self, spot: Spot) -> list[str]:
         """Return the files of the repository that one entry of `include` names."""
         if isinstance(spot.value, str):
-            local = spot.value
-            if re.match(r'https?://', local):
-                spot.wrong('is not supported: minici includes local files alone; keep a copy in the repository')
-                return []
+            kind = 'remote' if re.match(r'https?://', spot.value) else 'local'
+            found = {kind: INCLUDE_FIELDS[kind](spot)}
         else:
-            elsewhere = refused('minici includes local files alone; keep a copy in the repository')
-            found = spot.fields({'local': Spot.text, 'rules': listed(read_rule), **dict.fromkeys(
-                ('project', 'template', 'remote', 'component', 'file', 'ref', 'artifact', 'inputs', 'job', 'integrity',
-                 'cache'), elsewhere)})
-            local = found.get('local', '')
-            if not local and not found.keys() - {'local', 'rules'}:
-                spot.wrong('must name a local file')
-            if not local or 'rules' in found and not self._decide(found['rules'], self.facts.variables)[0]:
-                return []
-        local = expand(local, self.facts.variables).lstrip('/')
+            found = spot.fields(INCLUDE_FIELDS)
+        if not found.get('local') and not found.keys() - {'local', 'rules'}:
+            spot.wrong('must name a local file')
+        if not found.get('local') or not self._decide(found.get('rules', [{}]), self.facts.variables)[0]:
+            return []
+        local = expand(found['local'], self.facts.variables).lstrip('/')
         if '*' not in local:
             return [local]
         wild = re.compile(re.escape(local).replace(r'\*\*', '.*').replace(r'\*', '[^/]*'))    # not the globs of rules
@@ -3828,14 +3836,11 @@ class Compiler:
 
     def _resolve(self, root: Map) -> Map:
         """Return the file with `extends` and `!reference` resolved."""
-        spot, done = Spot(root, root.mark, self.problems), Map(mark=root.mark)
-        done.marks.update(root.marks)
-        for name in root:
-            done[name] = self._extended(spot, name, ()) if isinstance(root[name], Map) and name not in GLOBAL_FIELDS \
-                else root[name]
+        extended = Map({name: self._extended(self._spot(root), name, ())
+                        if isinstance(value, Map) and name not in GLOBAL_FIELDS else value
+                        for name, value in root.items()}, root.mark, root.marks)
         self._report()
-        resolved = Map({name: self._referenced(done, done[name], ()) for name in done}, mark=root.mark)
-        resolved.marks.update(root.marks)
+        resolved: Map = self._referenced(extended, extended, ())
         self._report()
         return resolved
 
@@ -3862,40 +3867,36 @@ class Compiler:
         """Return a value with each `!reference` in it replaced by what it names."""
         self._values += 1
         if self._values > MAX_FILE_NODES:
-            Spot(root, root.mark, self.problems).wrong(f'has more than {MAX_FILE_NODES} values once expanded')
+            self._spot(root).wrong(f'has more than {MAX_FILE_NODES} values once expanded')
             self._report()
         if isinstance(value, Reference):
             keys = tuple(str(key) for key in value)
-            found: Any = root
+            found: Any = root if keys else None
             for key in keys:
                 found = found.get(key) if isinstance(found, Map) else None
-            if found is None or not keys or keys in above or len(above) >= MAX_DEPTH - 1:
-                Spot(value, value.mark, self.problems).wrong(
-                    f'!reference [{", ".join(keys)}] ' + ('names nothing' if found is None or not keys
-                                                           else 'goes round in circles or too deep'))
-                return None
-            return self._referenced(root, found, (*above, keys))
-        if not isinstance(value, (Map, Seq)):
-            return value
-        copy_: Any = type(value)(mark=value.mark)
-        copy_.marks.update(value.marks)
+            if found is not None and keys not in above and len(above) < MAX_DEPTH - 1:
+                return self._referenced(root, found, (*above, keys))
+            self._spot(value).wrong(f'!reference [{", ".join(keys)}] ' + (
+                'names nothing' if found is None else 'goes round in circles or too deep'))
+            return None
         if isinstance(value, Map):
-            copy_.update((key, self._referenced(root, item, above)) for key, item in value.items())
-        else:
-            copy_.extend(self._referenced(root, item, above) for item in value)
-        return copy_
+            return Map({key: self._referenced(root, item, above) for key, item in value.items()},
+                       value.mark, value.marks)
+        if isinstance(value, Seq):
+            return Seq([self._referenced(root, item, above) for item in value], value.mark, value.marks)
+        return value
 
     # -- jobs
 
-    def _read_job(self, spot: Spot, name: str, defaults: Mapping[str, Any], variables: Mapping[str, Any],
-                  stages: Sequence[str]) -> dict[str, Any] | None:
-        """Return a job's keywords, what it inherits among them."""
+    def _read_job(self, spot: Spot, name: str, defaults: Mapping[str, Any],
+                  variables: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return a job's keywords, what it inherits among them, for each of its parallel copies."""
         if not isinstance(spot.value, dict):
             spot.wrong('must be a mapping: a job with a script, or a keyword that minici does not know')
-            return None
-        if spot.value.get('trigger') is not None:
+            return []
+        if 'trigger' in spot:
             self.decisions[name] = 'left out: trigger is not supported, there are no downstream pipelines'
-            return None
+            return []
         own = spot.fields(JOB_FIELDS)
         inherit = own.get('inherit', {})
         job = {**taken(defaults, inherit.get('default', True)), **own, 'name': name, 'spot': spot,
@@ -3904,17 +3905,17 @@ class Compiler:
             spot.wrong('must have a name of 1 to 255 characters')
         if not spot.value.get('script'):
             spot.wrong('must have a script')
-        if job.setdefault('stage', 'test') not in stages:
-            at = spot['stage'] if spot.value.get('stage') is not None else spot
-            at.wrong(f'names no stage: there are {", ".join(stages)}')
-            job['stage'] = stages[0]
+        if job.setdefault('stage', 'test') not in self._stages:
+            at = spot['stage'] if 'stage' in own else spot
+            at.wrong(f'names no stage: there are {", ".join(self._stages)}')
+            job['stage'] = self._stages[0]
         job['cache'] = [{**cache, 'key': self._cache_key(cache['key'])} for cache in job.get('cache', ())]
         if 'rules' in job and ('only' in job or 'except' in job):
             spot.wrong('cannot have rules together with only or except')
         for way in (job, *job.get('rules', ())):
             if way.get('when') == 'delayed' and not 0 < (way.get('start_in') or 0) <= MAX_START_IN:
                 way['spot'].wrong('is delayed and needs start_in, of at most a week')
-        return job
+        return parallel_copies(job)
 
     def _cache_key(self, key: Any) -> str:
         """Return the key of a cache; one of files changes with what they hold."""
@@ -3930,20 +3931,18 @@ class Compiler:
         known, name = self._known(job['variables'], job['spot']), job['name']
         if 'rules' in job:
             included, rule = self._decide(job['rules'], known)
-            if not included:
-                self.decisions[name] = f'left out: {self._where(rule) or "no rule fits"}'
-                return False
-            self.decisions[name] = self._where(rule)
-            job.setdefault('allow_failure', job.get('when') == 'manual')    # of a rule's `when: manual` it is not
-            job.update({key: rule[key] for key in ('when', 'start_in', 'allow_failure', 'needs', 'interruptible')
-                        if key in rule})
-            job['variables'] = {**job['variables'], **rule.get('variables', {})}
-            return job.get('when') != 'never'
+            self.decisions[name] = ('' if included else 'left out: ') + decision(rule)
+            if included:
+                job.setdefault('allow_failure', job.get('when') == 'manual')    # of a rule's `when: manual` it is not
+                job.update({key: rule[key] for key in ('when', 'start_in', 'allow_failure', 'needs', 'interruptible')
+                            if key in rule})
+                job['variables'] = {**job['variables'], **rule.get('variables', {})}
+            return included
         only = {'refs': None, **job.get('only', {})}    # by default branches and tags
         included = all(self._refs_match(only, known)) and not any(self._refs_match(job.get('except', {}), known))
         self.decisions[name] = 'no rules' if 'only' not in job and 'except' not in job else (
             'only and except fit' if included else 'left out by only or except')
-        return included and job.get('when') != 'never'
+        return included
 
     def _known(self, variables: Mapping[str, Any], spot: Spot) -> dict[str, str]:
         """Return all variables that a rule may ask for, with the variables in their values replaced."""
@@ -3952,14 +3951,6 @@ class Compiler:
         except ValueError as error:
             spot.wrong(str(error))
             return {}
-
-    @staticmethod
-    def _where(rule: Mapping[str, Any]) -> str:
-        """Return which rule decided, for people."""
-        if 'spot' not in rule:
-            return ''
-        spot, text = rule['spot'], rule['if'].text() if 'if' in rule else 'no condition'
-        return ':'.join(spot.path[-2:]) + (f' (line {spot.mark[1]})' if spot.mark else '') + f': {text}'
 
     def _decide(self, rules: list[dict[str, Any]], variables: Mapping[str, str]) -> tuple[bool, dict[str, Any]]:
         """Return whether the first rule that fits lets things run, and that rule ({} when none fits)."""
@@ -3970,125 +3961,110 @@ class Compiler:
 
     def _fits(self, rule: Mapping[str, Any], variables: Mapping[str, str]) -> bool:
         """Tell whether all clauses of a rule hold."""
-        if 'if' in rule and not self._holds(rule['if'], variables):
-            return False
-        if 'changes' in rule:
-            base = rule['changes'].get('compare_to')
-            changed = self.facts.changed(base and expand(base, variables).removeprefix('refs/heads/'))
-            if changed is not None and not matches_any(rule['changes']['paths'], changed, variables):
-                return False
-        return 'exists' not in rule or matches_any(rule['exists']['paths'], self.facts.list_files(), variables)
+        return (('if' not in rule or holds(rule['if'], variables))
+                and ('changes' not in rule or self._changed(rule['changes'], variables))
+                and ('exists' not in rule or matches_any(rule['exists']['paths'], self.facts.list_files(), variables)))
 
-    def _holds(self, spot: Spot, variables: Mapping[str, str]) -> bool:
-        """Tell whether an expression is true."""
-        try:
-            return Expression(spot.text(), variables).value()
-        except ValueError as error:
-            spot.wrong(f'is not an expression: {error}')
-            return False
+    def _changed(self, changes: Mapping[str, Any], variables: Mapping[str, str]) -> bool:
+        """Tell whether any of the paths differs from what was there before, or that cannot be told."""
+        base = expand(changes.get('compare_to', ''), variables).removeprefix('refs/heads/')
+        changed = self.facts.changed(base or None)
+        return changed is None or matches_any(changes['paths'], changed, variables)
 
     def _refs_match(self, refs: Mapping[str, Any], variables: Mapping[str, str]) -> list[bool]:
         """Tell of each kind of condition that `only` or `except` has whether any of its members fits."""
         kinds = []
         if 'refs' in refs:
             kinds.append(self.facts.source != 'merge_request_event' if refs['refs'] is None
-                         else True in [self._ref_matches(spot) for spot in refs['refs']])
-        if 'variables' in refs:     # all of them, for their complaints
-            kinds.append(True in [self._holds(spot, variables) for spot in refs['variables']])
+                         else any(self._ref_matches(ref) for ref in refs['refs']))
+        if 'variables' in refs:
+            kinds.append(any(holds(spot, variables) for spot in refs['variables']))
         if 'changes' in refs:
-            changed = self.facts.changed(None)
-            kinds.append(changed is None or matches_any(refs['changes'], changed, variables))
+            kinds.append(self._changed({'paths': refs['changes']}, variables))
         return kinds
 
-    def _ref_matches(self, spot: Spot) -> bool:
-        """Tell whether one word fits: a name, a ``/pattern/``, or a kind of pipeline."""
-        word, facts = str(spot.value), self.facts
-        if word in ('branches', 'tags'):
-            return facts.tag == (word == 'tags') and facts.source != 'merge_request_event'
-        if word in SOURCE_WORDS or word == facts.source.removesuffix('_event'):    # `schedule` is `schedules` too
-            return facts.source == SOURCE_WORDS.get(word, facts.source)
-        if facts.source == 'merge_request_event':   # names and patterns are for branches and tags
+    def _ref_matches(self, ref: str | re.Pattern[str]) -> bool:
+        """Tell whether one word fits: a name, a pattern, or a kind of pipeline."""
+        facts = self.facts
+        if ref in SOURCE_WORDS or ref == facts.source.removesuffix('_event'):   # `schedule` is `schedules` too
+            return facts.source == SOURCE_WORDS.get(str(ref), facts.source)
+        if facts.source == 'merge_request_event':   # all else is of branches and tags
             return False
-        pattern = re.fullmatch(r'/(.*)/([a-z]*)', word, re.S)
-        with contextlib.suppress(ValueError):  # complained about when it was read
-            return bool(ruby_pattern(pattern[1], pattern[2]).search(facts.ref)) if pattern else word == facts.ref
-        return False
+        if isinstance(ref, re.Pattern):
+            return ref.search(facts.ref) is not None
+        return facts.tag == (ref == 'tags') if ref in ('branches', 'tags') else ref == facts.ref
 
-    # -- copies and what they need
+    # -- what jobs need
 
-    def _link(self, included: list[dict[str, Any]], jobs: Mapping[str, Any], stages: Sequence[str]) -> list[JobSpec]:
-        """Return the jobs, parallel ones as often as they run, each with the names of what it needs."""
-        copies = {job['name']: parallel_copies(job) for job in included}
-        origins = {copy[0]: name for name in jobs for copy in ((name,), *parallel_copies(jobs[name] or {'name': name}))}
+    def _link(self, included: list[dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> list[JobSpec]:
+        """Return the jobs that will be created, each with the names of those that it needs."""
+        named = {**{job['name']: [job] for copies in jobs.values() for job in copies}, **jobs}
+        running = {job['name'] for job in included}
         specs = []
         for job in included:
-            needs = self._needs(job, copies, jobs, stages)
-            for name in (origins.get(name, name) for name in job.get('dependencies', ())):
-                if name not in jobs:
-                    job['spot']['dependencies'].wrong(f'names {name}, and there is no such job')
-                elif job.get('needs') and name not in {origins.get(need.get('job')) for need in job['needs']}:
-                    job['spot']['dependencies'].wrong(f'names {name}, which must be among its needs')
-                elif name == job['name']:
-                    job['spot']['dependencies'].wrong(f'names {name}, the job itself')
-                elif jobs[name] and needs is None and stages.index(jobs[name]['stage']) > stages.index(job['stage']):
-                    job['spot']['dependencies'].wrong(f'names {name}, which is in a later stage')
-            stops = (job.get('environment') or {}).get('on_stop')
+            needs = self._needs(job, named, running) if 'needs' in job else None
+            needed = {other['name'] for need in job.get('needs', ()) for other in named.get(need.get('job'), ())}
+            for name in job.get('dependencies', ()):
+                others, spot = named.get(name, []), job['spot']['dependencies']
+                if name not in named:
+                    spot.wrong(f'names {name}, and there is no such job')
+                elif job.get('needs') and needed.isdisjoint(other['name'] for other in others):
+                    spot.wrong(f'names {name}, which must be among its needs')
+                elif any(other is job for other in others):
+                    spot.wrong(f'names {name}, the job itself')
+                elif needs is None and self._are_later(others, job):
+                    spot.wrong(f'names {name}, which is in a later stage')
+            stops = job.get('environment', {}).get('on_stop')
             if stops and stops not in jobs:
                 job['spot']['environment'].wrong(f'has on_stop: {stops}, and there is no such job')
-            known = self._known(job['variables'], job['spot'])
-            specs += [job_spec(job, name, variables, known, needs, copies) for name, variables in copies[job['name']]]
-        self._check_circles(specs, included)
-        if sum(len(line) for spec in specs for line in (*spec.script, *spec.after_script)) > MAX_FILE_TEXT:
-            included[0]['spot'].wrong(f'and the other jobs have scripts of more than {MAX_FILE_TEXT} characters')
+            dependencies = None if 'dependencies' not in job else [
+                other['name'] for name in job['dependencies'] for other in named.get(name, ())]
+            specs.append(job_spec({**job, 'needs': needs, 'dependencies': dependencies},
+                                  self._known(job['variables'], job['spot'])))
+        try:
+            graphlib.TopologicalSorter({spec.name: [need['name'] for need in spec.needs or ()]
+                                        for spec in specs}).prepare()
+        except graphlib.CycleError as error:
+            circle = sorted(set(error.args[1]))
+            named[circle[0]][0]['spot'].wrong(f'needs itself in a circle: {", ".join(circle)}')
         return specs
 
-    def _needs(self, job: dict[str, Any], copies: Mapping[str, Any], jobs: Mapping[str, Any],
-               stages: Sequence[str]) -> list[dict[str, Any]] | None:
-        """Return the jobs that a job needs, or None when it waits for the stages before it."""
-        if 'needs' not in job:
-            return None
+    def _are_later(self, others: Sequence[Mapping[str, Any]], job: Mapping[str, Any]) -> bool:
+        return any(self._stages.index(other['stage']) > self._stages.index(job['stage']) for other in others)
+
+    def _needs(self, job: Mapping[str, Any], named: Mapping[str, Sequence[dict[str, Any]]],
+               running: Container[str]) -> list[dict[str, Any]]:
+        """Return the jobs that a job needs."""
         found: list[dict[str, Any]] = []
         if len(job['needs']) > MAX_NEEDS:
             job['spot'].wrong(f'needs {len(job["needs"])} jobs; {MAX_NEEDS} are allowed')
-        for index, need in enumerate(job['needs']):
-            name = need.get('job')
-            if name is None:
+        for index, need in enumerate(job['needs'][:MAX_NEEDS]):
+            name, wanted = need.get('job'), need.get('parallel')
+            if not name:
                 continue
+            others = [other for other in named.get(name, ()) if other['name'] in running]
             if 'parallel' not in need and any(name == other.get('job') for other in job['needs'][:index]):
                 need['spot'].wrong(f'needs {name} twice')
-            if name in jobs and jobs[name] is None:
-                continue  # a trigger, left out; the rest of the file runs
-            if name not in copies:
-                if name not in jobs and not need.get('optional') and name not in self._copy_names(copies):
-                    need['spot'].wrong(f'needs {name}, and there is no such job')
-                elif name in self._copy_names(copies):
-                    found.append({'name': name, 'artifacts': need.get('artifacts', True)})
-                elif not need.get('optional'):
-                    need['spot'].wrong(f'needs {name}, which is not in this pipeline; make it optional '
-                                       'or give both jobs the same rules')
-                continue
-            if stages.index(jobs[name]['stage']) > stages.index(job['stage']):
+            if name not in named and not need.get('optional'):
+                need['spot'].wrong(f'needs {name}, and there is no such job')
+            elif named.get(name) and not others and not need.get('optional'):   # one with `trigger` has no copies
+                need['spot'].wrong(f'needs {name}, which is not in this pipeline; make it optional '
+                                   'or give both jobs the same rules')
+            elif self._are_later(others, job):
                 need['spot'].wrong(f'needs {name}, which is in a later stage')
-            wanted = need.get('parallel')
-            for copy_name, variables in copies[name]:
-                if not isinstance(wanted, list) or any(set(row.items()) <= set(variables.items()) for row in wanted):
-                    found.append({'name': copy_name, 'artifacts': need.get('artifacts', True)})
+            for other in others:
+                if not isinstance(wanted, list) or any(row.items() <= plain(other['variables']).items()
+                                                       for row in wanted):
+                    found.append({'name': other['name'], 'artifacts': need.get('artifacts', True)})
         return found
 
-    @staticmethod
-    def _copy_names(copies: Mapping[str, Any]) -> set[str]:
-        return {name for group in copies.values() for name, _ in group}
 
-    def _check_circles(self, specs: Sequence[JobSpec], included: list[dict[str, Any]]) -> None:
-        """Complain about jobs that need each other."""
-        left = {spec.name: {need['name'] for need in spec.needs or ()} for spec in specs}
-        while left:
-            free = {name for name, needs in left.items() if not needs & left.keys()}
-            if not free:
-                job = next((job for job in included if job['name'] in left), included[0])
-                job['spot'].wrong(f'or another job needs itself in a circle: {", ".join(sorted(left))}')
-                return
-            left = {name: needs for name, needs in left.items() if name not in free}
+def decision(rule: Mapping[str, Any]) -> str:
+    """Return which rule decided, for people."""
+    if not rule:
+        return 'no rule fits'
+    spot, text = rule['spot'], rule['if'].text() if 'if' in rule else 'no condition'
+    return ':'.join(spot.path[-2:]) + (f' (line {spot.mark[1]})' if spot.mark else '') + f': {text}'
 
 
 def taken(whole: Mapping[str, Any], choice: bool | list[str]) -> dict[str, Any]:
@@ -4096,45 +4072,30 @@ def taken(whole: Mapping[str, Any], choice: bool | list[str]) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if choice is True or choice and key in choice}
 
 
-def plain(variables: Mapping[str, Any]) -> dict[str, str]:
-    """Return variables with their values alone."""
-    return {key: value['value'] if isinstance(value, dict) else value for key, value in variables.items()}
-
-
-def parallel_copies(job: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    """Return the name and the variables of each copy that `parallel` makes of a job, one without it."""
-    parallel, name = job.get('parallel'), job['name']
+def parallel_copies(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the copies that `parallel` makes of a job, each with its name and variables; the job alone without it."""
+    parallel, copies = job.get('parallel'), []
     if parallel is None:
-        return [(name, {})]
-    if isinstance(parallel, int):
-        return [(f'{name} {index}/{parallel}', {'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(parallel)})
-                for index in range(1, parallel + 1)]
-    return [(f'{name}: [{", ".join(row.values())}]',
-             {**row, 'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(len(parallel))})
-            for index, row in enumerate(parallel, 1)]
+        return [job]
+    rows = [{}] * parallel if isinstance(parallel, int) else parallel
+    for index, row in enumerate(rows, 1):
+        suffix = f' {index}/{parallel}' if isinstance(parallel, int) else f': [{", ".join(row.values())}]'
+        variables = {**job['variables'], **row, 'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(len(rows))}
+        copies.append({**job, 'name': job['name'] + suffix, 'variables': variables})
+    return copies
 
 
-def job_spec(job: Mapping[str, Any], name: str, extra: Mapping[str, str], known: Mapping[str, str],
-             needs: list[dict[str, Any]] | None, copies: Mapping[str, Sequence[tuple[str, Any]]]) -> JobSpec:
-    """Return one job as it will be created."""
-    when = job.get('when', 'on_success')
-    allowed = job.get('allow_failure', when == 'manual')
-    dependencies = job.get('dependencies')
-    return JobSpec(
-        name=name, stage=job['stage'], when=when, start_in=job.get('start_in'),
-        script=job.get('before_script', []) + job.get('script', []), after_script=job.get('after_script', ()),
-        allow_failure=allowed is True, allow_failure_exit_codes=allowed if isinstance(allowed, list) else (),
-        tag_list=[expand(tag, {**known, **extra}) for tag in job.get('tags', ())],
-        variables={**plain(job['variables']), **extra},
-        raw_variables=[key for key, value in job['variables'].items()
-                       if isinstance(value, dict) and value.get('expand') is False],
-        image=job.get('image'), services=job.get('services', ()), artifacts=job.get('artifacts', ()),
-        cache=job.get('cache', ()), needs=needs, hooks=job.get('hooks', {}), retry=job.get('retry'),
-        dependencies=dependencies if dependencies is None else [
-            copy_name for wanted in dependencies for copy_name, _ in copies.get(wanted, [(wanted, None)])],
-        timeout=job.get('timeout'), interruptible=job.get('interruptible', False),
-        resource_group=job.get('resource_group'), coverage=job.get('coverage'), environment=job.get('environment'),
-        manual_confirmation=job.get('manual_confirmation'), release=job.get('release'), pages=job.get('pages'))
+def job_spec(job: Mapping[str, Any], known: Mapping[str, str]) -> JobSpec:
+    """Return one job as it will be created; `known` are the variables that its tags may name."""
+    allowed = job.get('allow_failure', job.get('when') == 'manual')
+    kept = {item.name for item in dataclasses.fields(JobSpec)}
+    return JobSpec(**{
+        **{key: value for key, value in job.items() if key in kept},
+        'script': job.get('before_script', []) + job.get('script', []),
+        'allow_failure': allowed is True, 'allow_failure_exit_codes': allowed if isinstance(allowed, list) else (),
+        'tag_list': [expand(tag, known) for tag in job.get('tags', ())], 'variables': plain(job['variables']),
+        'raw_variables': [key for key, value in job['variables'].items()
+                          if isinstance(value, dict) and value.get('expand') is False]})
 
 
 def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str = 'main', tag: bool = False,
@@ -8257,8 +8218,8 @@ def lint_command(options: argparse.Namespace) -> int:
             needs = ''
             if job.needs is not None:
                 needs = f', needs {", ".join(need["name"] for need in job.needs) or "nothing"}'
-            reason = spec.decisions.get(job.name) or spec.decisions.get(re.sub(r'(: \[.*\]| \d+/\d+)$', '', job.name))
-            print(f'{stage}: {job.name}' + (f' ({job.when}{needs}; {reason})' if options.plan else ''))
+            print(f'{stage}: {job.name}'
+                  + (f' ({job.when}{needs}; {spec.decisions[job.name]})' if options.plan else ''))
     for name, reason in spec.decisions.items():
         if options.plan and reason.startswith('left out'):
             print(f'-: {name} ({reason})')

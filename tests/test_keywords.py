@@ -1,5 +1,6 @@
 """Keywords of jobs: what each means, one by one, and how a wrong one is told."""
 
+import dataclasses
 import json
 import textwrap
 
@@ -223,6 +224,37 @@ def test_a_job_needs_all_copies_or_those_it_names(need, wanted):
     assert [found['name'] for found in test.needs] == [copies[index].name for index in wanted]
 
 
+def test_rules_and_tags_of_a_copy_see_the_variables_of_its_own():
+    found = by_name('''
+        build:
+          script: make
+          variables: {KIND: $OS-iron}
+          tags: [$KIND]
+          parallel: {matrix: [{OS: [linux, mac]}]}
+          rules: [{if: $OS == "mac", when: manual}, {if: $OS != "windows"}]
+        ''')
+    assert {name: (copy.when, copy.tag_list) for name, copy in found.items()} == {
+        'build: [linux]': ('on_success', ['linux-iron']), 'build: [mac]': ('manual', ['mac-iron'])}
+
+
+def test_artifacts_of_one_copy_may_be_asked_for_by_its_name():
+    *_, test = compiled(f'{MATRIX}test: {{script: make, dependencies: ["build: [mac, x64]"]}}').jobs
+    assert list(test.dependencies) == ['build: [mac, x64]']
+
+
+@pytest.mark.parametrize('keywords, wrong', [
+    ('stage: .pre, needs: ["build: [mac, arm]"]', 'test:needs:0 needs build: [mac, arm], which is in a later stage'),
+    ('stage: .pre, dependencies: ["build: [mac, arm]"]',
+     'test:dependencies names build: [mac, arm], which is in a later stage'),
+    ('needs: ["build: [mac, mips]"]', 'test:needs:0 needs build: [mac, mips], and there is no such job'),
+    ('dependencies: ["build: [mac, mips]"]', 'test:dependencies names build: [mac, mips], and there is no such job'),
+    ('needs: ["gone: [1]"]', 'test:needs:0 needs gone: [1], which is not in this pipeline'),
+])
+def test_a_copy_that_a_job_cannot_wait_for_is_refused(keywords, wrong):
+    gone = 'gone: {script: make, parallel: {matrix: [{A: 1}]}, rules: [{when: never}]}\n'
+    assert wrong in refusal(f'{MATRIX}{gone}test: {{script: make, {keywords}}}')[0]
+
+
 @pytest.mark.parametrize('text', ['0', '201', 'many', 'true', '1.5', '{matrix: []}', '{matrix: [a]}',
                                   '{matrix: {A: [b]}, x: 1}', '{matrix: [{A: [], B: [c]}]}', '{matrix: [{A: {b: c}}]}'])
 def test_parallel_of_another_kind_or_size_is_refused(text):
@@ -257,7 +289,7 @@ def test_without_needs_a_job_waits_for_the_stages_before_it():
     ('[a, {job: a}]', 'twice'), ('[gone]', 'gone'), ('[later]', 'later stage'), ('[test]', 'circle'),
     ('[.hidden]', '.hidden'), ('[left]', 'optional'),
     ('[{project: group/other, job: a, ref: main, artifacts: true}]', 'project'), ('[{pipeline: $UP}]', 'pipeline'),
-    ('[{artifacts: true}]', 'must name a job'), ('[{job: a, artefacts: true}]', 'artefacts'), ('[5]', 'must'),
+    ('[{artifacts: true}]', 'must have a job'), ('[{job: a, artefacts: true}]', 'artefacts'), ('[5]', 'must'),
 ])
 def test_a_need_that_cannot_be_met_is_refused_with_its_line(needs, word):
     problem = refusal(f'''later: {{stage: deploy, script: make}}
@@ -274,8 +306,9 @@ def test_a_job_gets_artifacts_of_jobs_that_it_needs_alone():
     assert only.startswith('.gitlab-ci.yml:7:3: test:dependencies names b, ')
 
 
-def test_jobs_that_need_each_other_are_refused():
-    assert 'circle: a, b' in refusal('a: {script: make, needs: [b]}\nb: {script: make, needs: [a]}')[0]
+def test_jobs_that_need_each_other_are_refused_by_name_and_not_those_that_need_them():
+    only, = refusal('c: {script: make, needs: [b]}\na: {script: make, needs: [b]}\nb: {script: make, needs: [a]}')
+    assert only == '.gitlab-ci.yml:2:1: a needs itself in a circle: a, b'
 
 
 def test_more_than_fifty_needs_are_refused():
@@ -348,6 +381,12 @@ def test_pages_do_not_keep_a_job_from_running():
     assert by_name('pages: {script: make, artifacts: {paths: [public]}}')['pages'].artifacts[0]['paths'] == ['public']
 
 
+@pytest.mark.parametrize('keyword', ['pages: %s', 'environment: {name: x, kubernetes: {a: %s}}'])
+@pytest.mark.parametrize('number', ['.nan', '-.inf', '1.0e+999'])
+def test_what_is_only_kept_can_be_written_in_json(keyword, number):
+    json.dumps(dataclasses.asdict(job(keyword % number)), allow_nan=False)
+
+
 def test_a_release_is_kept_with_its_links():
     links = [{'name': 'manual', 'url': 'https://a.example', 'link_type': 'other'}]
     release = {'tag_name': '$CI_COMMIT_TAG', 'description': 'Notes', 'milestones': ['m1'], 'assets': {'links': links}}
@@ -357,7 +396,7 @@ def test_a_release_is_kept_with_its_links():
 @pytest.mark.parametrize('release, wrong', [
     ('{tag_name: v1}', 'release must have a description'), ('{description: Notes}', 'release must have a tag_name'),
     ('v1', 'release must be a mapping'), ('{tag_name: v1, description: a, title: b}', 'release:title is a keyword'),
-    ('{tag_name: v1, description: a, assets: {links: [{name: a}]}}', 'must have a name and a url')])
+    ('{tag_name: v1, description: a, assets: {links: [{name: a}]}}', 'must have a url')])
 def test_a_release_that_could_not_be_made_is_refused(release, wrong):
     text = complaint(f'release: {release}')
     assert wrong in text

@@ -570,7 +570,10 @@ def test_a_long_text_that_is_multiplied_beyond_measure_is_refused(content):
     + 'test: {extends: .a9, when: x}',
     'variables: {' + ', '.join(f'A{n}: "{f"$A{n - 1} " * 50}"' for n in range(1, 6)) + ', A0: x}\n'
     'test: {script: make, tags: ["$A5"], rules: [{if: $A5}]}',
-], ids=['duration', 'references', 'extends', 'variables'])
+    '{' + ', '.join(f'"job{n}": 0' for n in range(90_000)) + '}',
+    json.dumps({f'a{n}': {'script': 'x', 'needs': [f'a{n - 1}'] if n else []} for n in range(8_000)})[:-1]
+    + ', "last": {"script": "x", "needs": ["gone"]}}',
+], ids=['duration', 'references', 'extends', 'variables', 'faults', 'needs'])
 def test_what_multiplies_itself_is_refused_before_it_takes_time_or_memory(content):
     program = ('import contextlib, resource, sys, minici\n'
                'with contextlib.suppress(ValueError):\n'

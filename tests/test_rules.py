@@ -138,6 +138,13 @@ def test_what_is_no_expression_is_refused_with_its_line(expression):
     assert refusal(f"rules:\n  - if: '{quoted}'")[0].startswith('.gitlab-ci.yml:5:7: test:rules:0:if is not an ')
 
 
+@pytest.mark.parametrize('keywords', ['rules: [{when: always}, {if: %s}]', 'rules: [{when: never}, {if: %s}]',
+                                      'only: {refs: [nowhere], variables: [$A, %s]}'])
+def test_what_is_no_expression_is_refused_wherever_it_stands(keywords):
+    only, = refusal(keywords % '"$A =="')
+    assert ' is not an expression: ' in only
+
+
 # -- the first rule that fits
 
 def test_the_first_rule_that_fits_decides_and_without_one_the_job_is_left_out():
@@ -286,6 +293,9 @@ def test_a_workflow_rule_may_change_what_is_canceled_for_a_new_commit():
     assert compiled(WORKFLOW).auto_cancel == 'none'
     assert compiled(WORKFLOW, 'next').auto_cancel == 'interruptible'
     assert compiled('test: {script: make}').auto_cancel == 'conservative'
+    for wrong in ('5', '{on_new_commit: sometimes}', '{on_commit: none}'):
+        with pytest.raises(minici.BadRequest, match='workflow:rules:0:auto_cancel'):
+            compiled(f'workflow: {{rules: [{{auto_cancel: {wrong}}}]}}\ntest: {{script: make}}')
 
 
 def test_workflow_without_a_rule_that_fits_makes_no_pipeline():
@@ -336,12 +346,14 @@ def test_the_pipeline_tells_which_rule_decided_about_each_job():
         barred: {script: make, rules: [{if: $CI_COMMIT_BRANCH, when: never}]}
         unmet: {script: make, rules: [{if: $CI_COMMIT_TAG}]}
         old: {script: make, only: [tags]}
+        each: {script: make, parallel: {matrix: [{A: [b, c]}]}, rules: [{if: $A == "b"}]}
         started: {trigger: group/other}
         ''')
     assert spec.decisions == {
         'free': 'no rules', 'kept': 'rules:1 (line 7): $CI_COMMIT_BRANCH',
         'barred': 'left out: rules:0 (line 8): $CI_COMMIT_BRANCH', 'unmet': 'left out: no rule fits',
-        'old': 'left out by only or except',
+        'old': 'left out by only or except', 'each: [b]': 'rules:0 (line 11): $A == "b"',
+        'each: [c]': 'left out: no rule fits',
         'started': 'left out: trigger is not supported, there are no downstream pipelines'}
 
 
