@@ -74,6 +74,7 @@ from typing import IO, Any, ClassVar, Protocol
 
 import bottle
 import multipart
+import regex
 import waitress
 import waitress.buffers
 import waitress.channel
@@ -84,10 +85,6 @@ try:
     import fcntl
 except ImportError:  # not POSIX: one process per database then, the in-process locks still hold
     fcntl = None  # type: ignore[assignment]
-try:
-    from re import _parser as sre_parse  # type: ignore[attr-defined]
-except ImportError:  # before Python 3.11
-    import sre_parse
 try:
     import yaml
 except ImportError:  # the extra `yaml` is not installed: pipeline files are then JSON
@@ -126,6 +123,7 @@ LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's 
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
 RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
 GIT_TIMEOUT = 60                    # seconds one git call may take
+PATTERN_TIMEOUT = 5.0               # seconds a pattern of a pipeline file may search
 SIGNED_IN_FOR = 30 * 86400          # seconds a browser stays signed in
 COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and files
 
@@ -2536,6 +2534,7 @@ class Coordinator:
         """
         spec = json.loads(job['spec'])
         retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
+        coverage = self._coverage(job, spec['coverage']) if spec['coverage'] else None
         with self._change(job['pipeline_id']) as c:
             ended = c.execute(
                 "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
@@ -2544,7 +2543,7 @@ class Coordinator:
                 '               coverage = :coverage, finished_at = :now '
                 f'WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash RETURNING *',
                 dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
-                     token_hash=job['token_hash'], now=self.clock(), coverage=self._coverage(job, spec['coverage']),
+                     token_hash=job['token_hash'], now=self.clock(), coverage=coverage,
                      allowed=status == 'failed' and exit_code in spec['allow_failure_exit_codes'])).fetchall()
             if ended:
                 tries, = c.execute('SELECT count(*) FROM job WHERE pipeline_id = :pipeline_id AND name = :name',
@@ -2555,15 +2554,14 @@ class Coordinator:
         self.traces.settle(job['id'])
         return ended[0]['status'] if ended else None
 
-    def _coverage(self, job: Row, pattern: str | None) -> float | None:
+    def _coverage(self, job: Row, pattern: str) -> float | None:
         """Return the last number that a job's coverage pattern finds in the end of its trace."""
-        if not pattern:
-            return None
-        with contextlib.suppress(NotFound, re.error), self.open_trace(job) as file:
+        until = time.monotonic() + PATTERN_TIMEOUT
+        with contextlib.suppress(NotFound, regex.error, TimeoutError), self.open_trace(job) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
             for line in reversed(file.read().decode('utf-8', 'replace').splitlines()):
-                groups = re.findall(pattern, line)[-1:]     # the last match, and its last group if it has any
-                text = groups[0][-1] if groups and isinstance(groups[0], tuple) else ''.join(groups)
+                groups = regex.findall(pattern, line, timeout=max(until - time.monotonic(), 0.001))[-1:]
+                text = groups[0][-1] if groups and isinstance(groups[0], tuple) else ''.join(groups)   # its last group
                 if number := re.search(r'[0-9]+(?:\.[0-9]+)?', text):
                     return float(number[0])
         return None
@@ -3318,9 +3316,9 @@ class Expression:
         if operator in ('==', '!='):
             return (left == right) is (operator == '==')
         left, found = '' if left is None else left, False   # a pattern may fit the text of what is not defined
-        if isinstance(left, str) and isinstance(right, (str, re.Pattern)):
+        if isinstance(left, str) and isinstance(right, (str, regex.Pattern)):
             pattern = written_pattern(right) if isinstance(right, str) else right   # a variable may hold one
-            found = pattern.search(left) is not None if pattern else left in str(right)
+            found = finds(pattern, left) if pattern else left in str(right)
         return found is (operator == '=~')
 
     def _operand(self) -> Any:
@@ -3344,58 +3342,48 @@ class Expression:
         return None if match[6] else match[2] if match[2] is not None else match[3]
 
 
-def ruby_pattern(pattern: str, flags: str) -> re.Pattern[str]:
-    """Return a Ruby regular expression as Python's; raise ValueError when it is none."""
-    for ruby, python in ((r'\z', r'\Z'), (r'\h', '[0-9a-fA-F]'), (r'\/', '/'), ('(?<', '(?P<'), ('(?P<=', '(?<='),
-                         ('(?P<!', '(?<!')):
+def ruby_pattern(pattern: str, flags: str) -> regex.Pattern[str]:
+    """Compile a Ruby regular expression; raise ValueError when it is none."""
+    for ruby, python in ((r'\z', r'\Z'), (r'\h', '[0-9a-fA-F]')):
         pattern = pattern.replace(ruby, python)
+    known = {'i': regex.I, 's': regex.S, 'm': regex.M}
     try:
-        if explodes(sre_parse.parse(pattern)):
-            raise ValueError(f'{pattern!r} may take for ever: a repetition stands in another')
-        return re.compile(pattern, sum({'i': re.I, 's': re.S, 'm': re.M}.get(flag, 0) for flag in set(flags)))
-    except (re.error, OverflowError, RecursionError) as error:
+        return regex.compile(pattern, sum(known[flag] for flag in set(flags) & known.keys()))
+    except (regex.error, OverflowError, RecursionError) as error:
         raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
 
 
-def written_pattern(text: str) -> re.Pattern[str] | None:
+def finds(pattern: regex.Pattern[str], text: str, written: str = '') -> bool:
+    """Tell whether a text has what a pattern looks for; raise BadRequest when that takes too long.
+
+    GitLab's engine always comes to an end soon. Here other calls go on meanwhile, and a limit ends it.
+    """
+    try:
+        return pattern.search(text, timeout=PATTERN_TIMEOUT, concurrent=True) is not None
+    except TimeoutError:
+        raise BadRequest({'base': [f'the pattern {written or pattern.pattern!r} takes too long']}) from None
+
+
+def written_pattern(text: str) -> regex.Pattern[str] | None:
     """Return the pattern that a text such as ``/^v[0-9]+/i`` is, None when it is any other text."""
     match = re.fullmatch(r'/(.*)/([a-z]*)', text, re.S)
     return ruby_pattern(match[1], match[2]) if match else None
 
 
-def explodes(tokens: Any, repeated: bool = False) -> bool:
-    """Tell whether a parsed pattern repeats, without end, what repeats or branches: Python may try for ever then.
-
-    GitLab's engine has no such patterns; a file with one must not stop the server for everybody.
-    """
-    for code, value in tokens:
-        name = str(code)
-        if name in ('MAX_REPEAT', 'MIN_REPEAT'):
-            endless = value[1] == sre_parse.MAXREPEAT
-            if endless and repeated or explodes(value[2], repeated or endless):
-                return True
-        elif name == 'BRANCH':
-            if repeated or any(explodes(branch) for branch in value[1]):
-                return True
-        elif name in ('SUBPATTERN', 'ASSERT', 'ASSERT_NOT') and explodes(value[-1], repeated):
-            return True
-    return False
-
-
-def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Return a glob of paths (``**/``, ``*``, ``?``, ``[a-z]``, ``{a,b}``) as a regular expression."""
+def glob_pattern(glob: str) -> regex.Pattern[str]:
+    """Return a glob (``**/``, ``*``, ``?``, ``[a-z]``, ``{a,b}``) as a pattern for paths with NULs between them."""
     parts, depth = [], 0
     for token in re.findall(r'(?<![^/{,])\*\*/|\*+|\?|\[!?[^\]]+\]|[{},]|\\.|.', glob, re.S):
         if token in ('{', '}'):
             depth += 1 if token == '{' else -1
-        simple = {'**/': '(?:.*/)?', '*' * len(token): '[^/]*', '?': '[^/]', '{': '(?:', '}': ')',
+        simple = {'**/': r'(?:[^\x00]*/)?', '*' * len(token): r'[^/\x00]*', '?': r'[^/\x00]', '{': '(?:', '}': ')',
                   ',': '|' if depth else ','}
-        parts.append(simple.get(token) or (token.replace('[!', '[^', 1) if token[0] == '[' and len(token) > 1
+        parts.append(simple.get(token) or (token.replace('[!', r'[^/\x00', 1) if token[0] == '[' and len(token) > 1
                                            else re.escape(token[-1])))
     try:
-        return re.compile(''.join(parts))
-    except re.error:
-        return re.compile(re.escape(glob))
+        return regex.compile(rf'(?:^|\x00)(?:{"".join(parts)})(?=\x00|\Z)')
+    except regex.error:
+        return regex.compile(rf'(?:^|\x00){re.escape(glob)}(?=\x00|\Z)')
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
@@ -3422,8 +3410,8 @@ def expand_all(variables: Mapping[str, str]) -> dict[str, str]:
 
 def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[str, str]) -> bool:
     """Tell whether any of the paths fits any of the globs."""
-    patterns = [glob_pattern(expand(glob, variables)) for glob in globs]
-    return any(pattern.fullmatch(path) for path in paths for pattern in patterns)
+    text = '\0'.join(paths)
+    return text != '' and any(finds(glob_pattern(expand(glob, variables)), text, glob) for glob in globs)
 
 
 # -- keywords: a reader for each
@@ -3656,7 +3644,7 @@ def read_timeout(spot: Spot) -> int | None:
     return seconds
 
 
-def read_ref(spot: Spot) -> str | re.Pattern[str]:
+def read_ref(spot: Spot) -> str | regex.Pattern[str]:
     """Return one word of `only` or `except`: a name, a pattern or a kind of pipeline."""
     if not isinstance(spot.value, str):
         spot.wrong('must be a text: a name, a /pattern/ or a kind of pipeline')
@@ -3988,15 +3976,15 @@ class Compiler:
             kinds.append(self._changed({'paths': refs['changes']}, variables))
         return kinds
 
-    def _ref_matches(self, ref: str | re.Pattern[str]) -> bool:
+    def _ref_matches(self, ref: str | regex.Pattern[str]) -> bool:
         """Tell whether one word fits: a name, a pattern, or a kind of pipeline."""
         facts = self.facts
         if ref in SOURCE_WORDS or ref == facts.source.removesuffix('_event'):   # `schedule` is `schedules` too
             return facts.source == SOURCE_WORDS.get(str(ref), facts.source)
         if facts.source == 'merge_request_event':   # all else is of branches and tags
             return False
-        if isinstance(ref, re.Pattern):
-            return ref.search(facts.ref) is not None
+        if isinstance(ref, regex.Pattern):
+            return finds(ref, facts.ref)
         return facts.tag == (ref == 'tags') if ref in ('branches', 'tags') else ref == facts.ref
 
     # -- what jobs need

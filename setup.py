@@ -17,12 +17,12 @@ setup(
     license='MIT',
     py_modules=['minici'],
     python_requires='>=3.10',
-    install_requires=['bottle>=0.13.4', 'waitress>=3.0.2,<4', 'multipart>=1.2'],
+    install_requires=['bottle>=0.13.4', 'waitress>=3.0.2,<4', 'multipart>=1.2', 'regex>=2024.4'],
     extras_require={
         'yaml': ['PyYAML>=6'],
         'test': ['PyYAML>=6', 'pytest>=8', 'pytest-xdist>=3', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9',
                  'gitlab-runner-api==1.0.4', 'setuptools<81', 'gidgetlab[httpx]>=2,<3', 'ruff', 'mypy',
-                 'types-PyYAML', 'playwright>=1.49', 'axe-playwright-python>=0.1.8'],
+                 'types-PyYAML', 'types-regex', 'playwright>=1.49', 'axe-playwright-python>=0.1.8'],
     },
     entry_points={'console_scripts': ['minici = minici:main']},
 )

@@ -124,6 +124,22 @@ def test_a_pattern_has_the_flags_i_s_m_and_u_of_re2(expression, true):
     assert holds(expression, {'LINES': 'one\ntwo'}) is true
 
 
+@pytest.mark.parametrize('keywords, named', [
+    ('rules: [{if: $LONG =~ /(a|a)*$/}]', "'(a|a)*$'"), ('only: ["/(m|m)*$/"]', "'(m|m)*$'"),
+    (f'rules: [{{exists: ["{"{a,a}" * 30}"]}}]', repr('{a,a}' * 30)),
+])
+def test_a_pattern_that_is_searched_for_too_long_is_refused(monkeypatch, keywords, named):
+    monkeypatch.setattr(minici, 'PATTERN_TIMEOUT', 0.05)
+    with pytest.raises(minici.BadRequest) as caught:
+        compiled(f'test:\n  script: x\n  {keywords}\n', 'm' * 40 + 'x', {'LONG': 'a' * 40 + 'b'}, Tree('a' * 30 + 'b'))
+    assert caught.value.problems == [f'the pattern {named} takes too long']
+
+
+def test_a_repetition_may_stand_in_another():
+    assert holds('$LONG =~ /^(a+,?)+$/', {'LONG': 'aa,a,' * 50}) is True
+    assert holds('$LONG =~ /^(a+)+$/', {'LONG': 'a' * 50 + 'b'}) is False
+
+
 def test_the_variables_in_a_variable_are_replaced_before_it_is_compared():
     assert job('rules: [{if: $FULL_NAME == "a-b"}]', variables={'NAME': 'a'},
                before='variables: {FULL_NAME: "${NAME}-b"}')

@@ -177,6 +177,15 @@ def test_coverage_is_the_last_number_that_its_pattern_finds(ci, client, token, m
     assert shown['coverage'] == coverage
 
 
+def test_a_job_whose_coverage_is_searched_for_too_long_ends_without_it(ci, make, runner, monkeypatch):
+    monkeypatch.setattr(minici, 'PATTERN_TIMEOUT', 0.05)
+    make({'test': {'script': 'x', 'coverage': '/(a|a)*$/'}})
+    claim = runner.claim()
+    ci.append_trace(claim.job, 0, b'7 %\n' + b'a' * 40 + b'b\n')
+    end(ci, claim)
+    assert (ci.find_job(claim.job)['status'], ci.find_job(claim.job)['coverage']) == ('success', None)
+
+
 def test_the_coverage_of_a_pipeline_is_the_mean_of_its_jobs(ci, client, token, make, runner):
     make({name: {'script': 'x', 'coverage': '/[0-9.]+%/'} for name in ('one', 'two', 'three')})
     shown = [client.call('GET', '/api/v4/projects/1/pipelines/1', token=token).json['coverage']]
