@@ -32,6 +32,7 @@ The sections, each using only those above it:
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -3992,9 +3993,11 @@ class Compiler:
     def _link(self, included: list[dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> list[JobSpec]:
         """Return the jobs that will be created, each with the names of those that it needs."""
         named = {**{job['name']: [job] for copies in jobs.values() for job in copies}, **jobs}
-        running = {job['name'] for job in included}
+        running = collections.Counter(job['name'] for job in included)
         specs = []
         for job in included:
+            if running[job['name']] > 1:
+                job['spot'].wrong(f'makes a job of the name {job["name"]}, which another has too')
             needs = self._needs(job, named, running) if 'needs' in job else None
             needed = {other['name'] for need in job.get('needs', ()) for other in named.get(need.get('job'), ())}
             for name in job.get('dependencies', ()):

@@ -205,6 +205,16 @@ build:
 '''
 
 
+@pytest.mark.parametrize('content, places', [
+    ('a: {script: x, parallel: 2}\na 2/2: {script: x}\n', ['1:1: a', '2:1: a 2/2']),
+    ('a: {script: x, parallel: {matrix: [{A: [b, b]}]}}\n', ['1:1: a']),
+])
+def test_two_jobs_of_one_name_are_refused(content, places):
+    name = 'a 2/2' if '2/2' in content else 'a: [b]'
+    assert refusal(content) == [f'.gitlab-ci.yml:{place} makes a job of the name {name}, which another has too'
+                                for place in places]
+
+
 def test_a_matrix_makes_a_copy_for_every_combination_of_each_entry():
     jobs = compiled(MATRIX).jobs
     assert [found.name for found in jobs] == [
