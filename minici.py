@@ -4910,6 +4910,11 @@ def commit_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
             'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}'}
 
 
+def word(status: str) -> str:
+    """Return a status as people say it."""
+    return 'passed' if status == 'success' else status.replace('_', ' ')
+
+
 def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
     """Return a pipeline as lists show it, or in `detail` as its own page does."""
     pipeline = {'id': row['id'], 'iid': row['iid'], 'project_id': row['project_id'], 'sha': row['sha'],
@@ -4919,14 +4924,14 @@ def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str
     if not detail:
         return pipeline
     started, finished = row['started_at'], row['finished_at']
-    status = row['status']
+    status, said = row['status'], word(row['status'])
     return {**pipeline, 'before_sha': row['before_sha'], 'tag': bool(row['tag']), 'yaml_errors': None,
             'user': user_entity(row, call), 'started_at': iso_time(started), 'finished_at': iso_time(finished),
             'committed_at': None, 'coverage': None if row['coverage'] is None else f'{row["coverage"]:.2f}',
             'duration': int(finished - started) if started and finished else None,
             'queued_duration': int(started - row['created_at']) or None if started else None,
-            'detailed_status': {'icon': f'status_{status}', 'text': status, 'label': status, 'group': status,
-                                'tooltip': status, 'has_details': True, 'illustration': None, 'favicon': None,
+            'detailed_status': {'icon': f'status_{status}', 'text': said, 'label': said, 'group': status,
+                                'tooltip': said, 'has_details': True, 'illustration': None, 'favicon': None,
                                 'details_path': f'/{row["project_path"]}/-/pipelines/{row["id"]}'}}
 
 
@@ -6022,7 +6027,7 @@ def show_badge(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
     """Draw the status of a ref's newest pipeline."""
     rows, _ = call.ci.list_pipelines(project_of(call), limit=1, ref=ref)
     status = rows[0]['status'] if rows else 'unknown'
-    text = {'success': 'passed'}.get(status, status)
+    text = word(status)
     svg = BADGE.format(status=text, width=70 + 7 * len(text), right=12 + 7 * len(text),
                        colour=BADGE_COLOURS.get(status, '#9f9f9f'))
     return bottle.HTTPResponse(svg.encode(), 200, {'Content-Type': 'image/svg+xml', 'Cache-Control': 'no-cache',
@@ -6274,11 +6279,6 @@ def page_form(call: Call) -> Row:
 
 
 # -- what pages are made of
-
-def word(status: str) -> str:
-    """Return a status as people say it."""
-    return 'passed' if status == 'success' else status.replace('_', ' ')
-
 
 def mark(status: str) -> str:
     """Return the disc that stands for a status, as markup."""

@@ -882,6 +882,7 @@ def test_pipeline_detail_has_every_field(ci, clock, api, project, token):
     assert detail['user']['username'] == 'root'
     assert set(detail['detailed_status']) == {'icon', 'text', 'label', 'group', 'tooltip', 'has_details',
                                               'details_path', 'illustration', 'favicon'}
+    assert [detail['detailed_status'][name] for name in ('group', 'text', 'label')] == ['success', 'passed', 'passed']
     assert api('GET', f'{API}/projects/1/pipeline/1').json == detail
 
 
