@@ -139,7 +139,7 @@ def test_http_libraries_appear_only_from_the_plumbing_down(framework):
     assert min(uses) >= 12
 
 
-CEILING = 8613      # lines; small is the point: raise it in a commit of its own that says what they bought
+CEILING = 8400      # lines; small is the point: raise it in a commit of its own that says what they bought
 
 
 def test_module_stays_below_its_ceiling():
