@@ -45,10 +45,11 @@ def main():
     # Any WSGI server will do; minici.Server is waitress with limits that let large artifacts through.
     with minici.Coordinator(options.db) as ci, \
             minici.Server(ci, port=options.port, application=make_app(ci)) as server:
-        print(f'the site is at {server.url}/, minici at {server.url}/ci\n'
-              f'sign in once with {server.url}/ci/-/sign_in?code={ci.create_sign_in_code()}\n'
-              f'register a runner with --url {server.url}/ci --registration-token {ci.registration_token}', flush=True)
         try:
+            print(f'the site is at {server.url}/, minici at {server.url}/ci\n'
+                  f'sign in once with {server.url}/ci/-/sign_in?code={ci.create_sign_in_code()}\n'
+                  f'register a runner with --url {server.url}/ci --registration-token {ci.registration_token}',
+                  flush=True)
             threading.Event().wait()
         except KeyboardInterrupt:
             print('stopping')
