@@ -121,12 +121,13 @@ def hellos(options):
 
 def queues(options, ends):
     """Yield pairs about the queue, the API and the server below it."""
-    (small, small_token), (large, large_token) = filled(1000), filled(options.jobs)
+    few = 4 * options.rounds * options.repeat  # half of them are for the runner, half of those remain
+    (small, small_token), (large, large_token) = filled(few), filled(options.jobs)
     ends.callback(small.close)
     ends.callback(large.close)
-    yield (f'claim behind 1,000 pending jobs -> behind {options.jobs:,}', claims(small, small_token),
+    yield (f'claim behind {few:,} pending jobs -> behind {options.jobs:,}', claims(small, small_token),
            claims(large, large_token))
-    yield f'list 20 of 1,000 jobs -> of {options.jobs:,}', lists(small), lists(large)
+    yield f'list 20 of {few:,} jobs -> of {options.jobs:,}', lists(small), lists(large)
     yield 'PATCH of 1 KB -> of 64 KB', patches(small, small_token, 1024), patches(large, large_token, 65536)
     yield ('idle poll with the queue value -> without', polls(small, small_token, known=True),
            polls(large, large_token, known=False))
