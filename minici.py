@@ -390,6 +390,7 @@ class PipelineSpec:
     name: str | None = None
     auto_cancel: str = 'conservative'
     decisions: Mapping[str, str] = field(default_factory=dict)
+    merged: Mapping[str, Any] | None = None     # the file, with all that it includes, extends and refers to in place
 
 
 def is_protected(facts: Mapping[str, Any] | Row) -> bool:
@@ -2098,26 +2099,21 @@ class Coordinator:
             spec = self._spec(content, facts, given, repository)
         return self._insert_pipeline(project, user, facts, given, spec)
 
-    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> list[str]:
-        """Return what is wrong with a pipeline file, nothing when all is well.
+    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> PipelineSpec:
+        """Return what a pipeline file comes to for a push; raise BadRequest with all that is wrong with it.
 
         `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
         by default the default branch). With a project, included files are looked up in its repository.
         """
         facts: dict[str, Any] = dict(ref=ref or (project['default_branch'] if project else 'main'), tag=False, sha='',
                                      source='push', before_sha='0' * 40)
-        try:
-            if self.compile is None:
-                raise BadRequest('This coordinator reads no pipeline files')
-            if content is not None and not (project and project['import_url']):
-                type(self).compile(content, facts=facts)  # type: ignore[misc]
-            elif project is not None:
-                with self._repository(project) as repository:
-                    content = self._read_repository(repository, facts, content)
-                    type(self).compile(content, facts=facts, repository=repository)  # type: ignore[misc]
-        except BadRequest as error:
-            return error.problems
-        return []
+        if self.compile is None:
+            raise BadRequest('This coordinator reads no pipeline files')
+        if project is None or content is not None and not project['import_url']:
+            return type(self).compile(content, facts=facts)  # type: ignore[misc]
+        with self._repository(project) as repository:
+            content = self._read_repository(repository, facts, content)
+            return type(self).compile(content, facts=facts, repository=repository)  # type: ignore[misc]
 
     @staticmethod
     def _read_repository(repository: Any, facts: dict[str, Any], content: Any) -> Any:
@@ -3754,7 +3750,9 @@ class Compiler:
 
     def compile(self, content: str | bytes | Mapping[str, Any]) -> PipelineSpec:
         """Return the pipeline; raise BadRequest with all that is wrong."""
-        spot = self._spot(self._resolve(self._with_includes(load_pipeline_file(content, self.name))))
+        merged = self._resolve(self._with_includes(load_pipeline_file(content, self.name)))
+        merged.pop('include', None)
+        spot = self._spot(merged)
         names = [key for key in spot.value if key not in GLOBAL_FIELDS and not key.startswith('.')]
         found = spot.fields({**dict.fromkeys(spot.value, anything), **GLOBAL_FIELDS})
         listed_stages = found.get('stages') or found.get('types') or DEFAULT_STAGES
@@ -3778,7 +3776,7 @@ class Compiler:
         name = expand(workflow.get('name', ''), self._known(variables, spot))
         self._report()
         auto_cancel = {**workflow.get('auto_cancel', {}), **rule.get('auto_cancel', {})}
-        return PipelineSpec(stages=self._stages, jobs=specs, decisions=self.decisions, name=name or None,
+        return PipelineSpec(stages=self._stages, jobs=specs, decisions=self.decisions, name=name or None, merged=merged,
                             auto_cancel=auto_cancel.get('on_new_commit', 'conservative'))
 
     def _spot(self, value: Map | Seq) -> Spot:
@@ -5995,23 +5993,30 @@ def take_webhook(call: Call, project: str) -> bottle.HTTPResponse:
 
 # -- lint and badge
 
-def lint_response(errors: list[str]) -> dict[str, Any]:
-    """Return what is wrong with a pipeline file, as GitLab's linter does."""
+def lint_response(call: Call, content: Any, ref: str | None) -> dict[str, Any]:
+    """Return what is wrong with a pipeline file, or all that it comes to as one file, as GitLab's linter does."""
+    errors, merged = [], None
+    try:
+        merged = json.dumps(call.ci.lint(scope_of(call), content, ref=ref).merged, indent=2)
+        if yaml is not None:
+            merged = yaml.safe_dump(json.loads(merged), sort_keys=False, allow_unicode=True, explicit_start=True)
+    except BadRequest as error:
+        errors = error.problems
     return {'valid': not errors, 'status': 'invalid' if errors else 'valid', 'errors': errors, 'warnings': [],
-            'merged_yaml': None, 'includes': []}
+            'merged_yaml': merged, 'includes': []}
 
 
 @route('POST', '/api/v4/ci/lint', f'{PROJECT}/ci/lint', auth=private_token)
 def lint(call: Call, id: str = '') -> dict[str, Any]:
     """Check the pipeline file that came along."""
     call.require('content')
-    return lint_response(call.ci.lint(scope_of(call), call.params['content'], ref=call.text('ref')))
+    return lint_response(call, call.params['content'], call.text('ref'))
 
 
 @route('GET', f'{PROJECT}/ci/lint', auth=private_token)
 def lint_repository(call: Call, id: str) -> dict[str, Any]:
     """Check the pipeline file in a project's repository."""
-    return lint_response(call.ci.lint(project_of(call), ref=call.text('content_ref') or call.text('ref')))
+    return lint_response(call, None, call.text('content_ref') or call.text('ref'))
 
 
 BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{status}">

@@ -3,6 +3,7 @@
 import xml.etree.ElementTree
 
 import pytest
+import yaml
 from conftest import PLAIN, SHA, TWO_STAGES, Client, Runner, archive, commit, git
 
 import minici
@@ -341,8 +342,23 @@ def test_lint_in_a_project_looks_up_what_the_file_includes(call, with_repository
     assert 'gone.yml' in '\n'.join(answer['errors'])
 
 
+def test_lint_shows_the_file_with_all_that_it_is_made_of(call, with_repository):
+    answer = lint_in_project(call, None, '''
+        include: [part.yml]
+        .base: {script: [x], tags: [größe]}
+        test: {extends: .base, script: [!reference [included, script], y]}
+        ''')
+    assert answer['merged_yaml'].startswith('---\n')
+    assert 'größe' in answer['merged_yaml']
+    assert yaml.safe_load(answer['merged_yaml']) == {
+        'included': {'script': ['x']}, '.base': {'script': ['x'], 'tags': ['größe']},
+        'test': {'script': [['x'], 'y'], 'tags': ['größe']}}
+    assert lint_in_project(call, None, WRONG_FILE)['merged_yaml'] is None
+
+
 def test_lint_of_an_empty_text_says_what_it_lacks(ci, with_repository):
-    assert 'must be a mapping' in ci.lint(with_repository, '')[0]
+    with pytest.raises(minici.BadRequest, match='must be a mapping'):
+        ci.lint(with_repository, '')
 
 
 def test_lint_of_a_project_without_a_repository_says_so(call):
