@@ -3315,7 +3315,7 @@ class Expression:
         left, found = '' if left is None else left, False   # a pattern may fit the text of what is not defined
         if isinstance(left, str) and isinstance(right, (str, regex.Pattern)):
             pattern = written_pattern(right) if isinstance(right, str) else right   # a variable may hold one
-            found = finds(pattern, left) if pattern else left in str(right)
+            found = any(matches(pattern, left)) if pattern else left in str(right)
         return found is (operator == '=~')
 
     def _operand(self) -> Any:
@@ -3350,13 +3350,13 @@ def ruby_pattern(pattern: str, flags: str) -> regex.Pattern[str]:
         raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
 
 
-def finds(pattern: regex.Pattern[str], text: str, written: str = '') -> bool:
-    """Tell whether a text has what a pattern looks for; raise BadRequest when that takes too long.
+def matches(pattern: regex.Pattern[str], text: str, written: str = '') -> Iterator[regex.Match[str]]:
+    """Yield where a text has what a pattern looks for; raise BadRequest when that takes too long.
 
     GitLab's engine always comes to an end soon. Here other calls go on meanwhile, and a limit ends it.
     """
     try:
-        return pattern.search(text, timeout=PATTERN_TIMEOUT, concurrent=True) is not None
+        yield from pattern.finditer(text, timeout=PATTERN_TIMEOUT, concurrent=True)
     except TimeoutError:
         raise BadRequest({'base': [f'the pattern {written or pattern.pattern!r} takes too long']}) from None
 
@@ -3408,7 +3408,7 @@ def expand_all(variables: Mapping[str, str]) -> dict[str, str]:
 def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[str, str]) -> bool:
     """Tell whether any of the paths fits any of the globs."""
     text = '\0'.join(paths)
-    return text != '' and any(finds(glob_pattern(expand(glob, variables)), text, glob) for glob in globs)
+    return text != '' and any(any(matches(glob_pattern(expand(glob, variables)), text, glob)) for glob in globs)
 
 
 # -- keywords: a reader for each
@@ -3823,8 +3823,9 @@ class Compiler:
         local = expand(found['local'], self.facts.variables).lstrip('/')
         if '*' not in local:
             return [local]
-        wild = re.compile(re.escape(local).replace(r'\*\*', '.*').replace(r'\*', '[^/]*'))    # not the globs of rules
-        return [path for path in sorted(self.facts.list_files()) if wild.fullmatch(path)]
+        wild = re.escape(local).replace(r'\*\*', r'[^\x00]*').replace(r'\*', r'[^/\x00]*')     # not the globs of rules
+        return [match[1] for match in matches(regex.compile(rf'(?:^|\x00)({wild})(?=\x00|\Z)'),
+                                              '\0'.join(sorted(self.facts.list_files())), local) if match[1]]
 
     def _resolve(self, root: Map) -> Map:
         """Return the file with `extends` and `!reference` resolved."""
@@ -3983,7 +3984,7 @@ class Compiler:
         if facts.source == 'merge_request_event':   # all else is of branches and tags
             return False
         if isinstance(ref, regex.Pattern):
-            return finds(ref, facts.ref)
+            return any(matches(ref, facts.ref))
         return facts.tag == (ref == 'tags') if ref in ('branches', 'tags') else ref == facts.ref
 
     # -- what jobs need

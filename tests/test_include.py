@@ -54,6 +54,11 @@ def test_one_star_stays_in_a_folder_and_two_reach_into_those_below(pattern, incl
     assert set(names(f'include: "{pattern}"\ntest: {JOB}', files, tmp_path)) == {'test'} | included
 
 
+def test_a_pattern_includes_nothing_where_there_are_no_files():
+    spec = minici.compile_pipeline(f'include: "**"\ntest: {JOB}')
+    assert [job.name for job in spec.jobs] == ['test']
+
+
 def test_included_files_include_others_and_one_that_comes_round_again_is_read_once(tmp_path):
     files = {'a.yml': f'include: [b.yml, c.yml]\na: {JOB}', 'b.yml': f'include: [c.yml, a.yml]\nb: {JOB}',
              'c.yml': f'c: {JOB}'}
