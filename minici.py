@@ -4831,9 +4831,10 @@ def paged_response(call: Call, items: list[Any], total: int | None = None) -> bo
     return json_response(items, 200, headers)
 
 
-def answer(ci: Coordinator, route: Route, **arguments: str) -> bottle.HTTPResponse:
+def answer(route: Route, **arguments: str) -> bottle.HTTPResponse:
     """Answer a request: what every one goes through is path arguments, guard, handler, JSON, errors."""
-    call, refusal = Call(ci, route, bottle.request.environ), None
+    environ = bottle.request.environ
+    call, refusal = Call(environ['minici.ci'], route, environ), None
     try:
         call.path_params = {name: path_argument(route, name, text) for name, text in arguments.items()}
         call.actor = route.auth(call)
@@ -7885,30 +7886,37 @@ def show_nothing(call: Call, rest: str, project: str = '') -> bottle.HTTPRespons
 
 # 18. Application ##############################################################################
 
+@functools.cache
+def router() -> bottle.Bottle:
+    """Return the table of routes, made once: that takes milliseconds, and it knows no coordinator."""
+    table = bottle.Bottle()
+    table.router.add_filter('project', lambda config: (PROJECT_PATTERN, None, None))
+    table.default_error_handler = no_route
+    for declared in ROUTES:
+        table.route(declared.path, declared.method, functools.partial(answer, declared))
+    return table
+
+
+def no_route(error: bottle.HTTPError) -> bottle.HTTPResponse:
+    """Answer in JSON for addresses and methods that no route has."""
+    if error.status_code == 405:
+        return hardened(error_response(MethodNotAllowed(headers={'Allow': error.headers['Allow']})))
+    return hardened(json_response({'error': error.status_line}, error.status_code))
+
+
 class Application:
     """The WSGI callable: routes on the undecoded path, so that ``group%2Fdemo`` stays one segment."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        self.routes = tuple(ROUTES)
-        self._bottle = bottle.Bottle()
-        self._bottle.router.add_filter('project', lambda config: (PROJECT_PATTERN, None, None))
-        self._bottle.default_error_handler = self._no_route
-        for declared in self.routes:
-            self._bottle.route(declared.path, declared.method, functools.partial(answer, coordinator, declared))
-
-    @staticmethod
-    def _no_route(error: bottle.HTTPError) -> bottle.HTTPResponse:
-        """Answer in JSON for addresses and methods that no route has."""
-        if error.status_code == 405:
-            return hardened(error_response(MethodNotAllowed(headers={'Allow': error.headers['Allow']})))
-        return hardened(json_response({'error': error.status_line}, error.status_code))
+        self._coordinator, self._router, self.routes = coordinator, router(), tuple(ROUTES)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one WSGI request."""
         path = self._raw_path(environ).rstrip('/') or '/'
         if path.endswith('.json') and '/artifacts/' not in path:
             path = path[:-len('.json')]
-        return self._bottle({**environ, 'PATH_INFO': path, 'minici.path': path}, start_response)
+        return self._router({**environ, 'PATH_INFO': path, 'minici.path': path, 'minici.ci': self._coordinator},
+                            start_response)
 
     @staticmethod
     def _raw_path(environ: Mapping[str, Any]) -> str:
