@@ -1812,11 +1812,16 @@ class Coordinator:
         column = 'id' if isinstance(key, int) or re.fullmatch('[0-9]{1,18}', str(key)) else 'path'
         return self._find('Project', f'SELECT * FROM project WHERE {column} = :key', key=key)
 
-    def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0) -> tuple[list[Row], int]:
-        """Return a page of projects, newest first, whose path contains `search`, and how many there are."""
+    def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0, order_by: str = 'id',
+                      sort: str = 'desc') -> tuple[list[Row], int]:
+        """Return a page of projects, newest first, whose path contains `search`, and how many there are.
+
+        `order_by` is `name`, `path` or anything else for their age; `sort` is `asc` or `desc`.
+        """
+        order, way = order_by if order_by in ('name', 'path') else 'id', 'ASC' if sort == 'asc' else 'DESC'
         found = self._all('SELECT id FROM project WHERE instr(lower(path), :search)', search=search.lower())
         return self._all('SELECT * FROM project WHERE instr(lower(path), :search) '
-                         'ORDER BY id DESC LIMIT :limit OFFSET :offset',
+                         f'ORDER BY {order} {way}, id {way} LIMIT :limit OFFSET :offset',
                          search=search.lower(), limit=limit, offset=offset), len(found)
 
     def edit_project(self, project: Row, **changes: Any) -> Row:
@@ -5802,8 +5807,10 @@ def create_project(call: Call) -> dict[str, Any]:
 def list_projects(call: Call) -> bottle.HTTPResponse:
     """List the projects, newest first."""
     page, per_page = page_of(call)
-    rows, total = call.ci.list_projects(search=call.text('search') or '', limit=per_page,
-                                        offset=(page - 1) * per_page)
+    orders = ('id', 'name', 'path', 'created_at', 'updated_at', 'last_activity_at', 'similarity', 'star_count')
+    rows, total = call.ci.list_projects(
+        search=call.text('search') or '', limit=per_page, offset=(page - 1) * per_page,
+        order_by=call.choice('order_by', orders, 'id') or '', sort=call.choice('sort', ('asc', 'desc'), 'desc') or '')
     return paged_response(call, [project_entity(row, call) for row in rows], total)
 
 

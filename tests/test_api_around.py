@@ -92,6 +92,12 @@ def test_changed_pipeline_comes_first_in_the_order_of_changes(ci, clock, five, i
     assert ids('order_by=updated_at')[0] == 2
 
 
+@pytest.mark.parametrize('query', ['order_by=colour', 'sort=sideways'])
+def test_unknown_order_of_projects_is_refused(call, query):
+    name = query.partition('=')[0]
+    assert call('GET', f'/api/v4/projects?{query}', 400).json == {'error': f'{name} does not have a valid value'}
+
+
 @pytest.mark.parametrize('name', ['scope', 'status', 'order_by', 'sort', 'created_after', 'updated_before'])
 def test_unknown_value_of_a_filter_is_refused_by_name(call, name):
     answer = call('GET', f'{P}/pipelines?{name}=sideways', 400).json['error']
@@ -230,8 +236,10 @@ def test_deleted_project_is_gone_with_all_it_held(ci, call, client, pipeline, jo
 
 @pytest.mark.parametrize('query, expected', [
     ('search=demo', [3, 1]), ('search=DEMO', [3, 1]), ('search=group', [2, 1]), ('search=zzz', []), ('search=%25', []),
-    ('', [3, 2, 1]), ('per_page=2', [3, 2]), ('per_page=2&page=2', [1]), ('membership=True&owned=true', [3, 2, 1])])
-def test_projects_are_searched_and_come_newest_first(ci, ids, call, query, expected):
+    ('', [3, 2, 1]), ('per_page=2', [3, 2]), ('per_page=2&page=2', [1]), ('membership=True&owned=true', [3, 2, 1]),
+    ('order_by=path&sort=asc', [3, 1, 2]), ('order_by=name', [2, 1, 3]), ('sort=asc', [1, 2, 3]),
+    ('order_by=last_activity_at&sort=desc', [3, 2, 1]), ('order_by=name&per_page=1&page=3', [3])])
+def test_projects_are_searched_and_come_newest_first_or_as_asked(ci, ids, call, query, expected):
     ci.create_project('group/other')
     ci.create_project('Demo-two')
     assert ids(query, '/api/v4/projects') == expected
