@@ -2917,7 +2917,8 @@ class Coordinator:
         online = [runner for runner in active if self.clock() - (runner['contacted_at'] or 0) < ONLINE_FOR]
         if not online:
             return 'every runner that could take it is offline'
-        busy = {job['runner_id'] for job in self.list_running()}
+        busy = {row['runner_id'] for row in self._all(
+            f'SELECT DISTINCT runner_id FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')}
         free = [runner for runner in online if runner['id'] not in busy]
         return f'runner {free[0]["id"]} may take it when it asks again' if free else \
             'every runner that could take it is busy'
