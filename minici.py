@@ -5567,6 +5567,12 @@ def pipeline_of(call: Call) -> Row:
     return call.ci.find_pipeline(call.path_params['pipeline_id'], project_of(call))
 
 
+def newest_pipeline(call: Call, **filters: Any) -> Row | None:
+    """Return the newest pipeline of the project that the path names, of a ref or sha; None if there is none."""
+    rows, _ = call.ci.list_pipelines(project_of(call), limit=1, count_to=1, **filters)
+    return rows[0] if rows else None
+
+
 def jobs_response(call: Call, **filters: Any) -> bottle.HTTPResponse:
     """Return a page of jobs, by number or, with ``pagination=keyset``, by cursor."""
     scope = filters.pop('scope', call.words('scope'))
@@ -5733,23 +5739,20 @@ def list_pipelines(call: Call, id: str) -> bottle.HTTPResponse:
 @route('GET', f'{PIPELINES[0]}/latest', auth=private_token)
 def show_latest_pipeline(call: Call, id: str) -> dict[str, Any]:
     """Show the newest pipeline of a ref, by default the default branch."""
-    project = project_of(call)
-    rows, _ = call.ci.list_pipelines(project, limit=1, ref=call.text('ref') or project['default_branch'])
-    if not rows:
+    row = newest_pipeline(call, ref=call.text('ref') or project_of(call)['default_branch'])
+    if row is None:
         raise NotFound('Pipeline')
-    return pipeline_entity(call.ci.find_pipeline(rows[0]), call, detail=True)
+    return pipeline_entity(call.ci.find_pipeline(row), call, detail=True)
 
 
 @route('GET', f'{PROJECT}/repository/commits/<name:path>', auth=private_token)
 def show_built_commit(call: Call, id: str, name: str) -> dict[str, Any]:
     """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
-    project = project_of(call)
-    rows = (call.ci.list_pipelines(project, limit=1, ref=name)[0]
-            or call.ci.list_pipelines(project, limit=1, sha=name)[0])
-    if not rows:
+    row = newest_pipeline(call, ref=name) or newest_pipeline(call, sha=name)
+    if row is None:
         raise NotFound('Commit')
-    return {'id': rows[0]['sha'], 'short_id': rows[0]['sha'][:8], **(commit_entity(rows[0], call) or {}),
-            'project_id': project['id'], 'status': rows[0]['status'], 'last_pipeline': pipeline_entity(rows[0], call)}
+    return {'id': row['sha'], 'short_id': row['sha'][:8], **(commit_entity(row, call) or {}),
+            'project_id': row['project_id'], 'status': row['status'], 'last_pipeline': pipeline_entity(row, call)}
 
 
 @route('GET', f'{PIPELINES[0]}/<pipeline_id>/variables', auth=private_token)
@@ -6040,8 +6043,8 @@ BADGE_COLOURS = {'success': '#2da160', 'failed': '#d9534f', 'running': '#3c8dbc'
 @route('GET', f'{PROJECT}/badges/<ref:path>/pipeline.svg', auth=badge_reader)
 def show_badge(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
     """Draw the status of a ref's newest pipeline."""
-    rows, _ = call.ci.list_pipelines(project_of(call), limit=1, ref=ref)
-    status = rows[0]['status'] if rows else 'unknown'
+    row = newest_pipeline(call, ref=ref)
+    status = row['status'] if row else 'unknown'
     text = word(status)
     svg = BADGE.format(status=text, width=70 + 7 * len(text), right=12 + 7 * len(text),
                        colour=BADGE_COLOURS.get(status, '#9f9f9f'))
