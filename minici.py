@@ -2317,33 +2317,38 @@ SECTION_MARKS = re.compile(rb'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[
 
 
 class TraceStore:
-    """Append-only trace files, one a job; a file's size is the only record of its length.
+    """Append-only trace files, one for each job; the size of the file is the length of the trace.
 
-    Its modification time is the runner's heartbeat, 0 from the claim until the runner is first heard;
-    its access time is when somebody last looked. What replaces a trace is a new file.
+    The file's modification time is the runner's last heartbeat (0 from the claim until the first one);
+    its access time is when somebody last read the trace. A trace is replaced by renaming a new file over it.
     """
 
     STRIPES = 64    # locks that all jobs share
 
-    def __init__(self, root: Path, *, clock: Callable[[], float], fsync: bool, max_size: int) -> None:
-        self._root, self._clock, self._fsync, self._max_size = root, clock, fsync, max_size
+    def __init__(self, directory: Path, *, clock: Callable[[], float], fsync: bool, max_size: int) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._fsync = fsync
+        self._max_size = max_size
         self._locks = [threading.Lock() for _ in range(self.STRIPES)]
-        for directory in (root, root / 'locks'):
-            directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        (directory / 'locks').mkdir(mode=0o700, exist_ok=True)
 
     def path(self, job_id: int) -> Path:
-        """Return where the trace of a job stands, whether it exists or not."""
-        return self._root / f'{job_id // 1000:04d}' / f'{job_id}.log'
+        """Return the path of a job's trace, whether it exists or not."""
+        thousand = f'{job_id // 1000:04d}'
+        return self._directory / thousand / f'{job_id}.log'
 
     @contextlib.contextmanager
     def _locked(self, job_id: int) -> Iterator[None]:
-        """Keep the other threads, and with flock the other processes, away from a job's trace."""
+        """Keep other threads, and with flock other processes, from changing a job's trace."""
         stripe = job_id % self.STRIPES
         with self._locks[stripe]:
             if fcntl is None:
                 yield
                 return
-            handle = os.open(self._root / 'locks' / f'{stripe:02d}', os.O_CREAT | os.O_RDWR, 0o600)
+            lock_file = self._directory / 'locks' / f'{stripe:02d}'
+            handle = os.open(lock_file, os.O_CREAT | os.O_RDWR, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 yield
@@ -2351,7 +2356,7 @@ class TraceStore:
                 os.close(handle)
 
     def create(self, job_id: int) -> None:
-        """Start an empty trace, as a claim does; the runner has not been heard yet."""
+        """Create an empty trace, as a claim does; the runner has sent nothing yet."""
         with self._locked(job_id):
             path = self.path(job_id)
             path.unlink(missing_ok=True)
@@ -2359,34 +2364,37 @@ class TraceStore:
             path.touch(0o600)
             os.utime(path, (0, 0))
 
-    def append(self, job_id: int, start: int, data: bytes, check: Callable[[], Any]) -> int:
-        """Add `data` to a trace that is `start` bytes long, and return its new length in bytes.
+    def append(self, job_id: int, start: int, data: bytes, check: Callable[[], None]) -> int:
+        """Append `data` to a trace that is `start` bytes long, and return its new length in bytes.
 
-        `check` is called once nobody else can write; it raises when the writer has lost the right to.
-        Raises RangeMismatch when the trace has another length (no byte is written then), TooLarge when
-        it would outgrow the limit. When it returns, the bytes have reached the disk.
+        `check` runs under the lock; it raises if the caller may no longer write. Raises RangeMismatch
+        when the trace has another length (nothing is written then), TooLarge when it would exceed the
+        limit. The data is on disk when this returns.
         """
         with self._locked(job_id):
             check()
             path = self.path(job_id)
             path.parent.mkdir(mode=0o700, exist_ok=True)
             with self._open(path, 'ab') as file:
+                size = file.tell()
                 if start + len(data) > self._max_size:
                     raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
-                if start != file.tell():
-                    raise RangeMismatch(file.tell())
+                if start != size:
+                    raise RangeMismatch(size)
                 self._write(file, data)
-            self._heard(path)
+            self._set_heard(path)
             if self._fsync and not start and data:
                 sync_path(path.parent)
             return start + len(data)
 
     def _write(self, file: IO[bytes], data: bytes) -> None:
-        """Write all of `data` and flush it; leave the file as it was when that fails."""
-        offset, written = file.tell(), 0
+        """Write all of `data` and flush it to disk; restore the file's old length when that fails."""
+        offset = file.tell()
+        rest = memoryview(data)
         try:
-            while written < len(data):
-                written += os.write(file.fileno(), memoryview(data)[written:])
+            while rest:
+                written = os.write(file.fileno(), rest)
+                rest = rest[written:]
             if self._fsync and data:
                 os.fsync(file.fileno())
         except OSError:
@@ -2394,11 +2402,14 @@ class TraceStore:
                 file.truncate(offset)
             raise
 
-    def _heard(self, path: Path) -> None:
-        os.utime(path, (os.stat(path).st_atime, max(1.0, self._clock())))
+    def _set_heard(self, path: Path) -> None:
+        """Set a file's modification time to now; 0 would mean that the runner was never heard."""
+        read_at = os.stat(path).st_atime
+        heard_at = max(1.0, self._clock())
+        os.utime(path, (read_at, heard_at))
 
-    def replace(self, job_id: int, data: bytes, check: Callable[[], Any]) -> None:
-        """Put `data` in the place of what a trace held, at once or not at all; raises as `append` does."""
+    def replace(self, job_id: int, data: bytes, check: Callable[[], None]) -> None:
+        """Replace a trace by `data`, completely or not at all; raises as `append` does."""
         with self._locked(job_id):
             check()
             if len(data) > self._max_size:
@@ -2408,27 +2419,27 @@ class TraceStore:
             part = path.with_suffix('.part')
             with self._open(part, 'wb') as file:
                 self._write(file, data)
-            self._heard(part)
+            self._set_heard(part)
             os.replace(part, path)
             if self._fsync:
                 sync_path(path.parent)
 
     def heard(self, job_id: int) -> None:
-        """Note that the runner of a job has just been heard."""
+        """Record that the runner of a job was heard just now."""
         with contextlib.suppress(FileNotFoundError):
-            self._heard(self.path(job_id))
+            self._set_heard(self.path(job_id))
 
-    def restart(self, job_id: int, check: Callable[[], Any]) -> None:
-        """Begin a trace anew; what it held is kept until `settle` knows which of the two is longer."""
+    def restart(self, job_id: int, check: Callable[[], None]) -> None:
+        """Restart a trace empty; keep its old content as `.kept` until `settle` keeps the longer of the two."""
         with self._locked(job_id):
             check()
             path = self.path(job_id)
             os.replace(path, path.with_suffix('.kept'))
             path.touch(0o600)
-            self._heard(path)
+            self._set_heard(path)
 
     def settle(self, job_id: int, *, complete: bool = False) -> None:
-        """End a trace that was begun anew: unless it is `complete`, the longer of the two remains."""
+        """Finish what `restart` began: keep the longer content, or the new one if it is `complete`."""
         kept = self.path(job_id).with_suffix('.kept')
         if kept.exists():
             with self._locked(job_id):
@@ -2437,22 +2448,26 @@ class TraceStore:
                 kept.unlink(missing_ok=True)
 
     def parts(self) -> Iterator[Path]:
-        """Yield the files that were to replace a trace and are still there."""
-        return self._root.glob('*/*.part')
+        """Yield files left over from a `replace` that was interrupted."""
+        return self._directory.glob('*/*.part')
 
     def unsettled(self) -> Iterator[int]:
-        """Yield the jobs whose trace was begun anew and not settled."""
-        return (int(path.stem) for path in self._root.glob('*/*.kept'))
+        """Yield the ids of the jobs whose trace was restarted and not settled."""
+        for path in self._directory.glob('*/*.kept'):
+            yield int(path.stem)
 
     def looked_at(self, job_id: int) -> None:
-        """Note that somebody is reading a job's trace."""
+        """Record that somebody reads a job's trace just now."""
+        path = self.path(job_id)
         with self._locked(job_id), contextlib.suppress(FileNotFoundError):
-            os.utime(self.path(job_id), (self._clock(), os.stat(self.path(job_id)).st_mtime))
+            heard_at = os.stat(path).st_mtime
+            os.utime(path, (self._clock(), heard_at))
 
     def is_watched(self, job_id: int) -> bool:
         """Tell whether somebody read a job's trace within the last minute."""
         with contextlib.suppress(FileNotFoundError):
-            return self._clock() - os.stat(self.path(job_id)).st_atime < WATCHED_FOR
+            read_at = os.stat(self.path(job_id)).st_atime
+            return self._clock() - read_at < WATCHED_FOR
         return False
 
     def last_heard(self, job_id: int) -> float | None:
@@ -2468,7 +2483,7 @@ class TraceStore:
         return None
 
     def checksum(self, job_id: int) -> str:
-        """Return the CRC-32 of a job's trace the way runners write it."""
+        """Return the CRC-32 of a job's trace as runners write it: ``crc32:`` and eight digits."""
         crc = 0
         with contextlib.suppress(NotFound), self.open(job_id) as file:
             while chunk := file.read(COPY_CHUNK):
@@ -2476,7 +2491,7 @@ class TraceStore:
         return f'crc32:{crc:08x}'
 
     def open(self, job_id: int) -> IO[bytes]:
-        """Return a job's trace opened for reading; raise NotFound when there is none."""
+        """Open a job's trace for reading; raise NotFound when there is none."""
         try:
             return self._open(self.path(job_id), 'rb')
         except FileNotFoundError:
@@ -2484,25 +2499,30 @@ class TraceStore:
 
     @staticmethod
     def _open(path: Path, mode: str) -> IO[bytes]:
-        """Open a file, a new one for its owner alone; its access time, which is ours (see `looked_at`), stays."""
-        return open(path, mode, -1 if mode == 'rb' else 0, opener=lambda name, flags: os.open(
-            name, flags | getattr(os, 'O_NOATIME', 0), 0o600))
+        """Open a file, creating it for its owner alone, without touching its access time (see `looked_at`)."""
+        def opener(name: str, flags: int) -> int:
+            return os.open(name, flags | getattr(os, 'O_NOATIME', 0), 0o600)
+
+        if mode == 'rb':
+            return open(path, mode, opener=opener)
+        return open(path, mode, buffering=0, opener=opener)
 
     def blocks(self, job_id: int) -> Iterator[tuple[int, int, bytes]]:
-        """Yield a trace in pieces that end where a line does, each behind its offset and its first line's number."""
-        offset, number = 0, 1
+        """Yield a trace in blocks that end with a line: the offset, the number of the first line, the bytes."""
+        offset, first_line = 0, 1
         with self.open(job_id) as file:
             while block := file.read(MIB):
                 block += file.readline(MIB)
-                yield offset, number, block
-                offset, number = offset + len(block), number + block.count(b'\n')
+                yield offset, first_line, block
+                offset += len(block)
+                first_line += block.count(b'\n')
 
     def find_lines(self, job_id: int, *, number: int | None = None, offset: int | None = None,
                    pattern: re.Pattern[bytes] | None = None, limit: int = 1) -> list[tuple[int, int]]:
-        """Return the numbers (from 1) and offsets of the lines that have a number, hold a byte, or match `pattern`.
+        """Return the numbers (from 1) and offsets of lines: by number, by the offset of a byte, or by `pattern`.
 
-        What moves a terminal's cursor or colours its text is no part of a line here, and `pattern` sees
-        small letters alone, which is much faster than one that ignores case. Raises NotFound when there is no trace.
+        `pattern` is matched against the line in lower case, without escape sequences (lower-casing the text
+        is much faster than a pattern that ignores case). Raises NotFound when there is no trace.
         """
         found: list[tuple[int, int]] = []
         for at, first, block in self.blocks(job_id):
@@ -2525,19 +2545,20 @@ class TraceStore:
         return found[:limit]
 
     def plain(self, job_id: int) -> Iterator[bytes]:
-        """Yield a trace as text alone: no colours, no section marks, of a progress bar only its last state."""
+        """Yield a trace without colours and section marks; of a line rewritten with CR, only the final state."""
         for _, _, block in self.blocks(job_id):
-            lines = SECTION_MARKS.sub(b'', ESCAPES.sub(b'', block)).split(b'\n')
-            yield b'\n'.join(line.rstrip(b'\r').rpartition(b'\r')[2] for line in lines)
+            text = SECTION_MARKS.sub(b'', ESCAPES.sub(b'', block))
+            lines = [line.rstrip(b'\r') for line in text.split(b'\n')]
+            yield b'\n'.join(line.rpartition(b'\r')[2] for line in lines)
 
-    def remove_unheard(self, job_id: int, release: Callable[[], Any]) -> None:
-        """Remove a trace whose runner was never heard, if `release` says so once nobody else can write."""
+    def remove_unheard(self, job_id: int, release: Callable[[], bool]) -> None:
+        """Remove the trace of a runner that was never heard, if `release`, called under the lock, agrees."""
         with self._locked(job_id):
             if self.last_heard(job_id) is None and release():
                 self.path(job_id).unlink(missing_ok=True)
 
     def remove(self, job_id: int) -> None:
-        """Remove a job's trace, if there is one."""
+        """Remove a job's trace, if it has one."""
         self.settle(job_id, complete=True)
         with self._locked(job_id):
             self.path(job_id).unlink(missing_ok=True)
@@ -2546,15 +2567,19 @@ class TraceStore:
 # Artifacts ####################################################################################
 
 class PartFile:
-    """A file on its way in: counted, hashed and held against the size limit as it is written."""
+    """A file that is being received: counted, hashed and checked against the size limit as it is written."""
 
     def __init__(self, directory: Path, max_size: int) -> None:
         handle, name = tempfile.mkstemp('.part', dir=directory)
-        self.path, self.size, self.filename = Path(name), 0, ''
-        self._max_size, self._sha256, self._file = max_size, hashlib.sha256(), open(handle, 'wb', COPY_CHUNK)
+        self.path = Path(name)
+        self.size = 0           # bytes
+        self.filename = ''      # the client's name for it; only ever displayed
+        self._max_size = max_size
+        self._sha256 = hashlib.sha256()
+        self._file = open(handle, 'wb', COPY_CHUNK)
 
     def write(self, chunk: bytes) -> None:
-        """Add `chunk`; raises TooLarge, which names the limit, when the file outgrows it."""
+        """Append `chunk`; raise TooLarge, naming the limit, when the file exceeds it."""
         self.size += len(chunk)
         if self.size > self._max_size:
             raise TooLarge('file size has reached maximum size limit of '
@@ -2564,63 +2589,66 @@ class PartFile:
 
     @property
     def sha256(self) -> str:
-        """Return the hexadecimal SHA-256 of what was written so far."""
+        """Return the SHA-256 of the bytes written so far, in hexadecimal."""
         return self._sha256.hexdigest()
 
     def flush(self, *, to_disk: bool = False) -> None:
-        """Let other handles see what was written, and the disk keep it."""
+        """Write buffered bytes to the file, and with `to_disk` the file to the disk."""
         self._file.flush()
         if to_disk:
             os.fsync(self._file.fileno())
 
     def discard(self) -> None:
         """Close the file and remove it, unless it has been moved to its place."""
-        with contextlib.suppress(OSError):  # what is still buffered may not fit on the disk
+        with contextlib.suppress(OSError):  # the buffered bytes may not fit on the disk
             self._file.close()
         self.path.unlink(missing_ok=True)
 
     def move(self, target: Path) -> None:
-        """Put the file in its place."""
+        """Close the file and rename it to `target`."""
         self._file.close()
         os.replace(self.path, target)
 
 
 class ArtifactStore:
-    """Archives and reports on disk, under names of our own; never unpacked, never written twice."""
+    """Archives and reports on disk, under names made here; never unpacked, never written twice."""
 
-    def __init__(self, root: Path, incoming: Path, *, fsync: bool, max_size: int) -> None:
-        self._root, self.incoming, self._fsync, self._max_size = root, incoming, fsync, max_size
-        for directory in (root, incoming):
-            directory.mkdir(mode=0o700, exist_ok=True)
+    def __init__(self, directory: Path, incoming: Path, *, fsync: bool, max_size: int) -> None:
+        self._directory = directory
+        self.incoming = incoming
+        self._fsync = fsync
+        self._max_size = max_size
+        directory.mkdir(mode=0o700, exist_ok=True)
+        incoming.mkdir(mode=0o700, exist_ok=True)
 
     def receive(self) -> PartFile:
-        """Return a new file to stream an upload into; `store` or `discard` it."""
+        """Return a new file to stream an upload into; pass it to `store` or `discard` it."""
         return PartFile(self.incoming, self._max_size)
 
     def store(self, job_id: int, part: PartFile) -> str:
-        """Move a received file to its place and return the name it is stored as; it is on disk then."""
-        directory = self._root / f'{job_id // 1000:04d}'
+        """Move a received file into the store, on disk, and return the name under which it is stored."""
+        directory = self._directory / f'{job_id // 1000:04d}'
         directory.mkdir(mode=0o700, exist_ok=True)
-        stored_as = f'{directory.name}/{job_id}-{secrets.token_hex(8)}'
+        path = directory / f'{job_id}-{secrets.token_hex(8)}'
         part.flush(to_disk=self._fsync)
-        part.move(self._root / stored_as)
+        part.move(path)
         if self._fsync:
             sync_path(directory)
-            sync_path(self._root)
-        return stored_as
+            sync_path(self._directory)
+        return f'{directory.name}/{path.name}'
 
     def open(self, stored_as: str) -> IO[bytes]:
-        """Return a stored file opened for reading; raise NotFound when it is gone."""
+        """Open a stored file for reading; raise NotFound when it is gone."""
         try:
-            return open(self._root / stored_as, 'rb')
+            return open(self._directory / stored_as, 'rb')
         except FileNotFoundError:
             raise NotFound('Artifacts') from None
 
     def open_entry(self, stored_as: str, name: str) -> tuple[IO[bytes], int]:
         """Return one file out of a stored archive, and its size in bytes.
 
-        The answer can be sought in; it is a temporary file when it is large. Raises NotFound when the
-        archive or the entry is gone or is a directory, BadRequest when the archive cannot be read.
+        The file is seekable; a large one is a temporary file. Raises NotFound when the archive or the
+        entry is gone or is a directory, BadRequest when the archive cannot be read.
         """
         with self._opened_zip(stored_as) as bundle:
             entry = bundle.getinfo(name)
@@ -2628,36 +2656,39 @@ class ArtifactStore:
                 raise KeyError(name)
             if entry.file_size > self._max_size:
                 raise TooLarge(f'the entry unpacks to {entry.file_size} bytes')
-            copy = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
+            unpacked = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
             try:
                 with bundle.open(entry) as source:
-                    shutil.copyfileobj(source, copy, COPY_CHUNK)
-                size = copy.tell()
-                copy.seek(0)
+                    shutil.copyfileobj(source, unpacked, COPY_CHUNK)
+                size = unpacked.tell()
+                unpacked.seek(0)
             except BaseException:
-                copy.close()
+                unpacked.close()
                 raise
-            return copy, size  # type: ignore[return-value]
+            return unpacked, size  # type: ignore[return-value]
 
     def list_entries(self, stored_as: str, folder: str = '') -> list[tuple[str, int | None]]:
-        """Return what a folder of a stored archive holds: names and sizes in bytes, None for folders, those first.
+        """Return the names and sizes in bytes of a folder's entries; folders come first, with None as their size.
 
         `folder` is '' or ends in a slash. Raises as `open_entry` does.
         """
-        entries: dict[str, int | None] = {}
+        folders: set[str] = set()
+        files: dict[str, int] = {}
         with self._opened_zip(stored_as) as bundle:
-            for entry in bundle.infolist():
-                if entry.filename.startswith(folder):
-                    name, slash, _ = entry.filename[len(folder):].partition('/')
-                    entries[name + slash] = None if slash else entry.file_size
-            if not entries and folder:
-                raise KeyError(folder)
-        entries.pop('', None)   # the folder itself
-        return sorted(entries.items(), key=lambda item: (item[1] is not None, item[0]))
+            inside = [entry for entry in bundle.infolist() if entry.filename.startswith(folder)]
+        if folder and not inside:
+            raise NotFound('File')
+        for entry in inside:
+            name, slash, _ = entry.filename[len(folder):].partition('/')
+            if slash:
+                folders.add(name + slash)
+            elif name:  # without a name, it is the folder itself
+                files[name] = entry.file_size
+        return [*((name, None) for name in sorted(folders)), *sorted(files.items())]
 
     @contextlib.contextmanager
     def _opened_zip(self, stored_as: str) -> Iterator[zipfile.ZipFile]:
-        """Open a stored archive; what goes wrong inside, KeyError for a missing entry included, becomes a refusal."""
+        """Open a stored archive; a KeyError inside becomes NotFound, a damaged archive BadRequest."""
         with self.open(stored_as) as archive:
             try:
                 check_zip_directory(archive)
@@ -2674,47 +2705,57 @@ class ArtifactStore:
     def remove(self, stored_names: Iterable[str]) -> None:
         """Remove stored files; one that is gone already is no error."""
         for stored_as in stored_names:
-            (self._root / stored_as).unlink(missing_ok=True)
+            (self._directory / stored_as).unlink(missing_ok=True)
 
     def stored(self) -> Iterator[tuple[str, float]]:
         """Yield the name and modification time of every file in the store."""
-        for path in self._root.glob('*/*'):
+        for path in self._directory.glob('*/*'):
+            name = path.relative_to(self._directory)
             with contextlib.suppress(FileNotFoundError):
-                yield f'{path.parent.name}/{path.name}', path.stat().st_mtime
+                yield name.as_posix(), path.stat().st_mtime
 
 
 def read_dotenv(part: PartFile) -> list[dict[str, str]]:
-    """Return the variables in a received dotenv report (gzip); raise BadRequest when it is none."""
+    """Return the variables of a received dotenv report (gzip); raise BadRequest when it is invalid."""
     try:
         part.flush()
         with gzip.open(part.path) as file:
-            text = file.read(MAX_DOTENV + 1)
-        lines = [re.fullmatch(r'\s*([A-Za-z0-9_]{1,255})\s*=(.*)', line) for line in text.decode().splitlines()]
+            content = file.read(MAX_DOTENV + 1)
+        text = content.decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError):
         raise BadRequest('Invalid Format') from None
-    if len(text) > MAX_DOTENV or not all(lines):
+    if len(content) > MAX_DOTENV:
         raise BadRequest('Invalid Format')
-    return [{'key': line[1], 'value': line[2].strip()} for line in lines if line]
+    variables = []
+    for line in text.splitlines():
+        assignment = re.fullmatch(r'\s*([A-Za-z0-9_]{1,255})\s*=(.*)', line)
+        if not assignment:
+            raise BadRequest('Invalid Format')
+        variables.append({'key': assignment[1], 'value': assignment[2].strip()})
+    return variables
 
 
 def check_zip_directory(archive: IO[bytes]) -> None:
-    """Raise BadRequest for an archive whose directory would cost much time or memory to read.
+    """Raise BadRequest for an archive whose directory would take much time or memory to read.
 
-    Looks at the end records and counts what stands before them: an archive of a million empty files is
-    small and takes `zipfile` ten seconds and 270 MB, and what the records say need not be so.
+    An archive of a million empty files is small, and `zipfile` needs ten seconds and 270 MB for it.
+    Counts the entries itself, because the count in the end record can lie.
     """
     size = archive.seek(0, os.SEEK_END)
-    archive.seek(max(0, size - 65557))  # the record's 22 bytes and its longest comment
+    archive.seek(max(0, size - 65557))  # the end record has 22 bytes and a comment of 65,535 at most
     tail = archive.read()
-    at = tail.rfind(b'PK\5\6')
-    if at < 0 or len(tail) < at + 22:
+    end = tail.rfind(b'PK\5\6')
+    if end < 0 or len(tail) < end + 22:
         raise BadRequest('The archive cannot be read: it is not a zip file')
-    directory, zip64 = int.from_bytes(tail[at + 12:at + 16], 'little'), tail.rfind(b'PK\6\6', 0, at)
+    directory = int.from_bytes(tail[end + 12:end + 16], 'little')
+    zip64 = tail.rfind(b'PK\6\6', 0, end)
     if zip64 >= 0:
-        directory = max(directory % 0xffffffff, int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little'))
+        zip64_directory = int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little')
+        directory = max(directory % 0xffffffff, zip64_directory)
     entries = 0
     if directory <= MAX_ZIP_DIRECTORY:
-        archive.seek(max(0, size - len(tail) + at - directory - 76))
+        end += size - len(tail)
+        archive.seek(max(0, end - directory - 76))  # 76: the zip64 records before the end record
         entries = archive.read(directory + 76).count(b'PK\1\2')
     if entries > MAX_ZIP_ENTRIES or directory > MAX_ZIP_DIRECTORY:
         raise BadRequest(f'The archive has too many entries: single files are served from at most {MAX_ZIP_ENTRIES}')
