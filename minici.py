@@ -7983,49 +7983,57 @@ def router() -> bottle.Bottle:
 def no_route(error: bottle.HTTPError) -> bottle.HTTPResponse:
     """Answer in JSON for addresses and methods that no route has."""
     if error.status_code == 405:
-        return hardened(error_response(MethodNotAllowed(headers={'Allow': error.headers['Allow']})))
-    return hardened(json_response({'error': error.status_line}, error.status_code))
+        allowed = {'Allow': error.headers['Allow']}
+        return hardened(error_response(MethodNotAllowed(headers=allowed)))
+    message = {'error': error.status_line}
+    return hardened(json_response(message, error.status_code))
 
 
 class Application:
-    """The WSGI callable: routes on the undecoded path, so that ``group%2Fdemo`` stays one segment."""
+    """The WSGI callable. It routes by the undecoded path, so that ``group%2Fdemo`` stays one segment."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator, self._router, self.routes = coordinator, router(), tuple(ROUTES)
+        self._coordinator = coordinator
+        self._router = router()
+        self.routes = tuple(ROUTES)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one WSGI request."""
         path = self._raw_path(environ).rstrip('/') or '/'
         if path.endswith('.json') and '/artifacts/' not in path:
-            path = path[:-len('.json')]
-        return self._router({**environ, 'PATH_INFO': path, 'minici.path': path, 'minici.ci': self._coordinator},
-                            start_response)
+            path = path.removesuffix('.json')
+        ours = {'PATH_INFO': path, 'minici.path': path, 'minici.ci': self._coordinator}
+        return self._router({**environ, **ours}, start_response)
 
     @staticmethod
     def _raw_path(environ: Mapping[str, Any]) -> str:
-        """Return the path below the mount point as it was sent, or as near as the server lets us."""
-        decoded = environ.get('SCRIPT_NAME', '') + environ.get('PATH_INFO', '')
+        """Return the path below the mount point, undecoded if the server tells it."""
+        mount = environ.get('SCRIPT_NAME', '')
+        decoded = mount + environ.get('PATH_INFO', '')
         sent = environ.get('REQUEST_URI') or environ.get('RAW_URI') or ''
-        raw = re.sub(r'^https?://[^/?]*', '', sent).partition('?')[0]
-        if urllib.parse.unquote(raw, 'latin-1') != decoded:  # absent, or somebody rewrote the path since
+        without_host = re.sub(r'^https?://[^/?]*', '', sent)
+        raw, _, _ = without_host.partition('?')
+        if urllib.parse.unquote(raw, 'latin-1') != decoded:  # missing, or a middleware has rewritten the path
             raw = urllib.parse.quote(decoded.encode('latin-1'), safe="/:@!$&'()*+,;=~")
-        depth = environ.get('SCRIPT_NAME', '').count('/')
-        return '/' + '/'.join(raw.split('/')[depth + 1:])
+        depth = mount.count('/')
+        below = raw.split('/')[depth + 1:]
+        return '/' + '/'.join(below)
 
 
 def create_app(coordinator: Coordinator) -> Application:
-    """Return a WSGI application over a coordinator; mount it under any prefix, beside any other."""
+    """Return a WSGI application that serves a coordinator; it can be mounted under any prefix."""
     return Application(coordinator)
 
 
 class SpoolBuffer(waitress.buffers.OverflowableBuffer):
-    """A request body on its way in, kept in the data directory once it is large."""
+    """A request body that is still arriving; a large one is kept in the data directory."""
 
     directory: Path
     buf: Any
 
     def _set_large_buffer(self) -> None:
-        small, file = self.buf, tempfile.TemporaryFile(dir=self.directory)
+        small = self.buf
+        file = tempfile.TemporaryFile(dir=self.directory)
         self.buf = waitress.buffers.FileBasedBuffer(file, small)
         if small is not None:
             small.close()
@@ -8033,13 +8041,13 @@ class SpoolBuffer(waitress.buffers.OverflowableBuffer):
 
 
 class NoBuffer(io.BytesIO):
-    """Takes the rest of a body that is refused, and forgets it."""
+    """Throws the rest of a refused body away."""
 
     def append(self, data: bytes) -> None:
-        """Forget `data`."""
+        """Throw `data` away."""
 
     def getfile(self) -> NoBuffer:
-        """Return the nothing that was kept."""
+        """Return an empty file."""
         return self
 
     def __len__(self) -> int:
@@ -8047,28 +8055,31 @@ class NoBuffer(io.BytesIO):
 
 
 class RequestParser(waitress.parser.HTTPRequestParser):
-    """Holds ordinary requests against a limit of their own while they arrive."""
+    """Checks the size of a request while it arrives; ordinary requests have a lower limit than uploads."""
 
     adj: Any
     error: Any
 
     def received(self, data: bytes) -> int:
-        """Take a piece of the request; of a body that is too large only the length is kept, for the refusal.
+        """Take a piece of the request. A body that is too large is read to its end but not kept.
 
-        A connection that is closed while its client still sends is reset, and the client never sees the
-        413: a runner then sends the whole archive again, twice.
+        If the connection were closed while the client is still sending, it would be reset before the
+        client reads the 413, and a runner would send the whole archive again, twice.
         """
-        consumed, body = super().received(data), self.body_rcv
+        consumed = super().received(data)
+        body = self.body_rcv
         if isinstance(self.error, waitress.utilities.RequestEntityTooLarge):
-            self.error, self.completed = body.error, body.completed or bool(body.error)
+            self.error = body.error
+            self.completed = body.completed or bool(body.error)
             if not isinstance(body.buf, NoBuffer):
                 body.buf.close()
                 body.buf = NoBuffer()
-            self.headers['CONTENT_LENGTH'] = str(max(self.content_length, self.body_bytes_received))
+            size = max(self.content_length, self.body_bytes_received)
+            self.headers['CONTENT_LENGTH'] = str(size)
         return consumed
 
     def parse_header(self, header_plus: bytes) -> None:
-        """Choose the limit and the place of the body once the headers are known."""
+        """Choose the size limit and the buffer of the body when the headers are complete."""
         super().parse_header(header_plus)
         if not (self.command == 'POST' and '/artifacts' in self.path):
             self.adj = self.adj.ordinary
@@ -8083,39 +8094,40 @@ class Channel(waitress.channel.HTTPChannel):
     parser_class = RequestParser
 
     def handle_close(self) -> None:
-        """Remove what a client left half sent."""
+        """Close the spool file of a request that was not sent to its end."""
         if self.request is not None:
             self.request.close()
         super().handle_close()
 
 
 class Server:
-    """waitress around a coordinator, in a thread of its own.
+    """Serves a coordinator with waitress, in a thread of its own.
 
-    It accepts connections when the constructor has returned; `url` says where. `port` 0 lets the
-    system choose. Use it as a context manager, or call `stop`. Raises OSError when the address is taken.
+    The socket accepts connections when the constructor returns; `url` is its address. With `port` 0
+    the system chooses the port. Use it as a context manager, or call `stop`. `threads` is the number
+    of worker threads. Raises OSError when the address is taken.
     """
 
     def __init__(self, coordinator: Coordinator, host: str = '127.0.0.1', port: int = 0, *,
                  application: Callable[..., Any] | None = None, threads: int = 8) -> None:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address, family=family, dualstack_ipv6=family == socket.AF_INET6
-                                        and socket.has_dualstack_ipv6())
-        self.host, self.port = host, listener.getsockname()[1]
-        name = f'[{host}]' if ':' in host else host
-        self.url = coordinator.settings.external_url or f'http://{name}:{self.port}'
+        listener = open_listener(host, port)
+        self.host = host
+        self.port = listener.getsockname()[1]
+        self.url = coordinator.settings.external_url or http_url(host, self.port)
         limit = coordinator.settings.max_artifacts_size + 2 * MIB
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)  # send_bytes: 8 times faster with it
+            warnings.simplefilter('ignore', DeprecationWarning)  # for send_bytes, which makes it 8 times faster
             self._server = waitress.create_server(
                 application or create_app(coordinator), sockets=[listener], threads=threads, send_bytes=MIB,
                 recv_bytes=256 * KIB, asyncore_use_poll=True, connection_limit=connection_limit(),
                 max_request_body_size=limit, ident=None)
         ordinary = self._server.adj
-        self._server.adj = uploads = copy.copy(ordinary)
+        uploads = copy.copy(ordinary)
         ordinary.max_request_body_size = MAX_TRACE_BODY + MIB
-        uploads.ordinary = ordinary.ordinary = ordinary
-        uploads.directory = ordinary.directory = coordinator.artifacts.incoming
+        for limits in (ordinary, uploads):
+            limits.ordinary = ordinary
+            limits.directory = coordinator.artifacts.incoming
+        self._server.adj = uploads
         self._server.channel_class = Channel
         logging.getLogger('waitress.queue').setLevel(logging.ERROR)
         self._thread = threading.Thread(target=self._server.run, name='minici', daemon=True)
@@ -8128,7 +8140,7 @@ class Server:
         self.stop()
 
     def stop(self, grace: float = 5) -> None:
-        """Stop accepting, let requests in flight finish for up to `grace` seconds, close everything."""
+        """Stop accepting, wait up to `grace` seconds for requests in flight, then close everything."""
         if not self._thread.is_alive():
             return
         self._in_loop(self._close_listener)
@@ -8140,13 +8152,15 @@ class Server:
         self._server.task_dispatcher.shutdown()
 
     def _in_loop(self, action: Callable[[], None]) -> None:
-        """Have the loop's own thread do something: its sockets must not vanish under its `poll`."""
+        """Run `action` in the loop's own thread, because sockets must not be closed while it polls them."""
         with contextlib.suppress(OSError):
             self._server.trigger.pull_trigger(action)
 
     def _is_busy(self) -> bool:
-        return any(item.requests or item.total_outbufs_len or item.request is not None
-                   for item in list(self._server._map.values()) if isinstance(item, Channel))
+        """Tell whether a request is arriving, being answered, or its answer still being sent."""
+        items = list(self._server._map.values())
+        channels = [item for item in items if isinstance(item, Channel)]
+        return any(channel.requests or channel.total_outbufs_len or channel.request for channel in channels)
 
     def _close_listener(self) -> None:
         self._server.del_channel()
@@ -8157,14 +8171,30 @@ class Server:
             item.close()
 
 
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a listening socket; an IPv6 address accepts IPv4 too where the system can do that."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, *_, address = found[0]
+    dualstack = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=family, dualstack_ipv6=dualstack)
+
+
+def http_url(host: str, port: int) -> str:
+    """Return the address of a plain HTTP server; an IPv6 host gets its brackets."""
+    name = f'[{host}]' if ':' in host else host
+    return f'http://{name}:{port}'
+
+
 def connection_limit() -> int:
-    """Return how many connections to accept: 2,000, or what the limit on descriptors leaves."""
+    """Return how many connections to accept: 2,000, or fewer when the process may open fewer files."""
     try:
         import resource
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except ImportError:
         return 400
-    return max(20, min(2000, descriptors - 64)) if descriptors > 0 else 2000
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors < 0:  # unlimited
+        return 2000
+    return max(20, min(2000, descriptors - 64))
 
 
 # Command line #################################################################################
