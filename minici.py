@@ -2140,25 +2140,39 @@ def sync_path(path: Path) -> None:
         os.close(handle)
 
 
-class Database:
-    """One SQLite file: a writer that queues, readers that never wait.
+#: How SQLite's messages begin that tell of locks, disks and files; Python 3.10 does not give their codes.
+TROUBLE = (
+    'database is locked',
+    'database table is locked',
+    'database schema is locked',
+    'database or disk is full',
+    'disk I/O error',
+    'unable to open database file',
+    'locking protocol',
+    'database disk image is malformed',
+    'file is not a database',
+)
 
-    A thread borrows a connection for each block and gives it back; after a fork the child opens its
-    own. The file is never opened except through SQLite: closing a second handle would drop the locks
-    that POSIX keeps by process.
+
+class Database:
+    """One SQLite file: writers take turns, readers never wait.
+
+    A thread borrows a connection for each block and returns it; after a fork the child opens its own.
+    This process opens the file only through SQLite: POSIX drops a process's locks on a file as soon
+    as the process closes any handle of that file.
     """
 
     def __init__(self, path: Path, *, fsync: bool = True) -> None:
         if sqlite3.sqlite_version_info < (3, 35):
             raise CIError(f'minici needs SQLite 3.35 or later; this Python has {sqlite3.sqlite_version}')
         self.path = path
-        self._synchronous = 'FULL' if fsync else 'OFF'
+        self._fsync = fsync
         self._forget()
-        with contextlib.suppress(FileExistsError):  # made here for its mode: tokens live in it
+        with contextlib.suppress(FileExistsError):  # SQLite would let everybody read it, and it holds tokens
             path.touch(0o600, exist_ok=False)
 
     def _forget(self) -> None:
-        """Start without connections, as a new process must."""
+        """Reset to no connections; called again after a fork."""
         self._pid = os.getpid()
         self._write_lock = threading.Lock()
         self._writer: sqlite3.Connection | None = None
@@ -2184,7 +2198,9 @@ class Database:
                     raise
                 time.sleep(0.02)
         connection.execute('PRAGMA journal_size_limit = 4194304').fetchall()
-        connection.execute(f'PRAGMA synchronous = {self._synchronous}')
+        connection.execute('PRAGMA synchronous = FULL')     # said explicitly: some builds of SQLite default to less
+        if not self._fsync:
+            connection.execute('PRAGMA synchronous = OFF')
         return connection
 
     def _check_process(self) -> None:
@@ -2195,16 +2211,18 @@ class Database:
 
     @contextlib.contextmanager
     def _trouble(self) -> Iterator[None]:
-        """Turn SQLite's complaints about locks, disks and files into Busy."""
+        """Convert lock, disk and I/O errors into Busy; any other error is a fault of ours and stays as it is."""
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            if not str(error).startswith(TROUBLE):
+                raise
             log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
             raise Busy(f'The database answers: {error}') from error
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection that only reads; fetch everything before the block ends.
+        """Yield a connection that only reads; fetch every row before the block ends.
 
         Raises Busy when the file cannot be read.
         """
@@ -2226,7 +2244,8 @@ class Database:
     def write(self) -> Iterator[sqlite3.Connection]:
         """Yield the writing connection inside BEGIN IMMEDIATE; commit at the end, or roll back.
 
-        Raises Busy when other writers hold it for too long. Hold it across no file and no network.
+        Do not read files or wait for the network within the block: other writers wait for its end.
+        Raises Busy when they make this one wait for too long, or when the disk is full or fails.
         """
         self._check_process()
         if not self._write_lock.acquire(timeout=LOCK_TIMEOUT):
@@ -2248,20 +2267,20 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to the newest version; refuse another program's file or a newer version."""
-        with self.read() as c:  # before the first write, which would turn another program's file into WAL
+        with self.read() as c:  # before the first write, which would switch another program's file to WAL
             self._version(c)
         with self.write() as c:
             version = self._version(c)
-            for number in range(version, len(MIGRATIONS)):
-                for statement in self._statements(MIGRATIONS[number]):
+            for script in MIGRATIONS[version:]:
+                for statement in self._statements(script):
                     c.execute(statement)
-                c.execute(f'PRAGMA user_version = {number + 1}')
             if version < len(MIGRATIONS):
+                c.execute(f'PRAGMA user_version = {len(MIGRATIONS)}')
                 c.execute(f'PRAGMA application_id = {APPLICATION_ID}')
 
     def _version(self, c: sqlite3.Connection) -> int:
-        """Return the schema's version; raise CIError when this is not our file or a later one of ours."""
-        tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()  # first: another process may be at it
+        """Return the schema's version; raise CIError for another program's file or a newer version of ours."""
+        tables, = c.execute('SELECT count(*) FROM sqlite_master').fetchone()  # first: another process may migrate it
         version, = c.execute('PRAGMA user_version').fetchone()
         application, = c.execute('PRAGMA application_id').fetchone()
         if application != APPLICATION_ID and (application or tables):
@@ -2273,7 +2292,7 @@ class Database:
 
     @staticmethod
     def _statements(script: str) -> Iterator[str]:
-        """Split a script; `executescript` would commit the transaction that it runs in."""
+        """Yield the statements of a script one by one; `executescript` would commit the open transaction."""
         statement = ''
         for line in script.splitlines(keepends=True):
             statement += line

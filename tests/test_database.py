@@ -275,6 +275,34 @@ def test_a_closed_coordinator_answers_503_and_never_403_or_404(ci, client, job, 
         assert response.headers['Retry-After'].isdecimal()
 
 
+# -- what is trouble, and what is a fault of ours
+
+TROUBLES = ['database is locked', 'database table is locked: job', 'database or disk is full', 'disk I/O error',
+            'unable to open database file', 'database disk image is malformed', 'file is not a database']
+
+
+@pytest.mark.parametrize('message', TROUBLES)
+@pytest.mark.parametrize('block', ['read', 'write'])
+def test_trouble_with_locks_disks_and_files_is_busy(ci, message, block):
+    with pytest.raises(minici.Busy, match=message), getattr(ci.db, block)():
+        raise sqlite3.DatabaseError(message)
+
+
+@pytest.mark.parametrize('error', [sqlite3.OperationalError('no such column: nme'), sqlite3.IntegrityError('NOT NULL'),
+                                   sqlite3.ProgrammingError('You did not supply a value for binding')])
+def test_a_fault_in_our_own_sql_is_no_trouble(ci, error):
+    with pytest.raises(type(error), match=str(error)), ci.db.write():
+        raise error
+
+
+def test_a_fault_in_our_own_sql_is_answered_500_with_a_traceback_in_the_log(ci, client, token, caplog):
+    with ci.db.write() as c:
+        c.execute('ALTER TABLE project RENAME COLUMN path TO elsewhere')
+    response = client.call('GET', '/api/v4/projects', token=token, status=500)
+    assert 'Retry-After' not in response.headers
+    assert 'no such column' in caplog.records[-1].exc_text
+
+
 # -- full disks
 
 FULL_DISK = """
