@@ -31,6 +31,16 @@ The sections, each using only those above it:
 
 from __future__ import annotations
 
+if __name__ == '__main__':  # hand over to the imported module: there is one of it, and Python keeps its bytecode
+    import importlib
+    import sys
+    try:
+        importlib.import_module('minici')
+    except ModuleNotFoundError:
+        sys.exit(f'minici: {sys.exc_info()[1]}. Install what minici needs with\n'
+                 f'  {sys.executable} -m pip install bottle waitress multipart regex PyYAML')
+    sys.exit(sys.modules['minici'].main())
+
 import argparse
 import collections
 import contextlib
@@ -71,7 +81,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol
+from typing import IO, Any, ClassVar, Protocol, TypeAlias
 
 import bottle
 import multipart
@@ -8218,6 +8228,9 @@ def connection_limit() -> int:
 
 # Command line #################################################################################
 
+Subcommands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; serving is what happens without a subcommand."""
     parser = argparse.ArgumentParser(prog='minici', description='A GitLab-compatible CI coordinator in one file.')
@@ -8225,120 +8238,198 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--db', default='minici.sqlite', help='the database (default: %(default)s)')
     parser.add_argument('--data', help='directory for traces and artifacts (default: beside the database)')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s)')
-    parser.add_argument('--port', type=int, default=8080, help='port to listen on (default: %(default)s)')
+    parser.add_argument('--port', type=port_number, default=8080, help='port to listen on (default: %(default)s)')
     parser.add_argument('--hook', metavar='COMMAND', help='run this with JSON on its standard input whenever a job '
                                                           'or pipeline changes its status')
     for item in dataclasses.fields(Settings):
-        option, kind = '--' + item.name.replace('_', '-'), item.metadata['kind']
-        if kind == 'flag':
-            parser.add_argument(option, action='store_true', help=item.metadata['help'])
-        else:
-            parser.add_argument(option, type=_reader(kind), default=item.default, metavar=kind.upper(),
-                                help=f'{item.metadata["help"]} (default: {item.default or "none"})')
-    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
-    token = commands.add_parser('token', help='print a new private token')
-    token.add_argument('--name', default='root', help='whose token it is (default: %(default)s)')
-    token.add_argument('--scope', choices=('api', 'read_api'), default='api')
+        add_setting(parser, item)
+    parser.set_defaults(action=serve_command)
+    commands = parser.add_subparsers(metavar='COMMAND')
+    add_submit_command(commands)
+    add_operator_commands(commands)
+    add_lint_command(commands)
+    return parser
+
+
+def port_number(text: str) -> int:
+    """Return a TCP port; 0 lets the system choose one."""
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f'{port} is not a port: choose one from 1 to 65535, or 0 for any free one')
+    return port
+
+
+def add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
+    """Add the option of one field of `Settings`."""
+    option = '--' + item.name.replace('_', '-')
+    kind, meaning = item.metadata['kind'], item.metadata['help']
+    if kind == 'flag':
+        parser.add_argument(option, action='store_true', help=meaning)
+        return
+    shown = item.default or 'none'
+    reader = setting_reader(kind)
+    parser.add_argument(option, type=reader, default=item.default, metavar=kind.upper(),
+                        help=f'{meaning} (default: {shown})')
+
+
+def setting_reader(kind: str) -> Callable[[str], Any]:
+    """Return the function with which argparse reads settings of a kind."""
+    def read(text: str) -> Any:
+        try:
+            return read_setting(kind, text)
+        except ValueError as problem:
+            raise argparse.ArgumentTypeError(str(problem)) from None
+    return read
+
+
+def add_submit_command(commands: Subcommands) -> None:
+    """Add the command that makes a pipeline of a repository."""
     submit = commands.add_parser('submit', help='make a pipeline of a git repository')
     submit.add_argument('path', help='the repository')
     submit.add_argument('--ref', help='branch or tag (default: the one that is checked out)')
     submit.add_argument('--variable', action='append', default=[], metavar='K=V')
     submit.add_argument('--follow', action='store_true', help='print the traces; exit with the result')
     submit.add_argument('--uncommitted', action='store_true', help='include what is not committed, or not even added')
+    submit.set_defaults(action=submit_command)
+
+
+def add_operator_commands(commands: Subcommands) -> None:
+    """Add the commands for whoever looks after an existing database."""
+    token = commands.add_parser('token', help='print a new private token')
+    token.add_argument('--name', default='root', help='whose token it is (default: %(default)s)')
+    token.add_argument('--scope', choices=('api', 'read_api'), default='api')
+    token.set_defaults(action=token_command)
     why = commands.add_parser('why', help='say why a job is not running')
     why.add_argument('job', type=int)
-    prune = commands.add_parser('prune', help='remove finished pipelines that are too old or too much')
+    why.set_defaults(action=why_command)
+    prune = commands.add_parser('prune', help='remove finished pipelines that are too old or take too much space')
     prune.add_argument('--dry-run', action='store_true', help='only list them')
+    prune.set_defaults(action=prune_command)
     backup = commands.add_parser('backup', help='write a consistent copy of the database')
     backup.add_argument('out')
-    lint = commands.add_parser('lint', help='check a pipeline file')
-    lint.add_argument('file')
-    lint.add_argument('--plan', action='store_true', help='print which jobs would run, in order, and why')
-    lint.add_argument('--ref', default='main')
-    lint.add_argument('--tag', action='store_true', help='--ref is a tag')
-    lint.add_argument('--source', default='push', help='merge_request_event, schedule, web, ... (default: %(default)s)')
-    lint.add_argument('--variable', action='append', default=[], metavar='K=V')
-    return parser
+    backup.set_defaults(action=backup_command)
 
 
-def _reader(kind: str) -> Callable[[str], Any]:
-    """Return argparse's reader of one kind of setting."""
-    def read(text: str) -> Any:
-        try:
-            return read_setting(kind, text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return read
+def add_lint_command(commands: Subcommands) -> None:
+    """Add the command that checks a pipeline file."""
+    parser = commands.add_parser('lint', help='check a pipeline file')
+    parser.add_argument('file', nargs='?', default=PIPELINE_FILE, help='the file (default: %(default)s)')
+    parser.add_argument('--plan', action='store_true', help='print which jobs would run, in order, and why')
+    parser.add_argument('--ref', default='main')
+    parser.add_argument('--tag', action='store_true', help='--ref is a tag')
+    parser.add_argument('--source', default='push',
+                        help='merge_request_event, schedule, web, ... (default: %(default)s)')
+    parser.add_argument('--variable', action='append', default=[], metavar='K=V')
+    parser.set_defaults(action=lint_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Run the command line; return the exit status: 0, 1 after a complaint, 130 after Ctrl-C."""
     options = build_parser().parse_args(argv)
     try:
-        if options.command == 'lint':
-            return lint_command(options)
-        settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
-        with Coordinator(options.db, options.data, **settings) as ci:
-            return {'token': token_command, 'submit': submit_command, 'backup': backup_command, 'why': why_command,
-                    'prune': prune_command, None: serve_command}[options.command](ci, options)
+        return options.action(options)
     except CIError as error:
-        print('\n'.join(error.problems), file=sys.stderr)
+        complaints = plain_problems(error)
     except (OSError, sqlite3.Error) as error:
-        print(f'minici: {error}', file=sys.stderr)
+        complaints = [str(error)]
+    except KeyboardInterrupt:
+        print('minici: interrupted', file=sys.stderr)
+        return 130
+    for text in complaints:
+        print(f'minici: {text}', file=sys.stderr)
     return 1
 
 
-def token_command(ci: Coordinator, options: argparse.Namespace) -> int:
+def plain_problems(error: CIError) -> list[str]:
+    """Return what went wrong in words for a terminal, which knows nothing of HTTP's statuses."""
+    if not isinstance(error.detail, str):
+        return error.problems
+    if isinstance(error, NotFound):
+        return [f'there is no such {error.detail.lower() or "thing"}']
+    return [error.detail or error.phrase]
+
+
+def open_coordinator(options: argparse.Namespace) -> Coordinator:
+    """Return a coordinator over the database that the options name; a missing one is made."""
+    settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
+    return Coordinator(options.db, options.data, **settings)
+
+
+def open_existing(options: argparse.Namespace) -> Coordinator:
+    """Return a coordinator over the database that the options name; raise BadRequest if it is missing."""
+    if not os.path.exists(options.db):
+        advice = f'"minici --db {options.db}" makes one and serves it'
+        raise BadRequest({'db': [f'there is no database {options.db}; {advice}']})
+    return open_coordinator(options)
+
+
+def token_command(options: argparse.Namespace) -> int:
     """Print a new private token, alone on its line."""
-    print(ci.create_private_token(options.name, options.scope))
+    with open_existing(options) as ci:
+        print(ci.create_private_token(options.name, options.scope))
     return 0
 
 
-def backup_command(ci: Coordinator, options: argparse.Namespace) -> int:
+def backup_command(options: argparse.Namespace) -> int:
     """Write a copy of the database."""
-    ci.backup(options.out)
+    with open_existing(options) as ci:
+        ci.backup(options.out)
     return 0
 
 
-def why_command(ci: Coordinator, options: argparse.Namespace) -> int:
+def why_command(options: argparse.Namespace) -> int:
     """Say why a job is not running."""
-    job = ci.find_job(options.job)
-    reason = ci.pending_reason(job)
-    print(f'{job["name"]} is {job["status"]}' + (f': {reason}' if reason else ''))
+    with open_existing(options) as ci:
+        try:
+            job = ci.find_job(options.job)
+        except NotFound:
+            raise BadRequest({'job': [f'job {options.job} does not exist']}) from None
+        reason = ci.pending_reason(job)
+    state = f'{job["name"]} is {job["status"]}'
+    print(f'{state}: {reason}' if reason else state)
     return 0
 
 
-def prune_command(ci: Coordinator, options: argparse.Namespace) -> int:
-    """Remove the pipelines that are too old or too much, or list them."""
-    for pipeline in ci.prune(dry_run=options.dry_run):
-        print(f'pipeline {pipeline["id"]} ({pipeline["ref"]}, {pipeline["status"]}, '
-              f'{iso_time(pipeline["finished_at"])})')
+def prune_command(options: argparse.Namespace) -> int:
+    """Remove the pipelines that are too old or take too much space, or only list them."""
+    with open_existing(options) as ci:
+        for pipeline in ci.prune(dry_run=options.dry_run):
+            finished = iso_time(pipeline['finished_at'])
+            print(f'pipeline {pipeline["id"]} ({pipeline["ref"]}, {pipeline["status"]}, {finished})')
     return 0
 
 
 def given_variables(options: argparse.Namespace) -> list[dict[str, str]]:
-    """Return the variables of the command line."""
-    return [dict(zip(('key', 'value'), text.split('=', 1), strict=False)) for text in options.variable]
+    """Return the variables of the command line; raise BadRequest for one that is not written K=V."""
+    variables = []
+    for text in options.variable:
+        key, sign, value = text.partition('=')
+        if not sign:
+            raise BadRequest({'variable': [f'--variable {text}: write it as NAME=VALUE']})
+        variables.append({'key': key, 'value': value})
+    return variables
 
 
 class Directory:
     """The files below a directory, read as a `Repository` is."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def file(self, sha: str, path: str) -> bytes | None:
         """Return a file's content, or None when there is none."""
-        file = self._root / path
-        return file.read_bytes() if file.is_file() and '..' not in Path(path).parts else None
+        file = self._path / path
+        if '..' in Path(path).parts or not file.is_file():
+            return None
+        return file.read_bytes()
 
     def files(self, sha: str) -> list[str]:
         """Return the paths of all files, git's own excepted."""
-        return [path.relative_to(self._root).as_posix() for path in self._root.rglob('*')
-                if path.is_file() and '.git' not in path.parts]
+        found = (path.relative_to(self._path) for path in self._path.rglob('*') if path.is_file())
+        return [path.as_posix() for path in found if '.git' not in path.parts]
 
     def changes(self, base: str, sha: str) -> None:
-        """Return None: what changed cannot be told."""
+        """Return None: without a repository nobody knows what changed."""
 
 
 def lint_command(options: argparse.Namespace) -> int:
@@ -8351,43 +8442,76 @@ def lint_command(options: argparse.Namespace) -> int:
         variables.pop('CI_COMMIT_BRANCH', None)
         variables.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=options.ref,
                          CI_MERGE_REQUEST_TARGET_BRANCH_NAME='main')
-    variables.update((given['key'], given.get('value', '')) for given in given_variables(options))
+    variables.update((given['key'], given['value']) for given in given_variables(options))
     file = Path(options.file)
     spec = compile_pipeline(file.read_bytes(), facts=facts, variables=variables, name=options.file,
                             repository=Directory(file.parent))
-    for stage in spec.stages:
-        for job in (job for job in spec.jobs if job.stage == stage):
-            needs = ''
-            if job.needs is not None:
-                needs = f', needs {", ".join(need["name"] for need in job.needs) or "nothing"}'
-            print(f'{stage}: {job.name}'
-                  + (f' ({job.when}{needs}; {spec.decisions[job.name]})' if options.plan else ''))
-    for name, reason in spec.decisions.items():
-        if options.plan and reason.startswith('left out'):
-            print(f'-: {name} ({reason})')
+    print_plan(spec, options.plan)
     return 0
 
 
-def submit_command(ci: Coordinator, options: argparse.Namespace) -> int:
+def print_plan(spec: PipelineSpec, detailed: bool) -> None:
+    """Print the jobs of a pipeline by stage; a detailed plan says when and why each runs or was left out."""
+    for stage in spec.stages:
+        for job in spec.jobs:
+            if job.stage == stage:
+                details = plan_details(spec, job) if detailed else ''
+                print(f'{stage}: {job.name}{details}')
+    left_out = {name: reason for name, reason in spec.decisions.items() if reason.startswith('left out')}
+    if detailed:
+        for name, reason in left_out.items():
+            print(f'-: {name} ({reason})')
+
+
+def plan_details(spec: PipelineSpec, job: JobSpec) -> str:
+    """Return when a job runs, what it needs and which rule let it in."""
+    needs = ''
+    if job.needs is not None:
+        names = ', '.join(need['name'] for need in job.needs)
+        needs = f', needs {names or "nothing"}'
+    return f' ({job.when}{needs}; {spec.decisions[job.name]})'
+
+
+def submit_command(options: argparse.Namespace) -> int:
     """Make a pipeline of a repository on this machine, and its project if need be."""
-    path = Path(options.path).resolve()
-    url, sha = 'file://' + urllib.parse.quote(str(path)), None
-    name = re.sub(r'[^A-Za-z0-9_.\-]+', '-', path.name.removesuffix('.git')).strip('-.') or 'project'
-    name = f'project-{name}' if name.isdigit() or re.search(r'\.(atom|json)$', name) else name
-    with Repository(url, ci.artifacts.incoming) as repository:
-        branch = repository.default_branch()
+    with open_coordinator(options) as ci:
+        path = Path(options.path).resolve()
+        name, sha = project_name(path), None
+        url = 'file://' + urllib.parse.quote(str(path))
+        with Repository(url, ci.artifacts.incoming) as repository:
+            branch = repository.default_branch()
         if options.uncommitted:
-            url, sha = snapshot(path, options.ref or branch, ci.data / 'snapshots' / f'{name}.git')
+            target = ci.data / 'snapshots' / f'{name}.git'
+            url, sha = snapshot(path, options.ref or branch, target)
             name += '-uncommitted'
+        project = submitted_project(ci, name, url, branch)
+        pipeline = ci.create_pipeline(project, options.ref or branch, sha=sha, variables=given_variables(options))
+        commit = pipeline['sha'][:8]
+        print(f'pipeline {pipeline["id"]} of {name} at {commit}: {pipeline["status"]}')
+        if not options.follow:
+            return 0
+        return follow(ci, pipeline, sys.stdout)
+
+
+def project_name(path: Path) -> str:
+    """Return a path for the project of a repository: its directory's name, as far as a path may hold it."""
+    name = re.sub(r'[^A-Za-z0-9_.\-]+', '-', path.name.removesuffix('.git')).strip('-.')
+    if not name:
+        return 'project'
+    if name.isdigit() or re.search(r'\.(atom|json)$', name):
+        return f'project-{name}'
+    return name
+
+
+def submitted_project(ci: Coordinator, name: str, url: str, branch: str) -> Row:
+    """Return the project of a submitted repository, made if need be; raise BadRequest if the name is taken."""
     try:
         project = ci.find_project(name)
     except NotFound:
-        project = ci.create_project(name, import_url=url, default_branch=branch)
+        return ci.create_project(name, import_url=url, default_branch=branch)
     if project['import_url'] != url:
         raise BadRequest({'path': [f'the project {name} is of another repository: {project["import_url"]}']})
-    pipeline = ci.create_pipeline(project, options.ref or branch, sha=sha, variables=given_variables(options))
-    print(f'pipeline {pipeline["id"]} of {name} at {pipeline["sha"][:8]}: {pipeline["status"]}')
-    return follow(ci, pipeline, sys.stdout) if options.follow else 0
+    return project
 
 
 def snapshot(path: Path, branch: str, target: Path) -> tuple[str, str]:
@@ -8399,10 +8523,11 @@ def snapshot(path: Path, branch: str, target: Path) -> tuple[str, str]:
     index = target / 'index.snapshot'
     environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
     environment['GIT_INDEX_FILE'] = str(index)
+    author = ('-c', 'user.name=minici', '-c', 'user.email=minici@localhost')
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(['git', '-C', str(path), '-c', 'user.name=minici', '-c', 'user.email=minici@localhost',
-                               *arguments], env=environment, capture_output=True, text=True)
+        done = subprocess.run(['git', '-C', str(path), *author, *arguments], env=environment,
+                              capture_output=True, text=True)
         if done.returncode:
             raise BadRequest({'base': [f'git {arguments[0]}: {done.stderr.strip()}']})
         return done.stdout.strip()
@@ -8418,26 +8543,27 @@ def snapshot(path: Path, branch: str, target: Path) -> tuple[str, str]:
     return 'file://' + urllib.parse.quote(str(target.resolve())), sha
 
 
-def follow(ci: Coordinator, pipeline: Row, out: Any) -> int:
+def follow(ci: Coordinator, pipeline: Row, out: IO[str]) -> int:
     """Print the traces of a pipeline's jobs as they grow; return 0 when it succeeds, 1 otherwise."""
     told: set[int] = set()
     while True:
         pipeline = ci.find_pipeline(pipeline)
-        fresh = [job for job in reversed(ci.list_jobs(pipeline=pipeline, limit=1000))
-                 if job['id'] not in told and job['started_at']]
+        jobs = reversed(ci.list_jobs(pipeline=pipeline, limit=1000))
+        fresh = [job for job in jobs if job['id'] not in told and job['started_at']]
         for job in fresh[:1]:
             print(f'--- {job["stage"]}: {job["name"]} (job {job["id"]})', file=out, flush=True)
             follow_trace(ci, job, out)
-            print(f'--- {job["name"]}: {ci.find_job(job)["status"]}', file=out, flush=True)
+            status = ci.find_job(job)['status']
+            print(f'--- {job["name"]}: {status}', file=out, flush=True)
             told.add(job['id'])
         if not fresh:
             if pipeline['status'] in (*FINISHED, 'manual'):
                 print(f'pipeline {pipeline["id"]}: {pipeline["status"]}', file=out, flush=True)
-                return 0 if pipeline['status'] == 'success' else 1
+                return int(pipeline['status'] != 'success')
             time.sleep(0.2)
 
 
-def follow_trace(ci: Coordinator, job: Row, out: Any) -> None:
+def follow_trace(ci: Coordinator, job: Row, out: IO[str]) -> None:
     """Print a job's trace until the job has finished."""
     position = 0
     while True:
@@ -8463,39 +8589,44 @@ class Hook:
 
     def __call__(self, kind: str, row: Row, before: str) -> None:
         """Run the command with the job or pipeline as JSON on its standard input."""
-        facts = {'kind': kind, 'status': row['status'], 'before': before}
+        message = {'kind': kind, 'status': row['status'], 'before': before}
         if kind == 'job':
-            facts['job'] = job_entity(row, self)
+            message['job'] = job_entity(row, self)
         else:
-            project = self.ci.find_project(row['project_id'])
-            earlier = [other['status'] for other in self.ci.list_pipelines(project, ref=row['ref'], scope='finished')[0]
-                       if other['id'] < row['id'] and other['status'] in ('success', 'failed')]
-            facts.update(pipeline=pipeline_entity(self.ci.find_pipeline(row), self, detail=True),
-                         project=project['path'], previous_status=earlier[0] if earlier else None)
+            message |= self._pipeline_facts(row)
         for pause in (0, *self.PAUSES):
             time.sleep(pause)
-            done = subprocess.run(self._command, shell=True, input=json.dumps(facts).encode(), capture_output=True)
+            done = subprocess.run(self._command, shell=True, input=json.dumps(message).encode(), capture_output=True)
             if done.returncode == 0:
                 return
-        log.error('the hook failed with %s for %s %s: %s', done.returncode, kind, row['id'],
-                  done.stderr.decode('utf-8', 'replace')[-500:])
+        said = done.stderr.decode('utf-8', 'replace')[-500:]
+        log.error('the hook failed with %s for %s %s: %s', done.returncode, kind, row['id'], said)
+
+    def _pipeline_facts(self, row: Row) -> dict[str, Any]:
+        """Return a pipeline, its project's path and the status of the last finished pipeline of its ref before it."""
+        project = self.ci.find_project(row['project_id'])
+        finished, _ = self.ci.list_pipelines(project, ref=row['ref'], scope='finished')
+        earlier = [other['status'] for other in finished if other['id'] < row['id']]
+        decided = [status for status in earlier if status in ('success', 'failed')]
+        return {
+            'pipeline': pipeline_entity(self.ci.find_pipeline(row), self, detail=True),
+            'project': project['path'],
+            'previous_status': decided[0] if decided else None,
+        }
 
 
-def serve_command(ci: Coordinator, options: argparse.Namespace) -> int:
+def serve_command(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C, then finish what is in flight."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s')
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set() if not stopping.is_set() else os._exit(1))
-    with Server(ci, options.host, options.port) as server:
+    stopping = stop_signals()
+    with open_coordinator(options) as ci, Server(ci, options.host, options.port) as server:
         if options.hook:
             ci.on_change(Hook(ci, server.url, options.hook))
         if options.host not in ('127.0.0.1', '::1', 'localhost'):
             print(f'warning: {options.host} is reachable from other machines, over plain HTTP', file=sys.stderr)
-        print(f'minici {__version__} serves {options.db} at {server.url}\n'
-              f'sign in once:\n  {server.url}/-/sign_in?code={ci.create_sign_in_code()}\n'
-              'register a runner:\n'
-              f'  gitlab-runner register --non-interactive --url {server.url}/ '
+        print(f'minici {__version__} serves {options.db} at {server.url}')
+        print(f'sign in once:\n  {server.url}/-/sign_in?code={ci.create_sign_in_code()}')
+        print(f'register a runner:\n  gitlab-runner register --non-interactive --url {server.url}/ '
               f'--registration-token {ci.registration_token} --executor shell', flush=True)
         while not stopping.wait(1):
             pass
@@ -8503,5 +8634,15 @@ def serve_command(ci: Coordinator, options: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == '__main__':
-    sys.exit(main())
+def stop_signals() -> threading.Event:
+    """Return an event that SIGTERM or Ctrl-C sets; the second signal ends the process at once."""
+    stopping = threading.Event()
+
+    def stop(*_: object) -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return stopping

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -69,6 +70,7 @@ def opened(db):
 # -- token and backup
 
 def test_token_is_alone_on_its_line_and_works(run, opened):
+    opened()
     status, out, err = run('token')
     assert (status, err) == (0, '')
     assert re.fullmatch(r'mcp-[0-9a-f]{40}\n', out)
@@ -77,6 +79,7 @@ def test_token_is_alone_on_its_line_and_works(run, opened):
 
 
 def test_token_has_the_name_and_the_scope_it_was_asked_for(run, opened):
+    opened()
     _, out, _ = run('token', '--name', 'ann', '--scope', 'read_api')
     user = opened().find_user(out.strip())
     assert (user['username'], user['scope']) == ('ann', 'read_api')
@@ -93,13 +96,26 @@ def test_token_of_an_unknown_scope_or_an_unusable_name_is_refused(run, arguments
 def test_tokens_of_the_environment_are_set_when_the_database_is_made(run, opened, monkeypatch):
     monkeypatch.setenv('MINICI_PRIVATE_TOKEN', 'chosen-private')
     monkeypatch.setenv('MINICI_REGISTRATION_TOKEN', 'chosen-registration')
-    assert run('token')[0] == 0
+    opened()
     monkeypatch.setenv('MINICI_PRIVATE_TOKEN', 'later-private')
     monkeypatch.setenv('MINICI_REGISTRATION_TOKEN', 'later-registration')
     ci = opened()
     assert ci.find_user('chosen-private')['scope'] == 'api'
     assert ci.find_user('later-private') is None
     assert ci.registration_token == 'chosen-registration'
+
+
+@pytest.mark.parametrize('command', [('token',), ('why', '1'), ('backup', 'copy.sqlite'), ('prune',)])
+def test_only_what_fills_a_database_makes_one(run, db, command, tmp_path):
+    status, out, err = run(*command)
+    assert (status, out) == (1, '')
+    assert err == f'minici: there is no database {db}; "minici --db {db}" makes one and serves it\n'
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_job_is_told_without_words_of_http(run, opened):
+    opened()
+    assert run('why', '17') == (1, '', 'minici: job 17 does not exist\n')
 
 
 def test_backup_is_a_consistent_copy_for_its_owner_alone(run, opened, tmp_path):
@@ -113,7 +129,8 @@ def test_backup_is_a_consistent_copy_for_its_owner_alone(run, opened, tmp_path):
         assert copy.registration_token == ci.registration_token
 
 
-def test_backup_that_cannot_be_written_says_why(run, tmp_path):
+def test_backup_that_cannot_be_written_says_why(run, opened, tmp_path):
+    opened()
     status, out, err = run('backup', tmp_path / 'missing' / 'copy.sqlite')
     assert (status, out) == (1, '')
     assert 'missing' in err
@@ -277,12 +294,42 @@ def test_lint_of_a_missing_file_fails_in_words(run, tmp_path):
 @pytest.mark.parametrize('option, value', [
     ('--max-trace-size', 'large'), ('--max-trace-size', '-1'), ('--max-artifacts-size', '1X'),
     ('--artifacts-expire-in', 'soon'), ('--stuck-timeout', 'never'), ('--claim-timeout', ''), ('--job-timeout', '0'),
-    ('--external-url', 'ftp://host'), ('--external-url', 'host'), ('--port', 'http'), ('--nonsense', '1')])
+    ('--external-url', 'ftp://host'), ('--external-url', 'host'), ('--port', 'http'), ('--port', '80000'),
+    ('--port', '-1'), ('--nonsense', '1')])
 def test_nonsense_is_refused_by_the_name_of_its_option(run, db, option, value):
     status, out, err = run(f'{option}={value}', 'token')
     assert (status, out) == (2, '')
     assert option in err
     assert not db.exists()
+
+
+def test_ctrl_c_ends_a_command_with_130_and_a_sentence(run, opened, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    opened()
+    monkeypatch.setattr(minici.Coordinator, 'find_job', interrupt)
+    assert run('why', '1') == (130, '', 'minici: interrupted\n')
+
+
+def test_a_missing_package_is_named_with_the_way_to_get_it(tmp_path):
+    script = tmp_path / 'minici.py'
+    shutil.copy(minici.__file__, script)
+    (tmp_path / 'bottle.py').write_text("raise ModuleNotFoundError('No module named bottle', name='bottle')\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert 'No module named bottle' in done.stderr
+    assert 'pip install bottle waitress multipart regex PyYAML' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_the_script_hands_over_to_the_imported_module(tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import atexit, sys\n'
+        "atexit.register(lambda: print(hasattr(sys.modules['__main__'], 'Coordinator'), 'minici' in sys.modules))\n")
+    done = subprocess.run([sys.executable, minici.__file__, '--version'], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, 'False True')
 
 
 def test_unknown_command_is_refused(run, db):

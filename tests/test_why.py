@@ -182,4 +182,4 @@ def test_a_job_that_runs_or_has_finished_needs_no_reason(ci, why, project, runne
 
 def test_no_such_job_is_said_on_the_command_line(ci, capsys):
     assert minici.main(['--db', str(ci.db.path), 'why', '4711']) == 1
-    assert 'Not' in capsys.readouterr().err
+    assert 'does not exist' in capsys.readouterr().err
