@@ -110,6 +110,7 @@ __all__ = [
 
 log = logging.getLogger('minici')
 Row = sqlite3.Row
+Record = Mapping[str, Any] | sqlite3.Row    # values by name, whether read from the database or not
 
 
 # Settings #####################################################################################
@@ -355,7 +356,7 @@ class PipelineSpec:
     merged: Mapping[str, Any] | None = None     # the file, with all that it includes, extends and refers to in place
 
 
-def is_protected(facts: Mapping[str, Any] | Row) -> bool:
+def is_protected(facts: Record) -> bool:
     """Tell whether a pipeline is for a protected ref: the default branch, as GitLab has it unless told otherwise."""
     return not facts['tag'] and facts['ref'] == facts['default_branch']
 
@@ -372,7 +373,7 @@ def check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
     return {'key': key, 'value': value, 'variable_type': kind, **({'raw': True} if variable.get('raw') is True else {})}
 
 
-def pipeline_variables(facts: Mapping[str, Any] | Row) -> dict[str, Any]:
+def pipeline_variables(facts: Record) -> dict[str, Any]:
     """Return the predefined variables that all jobs of a pipeline share, None for those that it does not have.
 
     `facts` are columns of a job's row: what is known of its project, commit and pipeline.
@@ -579,8 +580,10 @@ def clean_tags(tags: Iterable[str]) -> list[str]:
 
 
 # Pipeline rules ###############################################################################
+#
+# Pure functions of statuses: what several jobs add up to, and what happens to the jobs after them.
 
-#: What the jobs before a job must have come to, by its `when`, for it to run; otherwise it is skipped.
+#: For each `when`, the combined earlier statuses under which a job runs; under any other it is skipped.
 RUNS_AFTER = {
     'on_success': ('success', 'skipped'),
     'manual': ('success', 'skipped'),
@@ -588,45 +591,135 @@ RUNS_AFTER = {
     'on_failure': ('failed',),
     'always': ('success', 'failed', 'skipped'),
 }
-RUNS_AFTER_NEEDS = dict.fromkeys(('on_success', 'manual', 'delayed'), ('success',))
-#: What a job of that `when` becomes once it may run; any other goes into the queue.
+#: The same for a job with `needs`: a skipped need makes it skipped, too.
+RUNS_AFTER_NEEDS = {
+    **RUNS_AFTER,
+    'on_success': ('success',),
+    'manual': ('success',),
+    'delayed': ('success',),
+}
+#: The status of a job when its turn comes, by its `when`; every other job is queued.
 STARTS_AS = {'manual': 'manual', 'delayed': 'scheduled'}
+#: The statuses that do not hold later jobs back: a failure that is allowed is a warning.
+PASSED = frozenset(('skipped', 'success', 'warning', 'ignored'))
+#: The first of these whose set holds every status seen is the combined status.
+COMBINED = (
+    ('skipped', frozenset(('skipped', 'ignored'))),
+    ('success', PASSED),
+    ('created', frozenset(('created', 'warning', 'ignored'))),
+    ('canceled', PASSED | {'canceled'}),
+    ('pending', frozenset(('pending', 'created', 'skipped', 'warning', 'ignored'))),
+)
+#: Otherwise the first of these statuses that was seen decides.
+DECIDING = {
+    'running': 'running',
+    'pending': 'running',
+    'waiting_for_resource': 'waiting_for_resource',
+    'manual': 'manual',
+    'scheduled': 'scheduled',
+    'created': 'running',
+    'canceling': 'canceling',
+}
 
 
 def composite_status(jobs: Iterable[tuple[str, bool]], *, needed: bool = False) -> str:
     """Return the one status that stands for `jobs`, pairs of a status and its `allow_failure`.
 
     The rules and their order are GitLab's, the same for a stage, a pipeline and "everything before
-    this job"; nothing at all counts as success. A failure that is allowed and a manual job that need
-    not be played do not hold the others back; but of jobs that another `needed`, each must really run.
+    this job"; no job at all counts as success. An allowed failure and an optional manual job do not
+    hold later jobs back. With `needed`, a skipped job makes the whole skipped.
     """
-    seen = set()
-    for status, allow_failure in jobs:
-        if allow_failure and status in ('failed', 'canceled'):
-            status = 'warning'
-        elif allow_failure and status == 'manual':
-            status = 'ignored'
-        seen.add(status)
-    passed = {'skipped', 'success', 'warning', 'ignored'}
+    seen = {effective_status(status, bool(allowed)) for status, allowed in jobs}
     if not seen:
         return 'success'
     if needed and seen & {'skipped', 'ignored'}:
         return 'skipped'
-    for result, among in (('skipped', {'skipped', 'ignored'}),
-                          ('success', passed),
-                          ('created', {'created', 'warning', 'ignored'}),
-                          ('canceled', passed | {'canceled'}),
-                          ('pending', {'pending', 'created', 'skipped', 'warning', 'ignored'})):
+    for result, among in COMBINED:
         if seen <= among:
             return result
-    if seen & {'running', 'pending'}:
-        return 'running'
-    for status in ('waiting_for_resource', 'manual', 'scheduled'):
+    for status, result in DECIDING.items():
         if status in seen:
-            return status
-    if 'created' in seen:
-        return 'running'
-    return 'canceling' if 'canceling' in seen else 'failed'
+            return result
+    return 'failed'
+
+
+def effective_status(status: str, allow_failure: bool) -> str:
+    """Return how a job's status counts for the jobs after it."""
+    if allow_failure and status in ('failed', 'canceled'):
+        return 'warning'
+    if allow_failure and status == 'manual':
+        return 'ignored'
+    return status
+
+
+def next_statuses(jobs: Sequence[Record]) -> dict[int, str]:
+    """Return the new status of every waiting job whose turn has come, by the job's id.
+
+    `jobs` are the latest jobs of one pipeline in the order of their stages. Each has `id`, `name`,
+    `stage_idx`, `status`, `when_`, `allow_failure`, `resource_group` and `needs`: JSON of the names it
+    waits for, None for all earlier stages.
+    """
+    course = Course(jobs)
+    while course.advance():     # a skipped job may free later ones, even in its own stage
+        pass
+    return course.changed
+
+
+class Course:
+    """The jobs of one pipeline while their next statuses are worked out."""
+
+    def __init__(self, jobs: Sequence[Record]) -> None:
+        self._jobs = jobs
+        self._status = {job['name']: job['status'] for job in jobs}
+        self._allowed = {job['name']: bool(job['allow_failure']) for job in jobs}
+        self.changed: dict[int, str] = {}
+
+    def advance(self) -> bool:
+        """Go through the jobs once; tell whether any of them changed."""
+        changed, stage, before_stage = False, -1, 'success'
+        for job in self._jobs:
+            if job['stage_idx'] != stage:
+                stage = job['stage_idx']
+                before_stage = self._combined(other['name'] for other in self._jobs if other['stage_idx'] < stage)
+            if self._status[job['name']] != 'created':
+                continue
+            new = self._after_stage(job, before_stage) if job['needs'] is None else self._after_needs(job)
+            if new != 'created':
+                self._status[job['name']] = self.changed[job['id']] = new
+                changed = True
+        return changed
+
+    def _combined(self, names: Iterable[str], *, needed: bool = False) -> str:
+        pairs = ((self._status[name], self._allowed[name]) for name in names)
+        return composite_status(pairs, needed=needed)
+
+    def _after_stage(self, job: Record, before: str) -> str:
+        """Return the status of a job that waits for the stages before its own."""
+        if before not in FINISHED:
+            return 'created'
+        return self._started(job, before in RUNS_AFTER[job['when_']])
+
+    def _after_needs(self, job: Record) -> str:
+        """Return the status of a job that waits for the jobs it names."""
+        names = [name for name in json.loads(job['needs']) if name in self._status]
+        before = self._combined(names, needed=True)
+        runs = before in RUNS_AFTER_NEEDS[job['when_']]
+        if before not in FINISHED or runs and not all(map(self._has_ended, names)):
+            return 'created'    # one skipped need is enough to skip a job, but to run it waits for all of them
+        return self._started(job, runs)
+
+    def _has_ended(self, name: str) -> bool:
+        status = self._status[name]
+        return status in FINISHED or status == 'manual' and self._allowed[name]
+
+    @staticmethod
+    def _started(job: Record, runs: bool) -> str:
+        """Return the status of a job whose turn has come."""
+        if not runs:
+            return 'skipped'
+        if job['when_'] in STARTS_AS:
+            return STARTS_AS[job['when_']]
+        return 'waiting_for_resource' if job['resource_group'] else 'pending'
 
 
 # Pipeline files ###############################################################################
@@ -3060,7 +3153,7 @@ class Accounts(Store):
         with self.db.write() as c:
             c.execute('DELETE FROM variable WHERE id = :id', dict(id=row['id']))
 
-    def _job_variables(self, facts: Mapping[str, Any] | Row) -> list[Row]:
+    def _job_variables(self, facts: Record) -> list[Row]:
         """Return the variables that the instance and a project give to a pipeline's jobs, the project's last."""
         return self._all('SELECT * FROM variable WHERE (project_id IS NULL OR project_id = :id) '
                          'AND (:protected OR NOT protected) ORDER BY project_id IS NOT NULL, key',
@@ -3700,45 +3793,25 @@ class Pipelines(Jobs):
         self._announce()
 
     def _process(self, c: sqlite3.Connection, pipeline_id: int) -> None:
-        """Start every job of a pipeline that may start, skip those that never will, settle its status.
+        """Start every job of a pipeline whose turn has come, skip those that never run, update its status.
 
         Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
         """
-        jobs = c.execute('SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id '
-                         'FROM job WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, id',
-                         dict(id=pipeline_id)).fetchall()
-        now, status = self.clock(), {job['id']: job['status'] for job in jobs}
-        by_name = {job['name']: job for job in jobs}
-        settled = False
-        while not settled:  # a skipped job may let those after it go on, within its own stage too
-            settled, stage, before_stage = True, -1, ''
-            for job in jobs:
-                if job['stage_idx'] != stage:
-                    stage = job['stage_idx']
-                    before_stage = composite_status((status[other['id']], other['allow_failure'])
-                                                    for other in jobs if other['stage_idx'] < stage)
-                if status[job['id']] != 'created':
-                    continue
-                runs_after, before = RUNS_AFTER[job['when_']], before_stage
-                if job['needs'] is not None:
-                    needs = [by_name[name] for name in json.loads(job['needs']) if name in by_name]
-                    before = composite_status(((status[need['id']], need['allow_failure']) for need in needs),
-                                              needed=True)
-                    runs_after = RUNS_AFTER_NEEDS.get(job['when_'], runs_after)
-                    if before in runs_after and any(
-                            status[need['id']] not in (*FINISHED, 'manual' if need['allow_failure'] else '')
-                            for need in needs):
-                        continue  # a skipped need decides for the others, but what runs always waits for them
-                if before not in FINISHED:
-                    continue
-                new = STARTS_AS.get(job['when_'], 'waiting_for_resource' if job['resource_group'] else 'pending')
-                status[job['id']] = new if before in runs_after else 'skipped'
-                settled = False
-        c.executemany(
-            "UPDATE job SET status = :new, queued_at = CASE WHEN :new = 'pending' THEN :now END, "
-            "scheduled_at = CASE WHEN :new = 'scheduled' THEN :now + coalesce(json_extract(spec, '$.start_in'), 0) END "
-            "WHERE id = :id AND status = 'created'",
-            [dict(id=job['id'], new=status[job['id']], now=now) for job in jobs if status[job['id']] != job['status']])
+        jobs = c.execute("""
+            SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id
+              FROM job
+             WHERE pipeline_id = :id AND retried = 0
+             ORDER BY stage_idx, id
+            """, dict(id=pipeline_id)).fetchall()
+        changes = [dict(id=job_id, new=status, now=self.clock()) for job_id, status in next_statuses(jobs).items()]
+        c.executemany("""
+            UPDATE job
+               SET status = :new,
+                   queued_at = CASE WHEN :new = 'pending' THEN :now END,
+                   scheduled_at = CASE WHEN :new = 'scheduled'
+                                       THEN :now + coalesce(json_extract(spec, '$.start_in'), 0) END
+             WHERE id = :id AND status = 'created'
+            """, changes)
         self._settle(c, pipeline_id)
         if any(job['resource_group'] for job in jobs):
             self._hand_out_resources(c, jobs[0]['project_id'])
