@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urlencode, urlsplit
 
-from conftest import Client
+from support import Client
 
 VOID = {'meta', 'link', 'input', 'br', 'hr', 'img'}
 
