@@ -76,7 +76,8 @@ def test_pages_of_an_empty_installation_have_no_serious_fault(chromium, browser,
 
 
 def test_one_command_takes_pictures_of_every_page(gallery, tmp_path):
-    done = subprocess.run([sys.executable, TOP / 'tests' / 'pages' / 'screenshots.py', tmp_path / 'pictures', '390', 'dark'],
+    program = TOP / 'tests' / 'pages' / 'screenshots.py'
+    done = subprocess.run([sys.executable, program, tmp_path / 'pictures', '390', 'dark'],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pictures = {path.name: path.read_bytes() for path in (tmp_path / 'pictures').iterdir()}
