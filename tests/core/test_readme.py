@@ -1,4 +1,7 @@
-"""The README is true: its route table, settings and commands are those of the code."""
+"""The README is true: its route table, settings and commands are those of the code.
+
+`python tests/core/test_readme.py` writes the two tables anew.
+"""
 
 import dataclasses
 import re
@@ -74,3 +77,19 @@ def test_the_module_docstring_is_a_working_example(capsys):
     example = minici.__doc__.partition('or embed it::')[2].partition('The sections')[0]
     exec(compile(re.sub(r'^    ', '', example, flags=re.M), 'minici.py', 'exec'), {})
     assert capsys.readouterr().out.startswith('http://127.0.0.1:')
+
+
+def write_table(text, heading, lines):
+    """Return the README's text with the rows of the table after a heading replaced."""
+    before, title, rest = text.partition(f'\n## {heading}\n')
+    section, following, after = rest.partition('\n## ')
+    intro, rule, _ = section.partition('|---')
+    columns = rule + _.partition('\n')[0]
+    return before + title + intro + columns + '\n' + ''.join(f'{line}\n' for line in lines) + following + after
+
+
+if __name__ == '__main__':
+    with minici.Coordinator() as coordinator:
+        updated = write_table(README, 'Settings', setting_lines())
+        updated = write_table(updated, 'Routes', route_lines(coordinator))
+    (TOP / 'README.md').write_text(updated, encoding='utf-8')
