@@ -42,6 +42,7 @@ if __name__ == '__main__':  # hand over to the imported module: there is one of 
     sys.exit(sys.modules['minici'].main())
 
 import argparse
+import codecs
 import collections
 import contextlib
 import copy
@@ -2435,7 +2436,111 @@ class Database:
 
 #: What terminals obey and do not show: control sequences, and operating system commands such as titles and links.
 ESCAPES = re.compile(rb'\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])?')
-SECTION_MARKS = re.compile(rb'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\]\n]*\])?\r')
+SECTION_MARK = rb'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\[\]\r\n]*\])?\r'
+#: Section marks in a row, with the end of the line if nothing else stands behind them.
+SECTION_MARKS = re.compile(SECTION_MARK + rb'(?:' + SECTION_MARK + rb')*(?:\r*\n)?')
+#: The end of a piece of text that may go on as a section mark.
+UNFINISHED_MARK = re.compile(rb'(?:s|se|sec|sect|secti|sectio|section|section_[^\r\n]{0,300})\Z')
+
+# Runners from 18.7 on begin each line with the time and the stream (O: stdout, E: stderr) of what follows.
+# The last of these 32 bytes is '+' when the line continues the line before, whose newline then is none.
+STAMP_SIZE = 32     # bytes
+STAMPED = re.compile(rb'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z [0-9a-f]{2}[OE][ +]')
+LINE_STAMP = re.compile(rb'\n....-..-..T..:..:..\.......Z [0-9a-f]{2}[OE] ')     # dots are faster than digits
+CONTINUATION = re.compile(rb'\n....-..-..T..:..:..\.......Z [0-9a-f]{2}[OE]\+')
+NEWLINE = re.compile(rb'\n')
+LINE_END = re.compile(rb'\n(?!....-..-..T..:..:..\.......Z [0-9a-f]{2}[OE]\+)')
+
+
+def remove_stamps(data: bytes) -> bytes:
+    """Return a piece of a stamped trace without the stamps behind its newlines, continued lines joined."""
+    return LINE_STAMP.sub(b'\n', CONTINUATION.sub(b'', data))
+
+
+def remove_section_marks(text: bytes) -> bytes:
+    """Return text without section marks, and without the lines that hold nothing else."""
+    def rest(found: re.Match[bytes]) -> bytes:
+        first = found.start() == 0 or found.string[found.start() - 1] == ord(b'\n')
+        return b'\n' if found[0].endswith(b'\n') and not first else b''
+
+    return SECTION_MARKS.sub(rest, text)
+
+
+@dataclass(frozen=True)
+class TraceBlock:
+    """Whole lines of a trace: their place in it, their bytes as they are stored, and their text."""
+
+    offset: int         # of the first byte in the trace
+    first_line: int     # the number of the first line, from 1
+    data: bytes         # as stored
+    stamped: bool       # whether lines begin with a time stamp
+
+    @functools.cached_property
+    def text(self) -> bytes:
+        """Return the lines without time stamps, continued lines joined."""
+        if not self.stamped:
+            return self.data
+        start = STAMP_SIZE if STAMPED.match(self.data) else 0
+        return remove_stamps(self.data[start:])
+
+    def count_ends(self, stop: int | None = None) -> int:
+        """Return how many lines end in the block, or in its first `stop` bytes."""
+        ends = self.data.count(b'\n', 0, stop)
+        if self.stamped and (b'O+' in self.data or b'E+' in self.data):
+            last = len(self.data) if stop is None else stop + STAMP_SIZE
+            ends -= len(CONTINUATION.findall(self.data, 0, last))
+        return ends
+
+    def line_starts(self) -> list[int]:
+        """Return where in `data` each line starts; the last start is the end of `data` if it ends with a line."""
+        line_end = LINE_END if self.stamped else NEWLINE
+        return [0, *(found.end() for found in line_end.finditer(self.data))]
+
+
+class TraceDecoder:
+    """Turn the bytes of a trace into text while they arrive, however they are cut into pieces.
+
+    Time stamps and section marks are left out, colours and carriage returns stay.
+    """
+
+    def __init__(self) -> None:
+        self._data = b''        # received, but the rest of a stamp may follow
+        self._text = b''        # without stamps, but the rest of a section mark may follow
+        self._stamped: bool | None = None
+        self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
+
+    def feed(self, data: bytes, *, final: bool = False) -> str:
+        """Return the text that becomes certain with `data`; with `final`, all that is left."""
+        self._text += self._without_stamps(self._data + data, final)
+        unfinished = None if final else UNFINISHED_MARK.search(self._text, max(0, len(self._text) - 310))
+        cut = unfinished.start() if unfinished else len(self._text)
+        text = self._text[:cut]
+        self._text = self._text[cut:]
+        return self._decoder.decode(SECTION_MARKS.sub(self._line_end, text), final)
+
+    @staticmethod
+    def _line_end(found: re.Match[bytes]) -> bytes:
+        """Return what is left of section marks: the end of their line."""
+        return b'\n' if found[0].endswith(b'\n') else b''
+
+    def _without_stamps(self, data: bytes, final: bool) -> bytes:
+        """Return `data` without stamps; keep back what cannot be told yet."""
+        self._data = b''
+        if self._stamped is None:
+            undecided = len(data) < STAMP_SIZE and data[:1].isdigit() and b'\n' not in data
+            if not data or undecided and not final:
+                self._data = data
+                return b''
+            self._stamped = STAMPED.match(data) is not None
+            if self._stamped:
+                data = data[STAMP_SIZE:]
+        if not self._stamped:
+            return data
+        newline = data.rfind(b'\n')
+        if newline >= 0 and len(data) - newline <= STAMP_SIZE and not final:
+            self._data = data[newline:]
+            data = data[:newline]
+        return remove_stamps(data)
 
 
 class TraceStore:
@@ -2629,15 +2734,68 @@ class TraceStore:
             return open(path, mode, opener=opener)
         return open(path, mode, buffering=0, opener=opener)
 
-    def blocks(self, job_id: int) -> Iterator[tuple[int, int, bytes]]:
-        """Yield a trace in blocks that end with a line: the offset, the number of the first line, the bytes."""
+    def blocks(self, job_id: int) -> Iterator[TraceBlock]:
+        """Yield a trace in blocks of about 1 MiB that end with a line, unless a line is longer than that.
+
+        Raises NotFound when there is no trace.
+        """
         offset, first_line = 0, 1
         with self.open(job_id) as file:
-            while block := file.read(MIB):
-                block += file.readline(MIB)
-                yield offset, first_line, block
-                offset += len(block)
-                first_line += block.count(b'\n')
+            stamped = self._is_stamped(file)
+            while data := self._read_block(file, stamped):
+                block = TraceBlock(offset, first_line, data, stamped)
+                yield block
+                offset += len(data)
+                first_line += block.count_ends()
+
+    @staticmethod
+    def _is_stamped(file: IO[bytes]) -> bool:
+        """Tell whether the lines of a trace begin with time stamps; leave `file` at its start."""
+        stamp = file.read(STAMP_SIZE)
+        file.seek(0)
+        return STAMPED.match(stamp) is not None
+
+    @staticmethod
+    def _read_block(file: IO[bytes], stamped: bool) -> bytes:
+        """Read 1 MiB and what follows up to the end of a line, 3 MiB at most."""
+        data = file.read(MIB)
+        data += file.readline(MIB)
+        while stamped and data.endswith(b'\n'):
+            stamp = file.read(STAMP_SIZE)
+            file.seek(-len(stamp), os.SEEK_CUR)
+            if not (STAMPED.match(stamp) and stamp.endswith(b'+')):
+                break
+            if len(data) > 2 * MIB:     # the newline is none: it belongs to the stamp that follows
+                file.seek(-1, os.SEEK_CUR)
+                return data[:-1]
+            data += file.readline(MIB)
+        return data
+
+    def lines_backwards(self, job_id: int) -> Iterator[bytes]:
+        """Yield the lines of a trace without time stamps, the last one first; a line over 1 MiB comes in pieces.
+
+        Raises NotFound when there is no trace.
+        """
+        with self.open(job_id) as file:
+            stamped = self._is_stamped(file)
+            line_end = LINE_END if stamped else NEWLINE
+            start = file.seek(0, os.SEEK_END)
+            rest = b''      # of a line that begins further up
+            while start:
+                size = min(start, COPY_CHUNK)
+                start -= size
+                file.seek(start)
+                data = file.read(size) + rest
+                rest = b''
+                found = line_end.search(data) if start else None
+                if found:
+                    rest = data[:found.start()]
+                    data = data[found.end():]
+                elif start and len(data) < MIB:
+                    rest = data
+                    continue
+                block = TraceBlock(start, 0, data, stamped)
+                yield from reversed(block.text.split(b'\n'))
 
     def find_lines(self, job_id: int, *, number: int | None = None, offset: int | None = None,
                    pattern: re.Pattern[bytes] | None = None, limit: int = 1) -> list[tuple[int, int]]:
@@ -2647,29 +2805,39 @@ class TraceStore:
         is much faster than a pattern that ignores case). Raises NotFound when there is no trace.
         """
         found: list[tuple[int, int]] = []
-        for at, first, block in self.blocks(job_id):
+        for block in self.blocks(job_id):
             wanted: list[int] = []
             if pattern is not None:
-                text, position, line = ESCAPES.sub(b'', block).lower(), 0, 0
-                for match in pattern.finditer(text):
-                    line, position = line + text.count(b'\n', position, match.start()), match.start()
-                    wanted += [line] if wanted[-1:] != [line] else []
-            elif number is not None and first <= number <= first + block.count(b'\n'):
-                wanted = [number - first]
-            elif offset is not None and at <= offset < at + len(block):
-                wanted = [block.count(b'\n', 0, offset - at)]
-            if wanted:
-                starts = [0, *(match.end() for match in re.finditer(b'\n', block))]
-                found += [(first + line, at + starts[line]) for line in wanted
-                          if not found or found[-1][0] != first + line]     # a long line may go on from block to block
+                wanted = self._matching_lines(block, pattern)
+            elif number is not None and block.first_line <= number <= block.first_line + block.count_ends():
+                wanted = [number - block.first_line]
+            elif offset is not None and block.offset <= offset < block.offset + len(block.data):
+                wanted = [block.count_ends(offset - block.offset)]
+            starts = block.line_starts() if wanted else []
+            for line in wanted:
+                if not found or found[-1][0] != block.first_line + line:    # a long line goes on in the next block
+                    found.append((block.first_line + line, block.offset + starts[line]))
             if len(found) >= limit:
                 break
         return found[:limit]
 
+    @staticmethod
+    def _matching_lines(block: TraceBlock, pattern: re.Pattern[bytes]) -> list[int]:
+        """Return which lines of a block match, counted from 0."""
+        text = ESCAPES.sub(b'', block.text).lower()
+        matching: list[int] = []
+        line = position = 0
+        for match in pattern.finditer(text):
+            line += text.count(b'\n', position, match.start())
+            position = match.start()
+            if matching[-1:] != [line]:
+                matching.append(line)
+        return matching
+
     def plain(self, job_id: int) -> Iterator[bytes]:
-        """Yield a trace without colours and section marks; of a line rewritten with CR, only the final state."""
-        for _, _, block in self.blocks(job_id):
-            text = SECTION_MARKS.sub(b'', ESCAPES.sub(b'', block))
+        """Yield a trace without time stamps, colours and section marks; of a line rewritten with CR, its last state."""
+        for block in self.blocks(job_id):
+            text = remove_section_marks(ESCAPES.sub(b'', block.text))
             lines = [line.rstrip(b'\r') for line in text.split(b'\n')]
             yield b'\n'.join(line.rpartition(b'\r')[2] for line in lines)
 

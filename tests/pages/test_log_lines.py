@@ -46,13 +46,13 @@ def starts(data):
 def test_blocks_join_to_the_log_and_each_begins_a_line_whose_number_it_tells(traces, data):
     write(traces, data)
     blocks, begins = list(traces.blocks(1)), starts(data)
-    assert b''.join(block for _, _, block in blocks) == data
+    assert b''.join(block.data for block in blocks) == data
     position = 0
-    for offset, number, block in blocks:
-        assert (offset, begins[number - 1]) == (position, position)
-        assert block
-        position += len(block)
-    assert all(block.endswith(b'\n') for _, _, block in blocks[:-1])
+    for block in blocks:
+        assert (block.offset, begins[block.first_line - 1]) == (position, position)
+        assert block.data
+        position += len(block.data)
+    assert all(block.data.endswith(b'\n') for block in blocks[:-1])
 
 
 def test_empty_log_has_no_blocks_and_a_missing_one_is_not_found(traces):
@@ -65,9 +65,9 @@ def test_empty_log_has_no_blocks_and_a_missing_one_is_not_found(traces):
 def test_blocks_of_a_log_that_is_one_endless_line_stay_small(traces):
     data = write(traces, b'x' * (5 * MIB) + b'\nend')
     blocks = list(traces.blocks(1))
-    assert b''.join(block for _, _, block in blocks) == data
-    assert max(len(block) for _, _, block in blocks) <= 2 * MIB
-    assert {number for _, number, _ in blocks} == {1, 2} or {number for _, number, _ in blocks} == {1}
+    assert b''.join(block.data for block in blocks) == data
+    assert max(len(block.data) for block in blocks) <= 2 * MIB
+    assert {block.first_line for block in blocks} in ({1}, {1, 2})
 
 
 # -- lines
@@ -76,7 +76,7 @@ def test_blocks_of_a_log_that_is_one_endless_line_stay_small(traces):
 def test_lines_of_a_long_log_are_found_by_number_and_by_offset(traces, seed):
     data = write(traces, long_log(seed))
     begins, chance = starts(data), random.Random(seed)
-    edges = [offset + near for offset, _, _ in traces.blocks(1) for near in (-1, 0, 1) if offset + near >= 0]
+    edges = [block.offset + near for block in traces.blocks(1) for near in (-1, 0, 1) if block.offset + near >= 0]
     for at in [*edges, *(chance.randrange(len(data)) for _ in range(15)), len(data) - 1]:
         number = data.count(b'\n', 0, at) + 1
         assert traces.find_lines(1, offset=at) == [(number, begins[number - 1])]
