@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import random
 import re
 import signal
 import stat
@@ -139,6 +140,16 @@ def python(script, *arguments):
     return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], text=True, cwd=Path(__file__).parent,
                             env={**os.environ, 'PYTHONPATH': str(Path(minici.__file__).parent)},
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def send_all(ci, job, text, seed):
+    """Append `text` in chunks of chance length, going on from wherever the trace is, until it is there."""
+    chance, start = random.Random(seed), 0
+    while start < len(text):
+        try:
+            start = ci.append_trace(job, start, text[start:start + chance.randrange(1, 400)])
+        except minici.RangeMismatch as mismatch:
+            start = mismatch.size
 
 
 def call(connection, method, path, body=b'', headers=()):

@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from support import SHA, Client, Runner, noting, python, record_disk
+from support import SHA, Client, Runner, noting, python, record_disk, send_all
 
 import minici
 
@@ -380,16 +380,6 @@ def test_a_chunk_that_the_disk_refuses_answers_503_and_can_be_sent_again(tmp_pat
 
 # -- many writers
 
-def send_all(ci, job, text, seed):
-    """Append `text` in chunks of chance length, going on from wherever the trace is, until it is there."""
-    chance, start = random.Random(seed), 0
-    while start < len(text):
-        try:
-            start = ci.append_trace(job, start, text[start:start + chance.randrange(1, 400)])
-        except minici.RangeMismatch as mismatch:
-            start = mismatch.size
-
-
 def interrupt(monkeypatch, action):
     """Have `action` called within the next write to a file, before its bytes go out."""
     write, actions = os.write, [action]
@@ -441,7 +431,7 @@ def test_a_chunk_from_another_process_waits_for_the_one_that_is_being_written(ci
 
 WRITERS = """
 import sys
-from test_trace import send_all
+from support import send_all
 import minici
 
 with minici.Coordinator(sys.argv[1], fsync=False) as ci:
