@@ -136,9 +136,11 @@ def archive(**files):
 
 
 def python(script, *arguments):
-    """Start `script` in a process of its own that can import minici and conftest; return the Popen."""
-    return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], text=True, cwd=Path(__file__).parent,
-                            env={**os.environ, 'PYTHONPATH': str(Path(minici.__file__).parent)},
+    """Start `script` in a process of its own that can import minici and the test files; return the Popen."""
+    here = Path(__file__).parent
+    places = [Path(minici.__file__).parent, here, *(folder for folder in here.iterdir() if folder.is_dir())]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, places))}
+    return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], text=True, env=environment,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 

@@ -583,7 +583,7 @@ def test_the_unit_starts_minici_with_options_that_exist_and_lets_it_finish():
     service = unit['Service']
     command, *arguments = shlex.split(service['ExecStart'].replace('%S', '/var/lib'))
     options = minici.build_parser().parse_args(arguments)
-    assert (Path(command).name, options.command) == ('minici', None)
+    assert (Path(command).name, options.action) == ('minici', minici.serve_command)
     assert Path(options.db).parent == Path('/var/lib', service['StateDirectory'])
     assert (service['KillSignal'], service['Restart'], service['DynamicUser']) == ('SIGTERM', 'on-failure', 'yes')
     assert int(service['TimeoutStopSec']) > 30
