@@ -68,6 +68,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import struct
 import subprocess
 import sys
@@ -136,6 +137,7 @@ LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's 
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
 RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
 GIT_TIMEOUT = 60                    # seconds one git call may take
+GIT_LOCAL_TIMEOUT = 600             # seconds one git call may take for the person at the command line
 PATTERN_TIMEOUT = 5.0               # seconds a pattern of a pipeline file may search
 SIGNED_IN_FOR = 30 * 86400          # seconds a browser stays signed in
 COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and files
@@ -1869,6 +1871,40 @@ def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str = 'ma
 
 # Repositories #################################################################################
 
+def run_git(arguments: Sequence[str], directory: str | Path | None, *, given: bytes = b'', timeout: float = GIT_TIMEOUT,
+            **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run git in a directory, with `given` as its standard input, and return its exit status and output.
+
+    git asks nobody anything, speaks only the protocols that an `import_url` may have, and is killed with
+    all that it started after `timeout` seconds. It sees none of our own variables for git; `environment`
+    adds some. Raises BadRequest when git is missing or takes too long.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    variables.update(GIT_TERMINAL_PROMPT='0', GIT_ASKPASS='', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file',
+                     GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1', LC_ALL='C', **environment)
+    try:
+        with subprocess.Popen(['git', *arguments], cwd=directory or None, env=variables, stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as git:
+            try:
+                printed, said = git.communicate(given, timeout)
+            except BaseException:
+                if hasattr(os, 'killpg'):
+                    os.killpg(git.pid, signal.SIGKILL)  # git-remote-https would wait on without it
+                git.kill()
+                raise
+    except subprocess.TimeoutExpired:
+        raise BadRequest({'base': ['The repository cannot be read: git took too long']}) from None
+    except OSError as error:
+        raise BadRequest({'base': [f'The repository cannot be read: {error}']}) from None
+    return subprocess.CompletedProcess(git.args, git.returncode, printed, said)
+
+
+def git_reason(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Return the line in which git says why it failed."""
+    lines = done.stderr.decode('utf-8', 'replace').strip().splitlines() or ['git failed']
+    return next((line for line in lines if line.startswith('fatal: ')), lines[-1])
+
+
 class Repository:
     """A git repository, read by a few git calls; a remote one is fetched into a scratch directory.
 
@@ -1897,29 +1933,12 @@ class Repository:
 
     def _git(self, *arguments: str, missing_ok: bool = False) -> bytes | None:
         """Run git and return what it printed, or None if it fails and may."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-        environment.update(GIT_TERMINAL_PROMPT='0', GIT_ASKPASS='', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file',
-                           GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1', LC_ALL='C')
-        try:
-            with subprocess.Popen(['git', *arguments], cwd=self._directory or None, env=environment,
-                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  start_new_session=True) as git:
-                try:
-                    printed, said = git.communicate(timeout=GIT_TIMEOUT)
-                except subprocess.TimeoutExpired:
-                    if hasattr(os, 'killpg'):
-                        os.killpg(git.pid, signal.SIGKILL)  # git-remote-https would wait on without it
-                    git.kill()
-                    raise
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reason = 'git took too long' if isinstance(error, subprocess.TimeoutExpired) else str(error)
-            raise BadRequest({'base': [f'The repository cannot be read: {reason}']}) from None
-        if git.returncode == 0:
-            return printed
+        done = run_git(arguments, self._directory)
+        if done.returncode == 0:
+            return done.stdout
         if missing_ok:
             return None
-        lines = said.decode('utf-8', 'replace').strip().splitlines() or ['git failed']
-        reason = next((line for line in lines if line.startswith('fatal: ')), lines[-1])
+        reason = git_reason(done)
         user = urllib.parse.urlsplit(self._url).netloc.rpartition('@')[0]
         for secret in filter(None, (user, urllib.parse.unquote(user))):
             reason = reason.replace(secret, '***')
@@ -1986,6 +2005,183 @@ class Repository:
             return None
         listed = self._git('diff', '--name-only', '-z', '--no-renames', earlier, check_sha(sha)) or b''
         return listed.decode('utf-8', 'replace').split('\0')[:-1]
+
+
+class Checkout:
+    """A directory on this machine whose files are read as they stand, committed or not.
+
+    It is usually the working tree of a git repository, but need not be. Neither the configuration nor
+    the hooks and filters of that repository are used: git runs in the bare repository `store`, which
+    `snapshot` makes, with a configuration of ours. `path` may lie anywhere inside the working tree.
+    """
+
+    def __init__(self, path: Path, store: Path) -> None:
+        path = path.resolve()
+        inside = (parent for parent in (path, *path.parents) if (parent / '.git').exists())
+        self.root = next(inside, path)
+        self._store = store
+        self._git_directory = self._find_git_directory()
+        self._common_directory = self._git_directory
+        if self._git_directory and (self._git_directory / 'commondir').is_file():
+            self._common_directory = self._git_directory / (self._git_directory / 'commondir').read_text().strip()
+
+    def _find_git_directory(self) -> Path | None:
+        """Return where git keeps its files; in a linked working tree `.git` is a file that names the place."""
+        entry = self.root / '.git'
+        if not entry.is_file():
+            return entry if entry.is_dir() else None
+        pointer = entry.read_text(errors='replace').strip()
+        return self.root / pointer.removeprefix('gitdir: ')
+
+    @functools.cached_property
+    def branch(self) -> str | None:
+        """The branch that is checked out, even one without commits; None for a detached HEAD or without git."""
+        if self._git_directory is None:
+            return None
+        head = (self._git_directory / 'HEAD').read_text(errors='replace').strip()
+        prefix = 'ref: refs/heads/'
+        if not head.startswith(prefix):
+            return None
+        return head.removeprefix(prefix)
+
+    @functools.cached_property
+    def remote_url(self) -> str | None:
+        """The address of the remote `origin`."""
+        if self._common_directory is None:
+            return None
+        config = self._common_directory / 'config'
+        done = run_git(['config', '--file', str(config), '--no-includes', 'remote.origin.url'], None)
+        return done.stdout.decode(errors='replace').strip() or None
+
+    @functools.cached_property
+    def remote_default_branch(self) -> str | None:
+        """The default branch of the remote `origin`, as far as it is known here."""
+        if self._common_directory is None:
+            return None
+        pointer = self._common_directory / 'refs' / 'remotes' / 'origin' / 'HEAD'
+        with contextlib.suppress(OSError):
+            return pointer.read_text().strip().removeprefix('ref: refs/remotes/origin/')
+        return None
+
+    def git(self, *arguments: str, given: bytes = b'', index: str = 'snapshot.index', **environment: str) -> bytes:
+        """Run git in the store with the files of the checkout as its working tree, and return what it printed.
+
+        Raises BadRequest, with git's reason, when it fails.
+        """
+        done = run_git(arguments, self._store, given=given, timeout=GIT_LOCAL_TIMEOUT, GIT_DIR=str(self._store),
+                       GIT_WORK_TREE=str(self.root), GIT_INDEX_FILE=str(self._store / index), **self._configuration,
+                       **environment)
+        if done.returncode:
+            raise BadRequest({'base': [f'The checkout {self.root} cannot be read: {git_reason(done)}']})
+        return done.stdout
+
+    @functools.cached_property
+    def _configuration(self) -> dict[str, str]:
+        """The variables that give git our configuration in the place of the user's."""
+        return {
+            'GIT_CONFIG_GLOBAL': str(self._store / 'minici.gitconfig'),
+            'GIT_ATTR_NOSYSTEM': '1',
+            'GIT_NO_LAZY_FETCH': '1',   # a partial clone would run what its configuration names
+            'GIT_OPTIONAL_LOCKS': '0',
+        }
+
+    def snapshot(self, ref: str, *, tag: bool = False, hidden: Iterable[Path] = ()) -> tuple[str, bool]:
+        """Commit the files as they stand to a branch or tag of the store.
+
+        Return the sha, and whether anything is not committed in the checkout; if nothing is, the sha is
+        that of its own commit. What git ignores stays out, and so do the `hidden` paths. The local
+        branches and tags of the checkout come along. Raises BadRequest when git cannot read it.
+        """
+        self._prepare_store(hidden)
+        head = self._fetch_history()
+        self._update_index()
+        tree = self.git('write-tree').decode().strip()
+        sha = head
+        if not head or self.git('rev-parse', f'{head}^{{tree}}').decode().strip() != tree:
+            sha = self._commit(tree, head)
+        kind = 'tags' if tag else 'heads'
+        self.git('update-ref', f'refs/{kind}/{check_ref(ref)}', sha)
+        return sha, sha != head
+
+    def _prepare_store(self, hidden: Iterable[Path]) -> None:
+        """Make the bare repository, if need be, with our configuration and the paths that stay out."""
+        if not (self._store / 'HEAD').exists():
+            self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
+            run_git(['init', '--quiet', '--bare', '--template=', '.'], self._store)
+            (self._store / 'info').mkdir(exist_ok=True)
+        ignored = run_git(['config', '--global', '--type=path', 'core.excludesFile'], None).stdout.decode().strip()
+        lines = ['[gc]', '\tauto = 0', '[core]', '\tuntrackedCache = false']
+        if ignored:
+            lines.append(f'\texcludesFile = {quoted_for_git(ignored)}')
+        lines.append('[safe]')
+        for place in (self.root, self.root / '.git', self._git_directory, self._common_directory):
+            lines.append(f'\tdirectory = {quoted_for_git(str(place))}')
+        (self._store / 'minici.gitconfig').write_text('\n'.join(lines) + '\n')
+        excluded = ''
+        if self._common_directory and (self._common_directory / 'info' / 'exclude').is_file():
+            excluded = (self._common_directory / 'info' / 'exclude').read_text(errors='replace')
+        for path in hidden:
+            if path.resolve().is_relative_to(self.root):
+                excluded += f'\n/{path.resolve().relative_to(self.root).as_posix()}*\n'
+        (self._store / 'info' / 'exclude').write_text(excluded)
+
+    def _fetch_history(self) -> str:
+        """Fetch the branches and tags of the checkout; return the commit that is checked out, '' without one."""
+        if self._git_directory is None:
+            return ''
+        url = 'file://' + urllib.parse.quote(str(self.root))
+        if not self.git('ls-remote', '--end-of-options', url, 'HEAD'):
+            return ''
+        self.git('fetch', '--quiet', '--force', '--prune', '--update-shallow', '--no-auto-gc', '--no-write-fetch-head',
+                 '--end-of-options', url, *(f'+refs/{kind}/*:refs/{kind}/*' for kind in ('heads', 'tags', 'remotes')),
+                 '+HEAD:refs/minici/head')
+        return self.git('rev-parse', 'refs/minici/head').decode().strip()
+
+    def _update_index(self) -> None:
+        """Bring the snapshot's index up to date with the files of the checkout."""
+        listing = self._store / 'checkout.index'
+        listing.unlink(missing_ok=True)
+        if self._git_directory and (self._git_directory / 'index').exists():
+            shutil.copyfile(self._git_directory / 'index', listing)
+        tracked, modules = set(), []
+        for entry in self.git('ls-files', '-z', '--stage', index=listing.name).split(b'\0')[:-1]:
+            facts, _, path = entry.partition(b'\t')
+            if facts.startswith(b'160000 '):    # a submodule: the commit is all that belongs to this repository
+                modules.append(b'160000 ' + facts.split()[1] + b'\t' + path)
+            tracked.add(path)
+        others = self.git('ls-files', '-z', '--others', '--exclude-standard', index=listing.name).split(b'\0')
+        top = os.fsencode(self.root)
+        wanted = {path for path in tracked.union(others) if path and is_plain_file(os.path.join(top, path))}
+        known = set(self.git('ls-files', '-z').split(b'\0')[:-1])
+        self.git('update-index', '-z', '--force-remove', '--stdin', given=b'\0'.join([*(known - wanted), b'']))
+        self.git('update-index', '-z', '--index-info', given=b'\0'.join([*modules, b'']))
+        self.git('update-index', '-z', '--add', '--replace', '--stdin', given=b'\0'.join([*sorted(wanted), b'']))
+
+    def _commit(self, tree: str, head: str) -> str:
+        """Commit a tree on top of the commit that is checked out; the same files make the same commit."""
+        parents, date = [], '@0 +0000'
+        if head:
+            parents, date = ['-p', head], self.git('show', '--no-patch', '--format=%cI', head).decode().strip()
+        committed = self.git('commit-tree', tree, *parents, '-m', 'Uncommitted changes',
+                             GIT_AUTHOR_NAME='minici', GIT_AUTHOR_EMAIL='minici@localhost', GIT_AUTHOR_DATE=date,
+                             GIT_COMMITTER_NAME='minici', GIT_COMMITTER_EMAIL='minici@localhost',
+                             GIT_COMMITTER_DATE=date)
+        return committed.decode().strip()
+
+
+def quoted_for_git(text: str) -> str:
+    """Return a text as a value in a configuration file of git."""
+    escaped = text.replace('\\', '\\\\').replace('"', '\\"').replace('\n', '\\n')
+    return f'"{escaped}"'
+
+
+def is_plain_file(path: bytes) -> bool:
+    """Tell whether a path is a file or a link, not a directory, device or nothing."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
 # Schema #######################################################################################
