@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import commit, git
+from support import commit, git
 
 import minici
 
