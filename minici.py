@@ -54,6 +54,7 @@ import gzip
 import hashlib
 import hmac
 import html
+import inspect
 import io
 import ipaddress
 import itertools
@@ -141,6 +142,9 @@ GIT_LOCAL_TIMEOUT = 600             # seconds one git call may take for the pers
 PATTERN_TIMEOUT = 5.0               # seconds a pattern of a pipeline file may search
 SIGNED_IN_FOR = 30 * 86400          # seconds a browser stays signed in
 COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and files
+MAX_COUNTED = 10_000                # rows beyond which a list is served without totals, as GitLab does
+WATCHED_INTERVAL = 3                # seconds between two PATCHes while somebody reads the trace
+QUIET_INTERVAL = 30                 # seconds between two PATCHes while nobody does
 
 
 def setting(default: Any, kind: str, help: str) -> Any:
@@ -345,6 +349,14 @@ class JobSpec:
     manual_confirmation: str | None = None
     release: Mapping[str, Any] | None = None
     pages: Any = None
+
+
+JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
+
+
+def job_spec(job: Row) -> dict[str, Any]:
+    """Return the fields of a stored job's JobSpec; what an older version did not store has its default."""
+    return {**JOB_SPEC_DEFAULTS, **json.loads(job['spec'])}
 
 
 @dataclass(frozen=True)
@@ -4559,7 +4571,7 @@ class Queue(Pipelines):
         A job that was being canceled ends as canceled, whatever its runner says; a failed one is tried
         again when it asked for that.
         """
-        spec = json.loads(job['spec'])
+        spec = job_spec(job)
         retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
         coverage = self._coverage(job, spec['coverage']) if spec['coverage'] else None
         with self._change(job['pipeline_id']) as c:
@@ -4788,19 +4800,42 @@ Guard = Callable[['Call'], Any]
 
 @dataclass(frozen=True)
 class Dialect:
-    """What the two runner protocols spell differently."""
+    """The differences between the two runner protocols."""
 
-    token_header: str           # carries a job's token
-    status_header: str          # tells a runner its job's status
-    job_gone: type[CIError]     # there is no job of that number
-    no_token: Callable[[], CIError]  # a runner's token is missing
-    stopped: int                # answers a PATCH for a job that has left its runner
-    repeats: bool               # whether the last chunk once more is taken for what it is, or 416
-    ended: int                  # answers a PUT for such a job
-    no_reader: type[CIError]    # a token may not read these artifacts
-    holder: bool                # whether the runner's and the project's token stand in for the job's
-    replace: bool               # whether a second upload takes the first one's place
-    no_file: Callable[[], CIError]   # an upload without a file
+    token_header: str                               # carries a job's token
+    status_header: str                              # tells a runner its job's status
+    unknown_job: type[CIError]                      # there is no job with that number
+    missing_token: Callable[[], CIError]            # a runner sent no token
+    patch_gone_status: int                          # answers a PATCH for a job that is no longer running
+    put_gone_status: int                            # answers a PUT for such a job
+    accepts_repeated_chunk: bool                    # whether the last chunk sent again is accepted, or 416
+    unreadable_artifacts: type[CIError]             # the token belongs to no running job
+    runner_token_works: bool                        # whether the runner's and the project's token work as the job's
+    second_upload_replaces: bool                    # whether a second archive replaces the first
+    missing_file: Callable[[], CIError]             # an upload without a file
+
+
+#: A project's path in an address: none of its segments is ``-``, and no address of the API is ever taken for one.
+PROJECT_PATTERN = rf'(?!(?:{RESERVED_PATHS}|-)(?:/|$))(?:(?!/-(?:/|$)).)+?'
+#: The patterns of path arguments by kind, as in ``<job_id:job>``; an argument without a kind is one segment of text.
+PATH_KINDS = {
+    'path': '.+?',
+    'project_key': '[^/]+',             # its number, or its path in percent encoding
+    'project_path': PROJECT_PATTERN,    # its path as it is
+    'job': '[^/]+',
+    'pipeline': '[^/]+',
+    'runner': '[^/]+',
+    'trigger': '[^/]+',
+    'project': PROJECT_PATTERN,
+}
+#: Finds the row that a path argument of each kind names; arguments of other kinds are texts.
+ROW_KINDS: dict[str, Callable[[Any, Any], Row]] = {
+    'project': lambda call, key: call.ci.find_project(key),
+    'job': lambda call, number: call.ci.find_job(number, call.project),
+    'pipeline': lambda call, number: call.ci.find_pipeline(number, call.project),
+    'runner': lambda call, number: call.ci.find_runner_by_id(number),
+    'trigger': lambda call, number: call.ci.find_trigger(call.row('project'), number),
+}
 
 
 @dataclass(frozen=True)
@@ -4812,23 +4847,33 @@ class Route:
     auth: Guard
     handler: Callable[..., Any]
     dialect: Dialect | None = None
-    status: int = 200                   # of the answer, unless the handler makes a whole response
+    status: int = 200                   # of the answer, unless the handler returns a whole response
     limit: int = MAX_PARAMETERS_BODY    # bytes of the body, uploads aside
     raw: bool = False                   # the body is data, never parameters
     upload: bool = False                # the part called `file` is streamed to disk
-    refuse: Callable[[Call, CIError], bottle.HTTPResponse] | None = None    # shows a refusal; None: as JSON
+    refuse: Callable[[Call, CIError], bottle.HTTPResponse] | None = None    # presents a refusal; None: as JSON
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, str]:
+        """The arguments of the path and their kinds, '' for a text of one segment."""
+        return dict(re.findall(r'<(\w+):?(\w*)>', self.path))
+
+    @functools.cached_property
+    def wanted(self) -> tuple[str, ...]:
+        """The names of the handler's parameters."""
+        return tuple(inspect.signature(self.handler).parameters)
 
 
 ROUTES: list[Route] = []
-#: A project's path in an address: none of its segments is ``-``, and no address of the API is ever taken for one.
-PROJECT_PATTERN = rf'(?!(?:{RESERVED_PATHS}|-)(?:/|$))(?:(?!/-(?:/|$)).)+?'
 
 
 def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Record a handler for one method on one or more paths; `auth` is the guard that must let a call in.
 
-    The handler is called with the `Call` and the path's arguments, decoded; `call.actor` is what the
-    guard returned. It returns what is sent as JSON, nothing (204), a bottle.HTTPResponse, or raises a CIError.
+    The handler receives what its parameters name: `call`, the rows that the path's arguments stand for
+    (`project`, `job`, `pipeline`, `runner`, `trigger`), and the path's texts under their own names.
+    Every row of the path must exist, wanted or not. `call.actor` is what the guard returned. The handler
+    returns what is sent as JSON, nothing (204), or a bottle.HTTPResponse, or raises a CIError.
     """
     def record(handler: Callable[..., Any]) -> Callable[..., Any]:
         ROUTES.extend(Route(method, path, auth, handler, **options) for path in paths)
@@ -4872,10 +4917,14 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 class Call:
     """One request: where it came from, its parameters from every place, and who is calling."""
 
-    def __init__(self, ci: Coordinator, route: Route, environ: dict[str, Any]) -> None:
-        self.ci, self.route, self.environ = ci, route, environ
+    def __init__(self, ci: Coordinator, declared: Route, environ: dict[str, Any]) -> None:
+        self.ci = ci
+        self.route = declared
+        self.environ = environ
         self.actor: Any = None          # what the guard returned
-        self.path_params: dict[str, Any] = {}
+        self.path_params: dict[str, Any] = {}           # the texts in the path
+        self.rows: dict[str, Row] = {}                  # the rows that the path names, as far as they were looked up
+        self.row_keys: dict[str, Any] = {}              # their numbers, and a project's number or path
         self.upload: PartFile | None = None
         self._params: dict[str, Any] | None = None      # no cached_property: before Python 3.12 all calls would
         self._body: bytes | None = None                 # wait for one lock while one of them reads its body
@@ -4923,6 +4972,58 @@ class Call:
     def given_token(self) -> str:
         """The token that a runner brings, as a parameter or in its protocol's header; '' without one."""
         return self.text('token') or self.header(self.dialect.token_header) or ''
+
+    # -- the path
+
+    def read_path(self, arguments: Mapping[str, str]) -> None:
+        """Decode the path's arguments; raise InvalidParameter or NotFound for one that cannot name anything."""
+        for name, encoded in arguments.items():
+            kind = self.route.kinds[name].partition('_')[0]
+            try:
+                text = urllib.parse.unquote(encoded, errors='strict')
+            except UnicodeDecodeError:
+                raise InvalidParameter(f'{name} is invalid') from None
+            if '\0' in text:
+                raise InvalidParameter(f'{name} is invalid')
+            if not self.route.kinds[name] and name.endswith('_id'):
+                self.path_params[name] = self._row_number(name, text)
+            elif kind not in ROW_KINDS or name == 'project' and self.route.kinds[name] == 'project':
+                self.path_params[name] = text
+            elif kind == 'project':
+                self.row_keys[kind] = text
+            else:
+                self.row_keys[kind] = self._row_number(name, text)
+
+    def _row_number(self, name: str, text: str) -> int:
+        """Return the number of a row; what is no number is 400 in GitLab's API, and 404 everywhere else."""
+        if re.fullmatch('-?[0-9]{1,18}', text):
+            return int(text)
+        if self.route.path.startswith('/api/v4/'):
+            raise InvalidParameter(f'{name} is invalid')
+        raise NotFound()
+
+    def row(self, kind: str) -> Row:
+        """Return the row of a kind that the path names; raise NotFound if it does not exist.
+
+        It is looked up once. A guard that knows the row already puts it into `rows`.
+        """
+        if kind not in self.rows:
+            self.rows[kind] = ROW_KINDS[kind](self, self.row_keys[kind])
+        return self.rows[kind]
+
+    @property
+    def project(self) -> Row | None:
+        """The project that the path names, or None when the call is about the whole instance."""
+        if 'project' not in self.row_keys:
+            return None
+        return self.row('project')
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the handler's parameters name; raise NotFound if a row of the path does not exist."""
+        for kind in self.row_keys:
+            self.row(kind)
+        given = {'call': self, **self.rows, **self.path_params}
+        return {name: given[name] for name in self.route.wanted if name in given}
 
     # -- the body and the parameters
 
@@ -5041,49 +5142,72 @@ class Call:
         if missing:
             raise InvalidParameter(f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} missing')
 
-    def text(self, name: str, default: str | None = None) -> str | None:
-        """Return a text parameter."""
+    def optional(self, name: str) -> str | None:
+        """Return a text parameter, or None if it is absent."""
         value = self.params.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, str):
+        if not isinstance(value, str | None):
             raise InvalidParameter(f'{name} is invalid')
         return value
 
-    def choice(self, name: str, choices: Sequence[str], default: str | None = None) -> str | None:
-        """Return a text parameter that must be one of `choices`."""
-        value = self.text(name) or default
+    def text(self, name: str, default: str = '') -> str:
+        """Return a text parameter, or `default` if it is absent."""
+        value = self.optional(name)
+        return default if value is None else value
+
+    def optional_choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """Return a text parameter that must be one of `choices`, or None if it is absent or empty."""
+        value = self.optional(name) or None
         if value is not None and value not in choices:
             raise InvalidParameter(f'{name} does not have a valid value')
         return value
 
-    def integer(self, name: str, default: int | None = None) -> int | None:
-        """Return a whole number."""
+    def choice(self, name: str, choices: Sequence[str], default: str) -> str:
+        """Return a text parameter that must be one of `choices`, or `default` if it is absent or empty."""
+        return self.optional_choice(name, choices) or default
+
+    def optional_integer(self, name: str) -> int | None:
+        """Return a whole number, or None if the parameter is absent or empty."""
         value = self.params.get(name)
         if value in (None, ''):
-            return default
+            return None
         if isinstance(value, bool) or not re.fullmatch('-?[0-9]{1,18}', str(value)):
             raise InvalidParameter(f'{name} is invalid')
         return int(value)
 
+    def integer(self, name: str, default: Any = None) -> Any:
+        """Return a whole number, or `default` if the parameter is absent or empty."""
+        value = self.optional_integer(name)
+        return default if value is None else value
+
     def moment(self, name: str) -> float | None:
-        """Return a moment in ISO 8601, as seconds since 1970."""
+        """Return a moment in ISO 8601, as seconds since 1970, or None if the parameter is absent or empty."""
         text = self.text(name)
+        if not text:
+            return None
         try:
-            moment = datetime.fromisoformat(text.replace('Z', '+00:00')) if text else None
+            given = datetime.fromisoformat(text.replace('Z', '+00:00'))
         except ValueError:
             raise InvalidParameter(f'{name} is invalid') from None
-        return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp() if moment else None
+        if given.tzinfo is None:
+            given = given.replace(tzinfo=timezone.utc)
+        return given.timestamp()
 
-    def flag(self, name: str, default: bool | None = None) -> bool | None:
-        """Return a boolean in any spelling that Rails takes."""
+    def optional_flag(self, name: str) -> bool | None:
+        """Return a boolean in any spelling that Rails takes, or None if the parameter is absent or empty."""
         value = self.params.get(name)
         if value in (None, ''):
-            return default
-        word = str(value).lower()
-        if word not in ('true', 't', '1', 'on', 'yes', 'false', 'f', '0', 'off', 'no'):
-            raise InvalidParameter(f'{name} is invalid')
-        return word in ('true', 't', '1', 'on', 'yes')
+            return None
+        spelling = str(value).lower()
+        if spelling in ('true', 't', '1', 'on', 'yes'):
+            return True
+        if spelling in ('false', 'f', '0', 'off', 'no'):
+            return False
+        raise InvalidParameter(f'{name} is invalid')
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Return a boolean, or `default` if the parameter is absent or empty."""
+        value = self.optional_flag(name)
+        return default if value is None else value
 
     def words(self, name: str) -> list[str]:
         """Return a list of texts, which may come as a list, with commas between, or repeated."""
@@ -5125,62 +5249,63 @@ def public(call: Call) -> None:
 
 
 def registration_token(call: Call) -> str:
-    """Let in who brings a registration token; the verb finds out which."""
+    """Authenticate by a registration token; the verb finds out which one it is."""
     call.require('token')
-    return call.text('token') or ''
+    return call.text('token')
 
 
 def runner_token(call: Call) -> Row:
-    """Let in a registered runner."""
+    """Authenticate by a runner's token."""
     token = call.text('token')
     if not token:
-        raise call.dialect.no_token()
-    return call.ci.verify_runner(token, call.text('system_id') or '')
+        raise call.dialect.missing_token()
+    return call.ci.verify_runner(token, call.text('system_id'))
 
 
-def job_by_token(call: Call, token: str) -> Row | None:
-    """Return the job that the path names if `token` opens it, or None; raise when there is no such job."""
+def named_job(call: Call, token: str) -> Row | None:
+    """Return the job that the path names if `token` opens it, or None; raise an error if there is no such job."""
     try:
-        return call.ci.authenticate_job(call.path_params['id'], token, holder=call.dialect.holder)
+        job = call.ci.authenticate_job(call.row_keys['job'], token, holder=call.dialect.runner_token_works)
     except NotFound:
-        raise call.dialect.job_gone() from None
+        raise call.dialect.unknown_job() from None
+    if job is not None:
+        call.rows['job'] = job
+    return job
 
 
 def job_token(call: Call) -> Row:
-    """Let in the runner of the job that the path names, by the job's token.
+    """Authenticate by the token of the job that the path names.
 
     A wrong token in the query or a header is refused before the body is read.
     """
     early = str(call.query.get('token') or call.header(call.dialect.token_header) or '')
-    job = job_by_token(call, early) if early else None
-    if early and job is None:
+    if early and named_job(call, early) is None:
         raise Forbidden()
     if call.method == 'PUT':
         call.require('token')  # GitLab wants it as a parameter here
-    if not same_secret(call.given_token, early):
-        job = job_by_token(call, call.given_token)
-    if job is None:
+    if not same_secret(call.given_token, early) and named_job(call, call.given_token) is None:
         raise Forbidden()
-    return job
+    return call.rows['job']
 
 
 def artifacts_token(call: Call) -> None:
-    """Let in who may read the artifacts of the job that the path names: itself, or a running job after it."""
-    if job_by_token(call, call.given_token) is not None:
+    """Authenticate by the token of the job whose artifacts these are, or of a running job that depends on it."""
+    if named_job(call, call.given_token) is not None:
         return
     reader = call.ci.find_job_by_token(call.given_token)
     if reader is None:
-        raise call.dialect.no_reader()
-    if not call.ci.may_read_artifacts(reader, call.path_params['id']):
+        raise call.dialect.unreadable_artifacts()
+    if not call.ci.may_read_artifacts(reader, call.row_keys['job']):
         raise Forbidden()
 
 
 def private_token(call: Call) -> Row:
-    """Let in a person or script with a private token, as a header, a parameter or OAuth's bearer."""
+    """Authenticate by a private token, in a header, as a parameter or as OAuth's bearer."""
     scheme, _, bearer = (call.header('Authorization') or '').partition(' ')
-    token = (call.header('PRIVATE-TOKEN') or (bearer.strip() if scheme.lower() == 'bearer' else '')
-             or call.text('private_token') or '')
-    user = call.ci.find_user(token) if token else None
+    token = call.header('PRIVATE-TOKEN')
+    if not token and scheme.lower() == 'bearer':
+        token = bearer.strip()
+    user = call.ci.find_user(token or call.text('private_token'))
     if user is None:
         raise Unauthorized()
     if user['scope'] != 'api' and call.method not in ('GET', 'HEAD'):
@@ -5188,22 +5313,32 @@ def private_token(call: Call) -> Row:
     return user
 
 
-def job_or_private_token(call: Call) -> Row:
-    """Let in what `private_token` does, and running jobs, which see their own project alone."""
+def calling_job(call: Call) -> Row | None:
+    """Return the running job whose token came along, or None if no token of a job did; raise if it is not running."""
     token = call.header('JOB-TOKEN') or call.text('job_token')
     if not token:
-        return private_token(call)
+        return None
     job = call.ci.find_job_by_token(token)
     if job is None:
         raise Unauthorized()
-    if call.ci.find_project(call.path_params['id'])['id'] != job['project_id']:
+    return job
+
+
+def job_or_private_token(call: Call) -> Row:
+    """Authenticate by a private token, or by a running job's token, which opens its own project alone."""
+    job = calling_job(call)
+    if job is None:
+        return private_token(call)
+    if call.row('project')['id'] != job['project_id']:
         raise NotFound('Project')
     return job
 
 
 def running_job(call: Call) -> Row:
-    """Let in a running job by its token; a person is told that this is not for people."""
-    job = call.ci.find_job_by_token(call.header('JOB-TOKEN') or call.text('job_token') or '')
+    """Authenticate by a running job's token; a person learns that this is not for people."""
+    job = None
+    with contextlib.suppress(Unauthorized):
+        job = calling_job(call)
     if job is None:
         private_token(call)
         raise NotFound()
@@ -5211,32 +5346,33 @@ def running_job(call: Call) -> Row:
 
 
 def trigger_token(call: Call) -> Row:
-    """Let in who brings a trigger token of the project that the path names."""
+    """Authenticate by a trigger token of the project that the path names."""
     call.require('token')
-    project = call.ci.find_project(call.path_params['id'])
-    for trigger in call.ci.list_triggers(project):
+    for trigger in call.ci.list_triggers(call.row('project')):
         if same_secret(call.text('token'), trigger['token']):
             return trigger
     raise NotFound()
 
 
-def webhook_token(call: Call) -> Row:
-    """Let in a forge that knows the project's webhook token, or has signed the body with it."""
+def webhook_token(call: Call) -> None:
+    """Authenticate a forge by the project's webhook token, or by a signature made with it."""
     try:
-        project = call.ci.find_project(call.path_params['project'])
+        project = call.row('project')
     except NotFound:
         raise Forbidden('the secret or signature is wrong') from None
     digest = hmac.new(project['webhook_token'].encode(), call.body, hashlib.sha256).hexdigest()
-    signature = (call.header('X-Hub-Signature-256') or '').removeprefix('sha256=') \
-        or call.header('X-Gitea-Signature') or call.header('X-Forgejo-Signature')
-    if not (same_secret(call.header('X-Gitlab-Token'), project['webhook_token']) or same_secret(signature, digest)):
+    github = call.header('X-Hub-Signature-256') or ''
+    signature = github.removeprefix('sha256=') or call.header('X-Gitea-Signature') or call.header('X-Forgejo-Signature')
+    signed = same_secret(signature, digest)
+    if not signed and not same_secret(call.header('X-Gitlab-Token'), project['webhook_token']):
         raise Forbidden('the secret or signature is wrong')
-    return project
 
 
 def badge_reader(call: Call) -> Row | None:
-    """Let everybody in with --public, and who has a private token otherwise."""
-    return None if call.ci.settings.public else private_token(call)
+    """Authenticate by a private token; with --public, let everybody in."""
+    if call.ci.settings.public:
+        return None
+    return private_token(call)
 
 
 # -- answers
@@ -5255,6 +5391,11 @@ def empty_response(status: int, headers: Mapping[str, str] | None = None) -> bot
 def error_response(error: CIError) -> bottle.HTTPResponse:
     """Return a refusal in GitLab's two forms: ``message`` from the API, ``error`` from its framework."""
     return json_response({error.body_key: error.message}, error.status, error.headers)
+
+
+def json_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
+    """Show a refusal to a program."""
+    return error_response(error)
 
 
 def hardened(response: bottle.HTTPResponse) -> bottle.HTTPResponse:
@@ -5327,14 +5468,11 @@ def attachment(filename: str) -> str:
     return f'attachment; filename="{plain}"; filename*=UTF-8\'\'{urllib.parse.quote(filename, safe="")}'
 
 
-MAX_COUNTED = 10_000                # rows beyond which a list is served without totals, as GitLab does
-
-
 def page_of(call: Call) -> tuple[int, int]:
     """Return the number of the page that is asked for and the rows on it (100 at most)."""
     numbers = {}
     for name, default in (('page', 1), ('per_page', 20)):
-        numbers[name] = value = call.integer(name, default) or 0
+        numbers[name] = value = call.integer(name, default)
         if value < 1 or value > 10 ** 9:
             raise InvalidParameter(f'{name} does not have a valid value')
     return numbers['page'], min(100, numbers['per_page'])
@@ -5369,48 +5507,40 @@ def paged_response(call: Call, items: list[Any], total: int | None = None) -> bo
     return json_response(items, 200, headers)
 
 
-def answer(route: Route, **arguments: str) -> bottle.HTTPResponse:
-    """Answer a request: what every one goes through is path arguments, guard, handler, JSON, errors."""
+def answer(declared: Route, **arguments: str) -> bottle.HTTPResponse:
+    """Answer a request: read the path, authenticate, call the handler, present its result or its refusal."""
     environ = bottle.request.environ
-    call, refusal = Call(environ['minici.ci'], route, environ), None
+    call = Call(environ['minici.ci'], declared, environ)
+    refusal = None
     try:
-        call.path_params = {name: path_argument(route, name, text) for name, text in arguments.items()}
-        call.actor = route.auth(call)
-        result = route.handler(call, **call.path_params)
-        if isinstance(result, bottle.HTTPResponse):
-            response = result
-        else:
-            response = empty_response(204) if result is None else json_response(result, route.status)
+        call.read_path(arguments)
+        call.actor = declared.auth(call)
+        response = as_response(declared, declared.handler(**call.arguments()))
     except CIError as error:
         refusal = error
-        if isinstance(error, JobNotRunning) and route.dialect:
-            error.headers[route.dialect.status_header] = error.job_status
+        if isinstance(error, JobNotRunning) and declared.dialect:
+            error.headers[declared.dialect.status_header] = error.job_status
     except (OSError, MemoryError) as error:  # a full disk, no descriptors left
-        log.error('%s %s: %s', call.method, route.path, error)
+        log.error('%s %s: %s', call.method, declared.path, error)
         refusal = Busy('The server is in trouble, see its log')
     except Exception:
-        log.exception('%s %s failed', call.method, route.path)
+        log.exception('%s %s failed', call.method, declared.path)
         refusal = CIError()
     finally:
         call.close()
     if refusal is not None:
-        response = route.refuse(call, refusal) if route.refuse else error_response(refusal)
+        refuse = declared.refuse or json_refusal
+        response = refuse(call, refusal)
     return hardened(response)
 
 
-def path_argument(route: Route, name: str, text: str) -> Any:
-    """Return a path argument decoded; ids are numbers, but a project's may be its path."""
-    try:
-        value = urllib.parse.unquote(text, errors='strict')
-    except UnicodeDecodeError:
-        raise InvalidParameter(f'{name} is invalid') from None
-    if '\0' in value:
-        raise InvalidParameter(f'{name} is invalid')
-    if not name.endswith('id') or name == 'id' and route.path.startswith('/api/v4/projects/'):
-        return value
-    if re.fullmatch('-?[0-9]{1,18}', value):
-        return int(value)
-    raise InvalidParameter(f'{name} is invalid') if '/v4/' in route.path else NotFound()
+def as_response(declared: Route, result: Any) -> bottle.HTTPResponse:
+    """Return what a handler returned as a response."""
+    if isinstance(result, bottle.HTTPResponse):
+        return result
+    if result is None:
+        return empty_response(204)
+    return json_response(result, declared.status)
 
 
 # Entities #####################################################################################
@@ -5450,7 +5580,9 @@ def commit_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
 
 def word(status: str) -> str:
     """Return a status as people say it."""
-    return 'passed' if status == 'success' else status.replace('_', ' ')
+    if status == 'success':
+        return 'passed'
+    return status.replace('_', ' ')
 
 
 def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
@@ -5592,7 +5724,7 @@ def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any
     """Return the predefined variables of a job under their modern and their old names; None stands for none."""
     job, url = claim.job, urllib.parse.urlsplit(call.base_url)
     project_url = f'{call.base_url}/{job["project_path"]}'
-    manual, spec = 'true' if job['when_'] == 'manual' else None, json.loads(job['spec'])
+    manual, spec = 'true' if job['when_'] == 'manual' else None, job_spec(job)
     environment = {'name': None, **(spec['environment'] or {})}
     return {
         'CI_SERVER': 'yes', 'CI_SERVER_NAME': 'GitLab', 'CI_SERVER_URL': call.base_url,
@@ -5626,7 +5758,7 @@ def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]
                  for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
     variables += [{'key': name, 'value': str(value), 'public': name != 'CI_REPOSITORY_URL', 'masked': False}
                   for name, value in predefined_variables(claim, call, runner).items() if value is not None]
-    spec = json.loads(job['spec'])
+    spec = job_spec(job)
     variables += [{'key': name, 'value': value, 'public': True, 'masked': False,
                    **({'raw': True} if name in spec['raw_variables'] else {})}
                   for name, value in spec['variables'].items()]
@@ -5641,7 +5773,7 @@ def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]
 
 def wanted_dependencies(claim: Claim) -> list[Row]:
     """Return the jobs whose artifacts and variables a job asked for: all it waited for unless it names some."""
-    spec = json.loads(claim.job['spec'])
+    spec = job_spec(claim.job)
     wanted = spec['dependencies']
     barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
     return [row for row in claim.dependencies
@@ -5666,7 +5798,7 @@ def job_timeout(job: Row, runner: Row) -> int:
 
 def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
     """Return a claimed job as `gitlab-runner` 9.0 and later expect it; every number is an integer."""
-    job, spec, timeout = claim.job, json.loads(claim.job['spec']), job_timeout(claim.job, runner)
+    job, spec, timeout = claim.job, job_spec(claim.job), job_timeout(claim.job, runner)
     kind, ref = ('tag', 'tags') if job['tag'] else ('branch', 'heads')
     local = f'refs/tags/{job["ref"]}' if job['tag'] else f'refs/remotes/origin/{job["ref"]}'
     variables = job_variables(claim, call, runner)
@@ -5725,32 +5857,44 @@ def dependency_entity(row: Row, token: str) -> dict[str, Any]:
 
 # Shared responses #############################################################################
 
-WATCHED_INTERVAL, QUIET_INTERVAL = 3, 30     # seconds between two PATCHes, while somebody reads the trace or nobody
 RUNNER_INFO = ('name', 'version', 'revision', 'platform', 'architecture', 'executor', 'shell')
 
 
 def runner_info(call: Call) -> dict[str, Any]:
-    """Return what a runner says of itself in `info`."""
+    """Return what a runner says about itself in `info`."""
     said = call.mapping('info')
-    info = {name: said[name][:255] for name in RUNNER_INFO if isinstance(said.get(name), str)}
-    if isinstance(said.get('features'), dict):
-        info['features'] = sorted(name for name, able in said['features'].items() if able is True)
+    info: dict[str, Any] = {name: said[name][:255] for name in RUNNER_INFO if isinstance(said.get(name), str)}
+    features = said.get('features')
+    if isinstance(features, dict):
+        info['features'] = sorted(name for name, able in features.items() if able is True)
     return info
 
 
 def runner_settings(call: Call) -> dict[str, Any]:
-    """Return the settings of a runner that came along, for `create_runner` and `edit_runner`."""
+    """Return the settings of a runner that the call gives, for `create_runner` and `edit_runner`."""
     if call.has('active') and call.has('paused'):
         raise InvalidParameter('active, paused are mutually exclusive')
-    settings = {'description': call.text('description'), 'run_untagged': call.flag('run_untagged'),
-                'locked': call.flag('locked'), 'active': call.flag('active'),
-                'access_level': call.choice('access_level', ('not_protected', 'ref_protected')),
-                'maximum_timeout': call.integer('maximum_timeout'),
-                'maintenance_note': call.text('maintenance_note') or call.text('maintainer_note')}
+    settings = {
+        'description': call.optional('description'),
+        'run_untagged': call.optional_flag('run_untagged'),
+        'locked': call.optional_flag('locked'),
+        'active': call.optional_flag('active'),
+        'access_level': call.optional_choice('access_level', ('not_protected', 'ref_protected')),
+        'maximum_timeout': call.optional_integer('maximum_timeout'),
+        'maintenance_note': call.optional('maintenance_note') or call.optional('maintainer_note'),
+    }
     if call.has('paused'):
         settings['active'] = not call.flag('paused')
-    given = {name: value for name, value in settings.items() if value is not None}
-    return {**given, 'tag_list': call.words('tag_list')} if 'tag_list' in call.params else given
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if 'tag_list' in call.params:
+        given['tag_list'] = call.words('tag_list')
+    return given
+
+
+def register_runner(call: Call) -> tuple[Row, str]:
+    """Register the runner that calls with a registration token; return it and its own token."""
+    return call.ci.register_runner(call.actor, info=runner_info(call), ip_address=call.remote_address,
+                                   **runner_settings(call))
 
 
 def token_entity(token: str, **more: Any) -> dict[str, Any]:
@@ -5760,12 +5904,14 @@ def token_entity(token: str, **more: Any) -> dict[str, Any]:
 
 def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
                    nothing: Callable[[Mapping[str, str]], bottle.HTTPResponse]) -> bottle.HTTPResponse:
-    """Hand the runner a job, or `nothing` with the queue's value for it to bring along next time."""
-    runner, system_id, info = call.actor, call.text('system_id') or '', runner_info(call)
+    """Hand the runner a job, or answer `nothing` with the queue's value, which it sends along next time."""
+    runner, info = call.actor, runner_info(call)
+    system_id, last_update = call.text('system_id'), call.optional('last_update')
+    job_age = call.optional_integer('job_age')
     call.ci.contact(runner, info, call.remote_address, system_id)
-    while claim := call.ci.request_job(runner, last_update=call.text('last_update'), job_age=call.integer('job_age'),
-                                       system_id=system_id or None):
-        if 'multi_build_steps' in info.get('features', ()) or not json.loads(claim.job['spec'])['release']:
+    while claim := call.ci.request_job(runner, last_update=last_update, job_age=job_age, system_id=system_id or None):
+        able = 'multi_build_steps' in info.get('features', ())
+        if able or not job_spec(claim.job)['release']:
             return json_response(payload(claim, call, runner), 201)
         call.ci.update_job(claim.job, 'failed', failure_reason='runner_unsupported')  # it would leave the release out
     return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
@@ -5773,64 +5919,73 @@ def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
 
 def trace_interval(call: Call, job: Row) -> dict[str, str]:
     """Return the header that tells a runner how soon to send its next piece of the trace."""
-    watched = call.ci.traces.is_watched(job['id'])
-    return {'X-GitLab-Trace-Update-Interval': str(WATCHED_INTERVAL if watched else QUIET_INTERVAL)}
+    interval = QUIET_INTERVAL
+    if call.ci.traces.is_watched(job['id']):
+        interval = WATCHED_INTERVAL
+    return {'X-GitLab-Trace-Update-Interval': str(interval)}
 
 
 def update_response(call: Call, job: Row) -> bottle.HTTPResponse:
-    """Take a PUT: the job's state, and from old runners its whole trace."""
-    trace, output = call.text('trace'), call.mapping('output')
-    checksum, bytesize = output.get('checksum') or call.text('checksum'), output.get('bytesize')
-    if not isinstance(checksum, (str, type(None))) or not isinstance(bytesize, (int, type(None))):
+    """Accept a PUT: the job's state, and from old runners its whole trace."""
+    output = call.mapping('output')
+    checksum = output.get('checksum') or call.optional('checksum')
+    bytesize = output.get('bytesize')
+    if not isinstance(checksum, str | None) or not isinstance(bytesize, int | None):
         raise InvalidParameter('output is invalid')
+    trace = None
+    if call.optional('trace') is not None:
+        trace = call.text('trace').encode()
     try:
         status = call.ci.update_job(
-            job, call.text('state'), trace=None if trace is None else trace.encode(), checksum=checksum,
-            bytesize=bytesize, failure_reason=call.text('failure_reason'), exit_code=call.integer('exit_code'))
+            job, call.optional('state'), trace=trace, checksum=checksum, bytesize=bytesize,
+            failure_reason=call.optional('failure_reason'), exit_code=call.optional_integer('exit_code'))
     except JobNotRunning:
-        if call.dialect.ended == 404:
+        if call.dialect.put_gone_status == 404:
             raise NotFound() from None
         raise
-    headers = trace_interval(call, job) if status in ALIVE else {}
-    return json_response(200, 200, {call.dialect.status_header: status, **headers})
+    headers = {call.dialect.status_header: status}
+    if status in ALIVE:
+        headers.update(trace_interval(call, job))
+    return json_response(200, 200, headers)
 
 
 def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
-    """Take a PATCH: a chunk of the trace, at the offset where the trace ends.
+    """Accept a PATCH: a chunk of the trace that begins where the trace ends.
 
     The `Range` of the answer counts one past the last byte: runners go on from that number.
     """
-    start = trace_offset(call.header('Content-Range'))
-    data, status, code = call.body, job['status'], 202
+    start, data = trace_offset(call.header('Content-Range')), call.body
+    job_status, status = job['status'], 202
     try:
         size = call.ci.append_trace(job, start, data)
     except JobNotRunning as gone:
-        status, code, size = gone.job_status, call.dialect.stopped, call.ci.trace_size(job)
+        job_status, status = gone.job_status, call.dialect.patch_gone_status
+        size = call.ci.trace_size(job)
     except RangeMismatch as mismatch:
-        if not call.dialect.repeats or not data or start + len(data) != mismatch.size:
+        size = mismatch.size
+        repeated = data and start + len(data) == size     # the answer to the last chunk was lost
+        if not repeated or not call.dialect.accepts_repeated_chunk:
             raise
-        size = mismatch.size  # the last chunk again: its answer was lost
-    headers = {call.dialect.status_header: status, 'Range': f'0-{size}', **trace_interval(call, job)}
-    if code == 403:
+    headers = {call.dialect.status_header: job_status, 'Range': f'0-{size}', **trace_interval(call, job)}
+    if status == 403:
         raise Forbidden('Job is not running', headers)
-    return empty_response(code, headers)
+    return empty_response(status, headers)
 
 
-def upload_response(call: Call, job: Row) -> None:
-    """Take an archive or report."""
+def store_upload(call: Call, job: Row) -> None:
+    """Store the archive or report that a runner uploads."""
     if job['status'] not in ALIVE:
         raise JobNotRunning(job['status'])
     if call.upload is None:
-        raise call.dialect.no_file()
-    file_type = call.text('artifact_type') or 'archive'
-    file_format = call.text('artifact_format') or 'zip'
+        raise call.dialect.missing_file()
+    file_type, file_format = call.text('artifact_type') or 'archive', call.text('artifact_format') or 'zip'
     if file_format != ARTIFACT_FORMATS.get(file_type, 'raw') or not re.fullmatch('[a-z_]{1,64}', file_type):
         raise BadRequest(f'artifacts of the type {file_type} do not come as {file_format}')
     call.ci.store_artifacts(job, call.upload, file_type=file_type, file_format=file_format,
-                            expire_in=call.text('expire_in'), replace=call.dialect.replace)
+                            expire_in=call.optional('expire_in'), replace=call.dialect.second_upload_replaces)
 
 
-def artifacts_response(call: Call, job: Row | int, file_type: str = 'archive') -> bottle.HTTPResponse:
+def artifacts_response(call: Call, job: Row, file_type: str = 'archive') -> bottle.HTTPResponse:
     """Send a job's archive or report."""
     artifact, file = call.ci.open_artifacts(job, file_type)
     response = file_response(call, file, artifact['size'], content_type='application/octet-stream',
@@ -5840,7 +5995,7 @@ def artifacts_response(call: Call, job: Row | int, file_type: str = 'archive') -
 
 
 def log_response(call: Call, job: Row) -> bottle.HTTPResponse:
-    """Send a job's trace to somebody who reads it, which its runner is told; raise NotFound when there is none."""
+    """Send a job's trace and mark it watched, so that its runner reports sooner; raise NotFound without a trace."""
     file = call.ci.open_trace(job)
     call.ci.traces.looked_at(job['id'])
     return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
@@ -5851,10 +6006,12 @@ def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
     """Send one file out of a job's archive, under its own name."""
     if '..' in path.split('/') or path.startswith('/'):
         raise BadRequest('the path must stay within the archive')
-    file, size = call.ci.artifacts.open_entry(call.ci.find_artifact(job['id'])['stored_as'], path)
-    kind, encoding = mimetypes.guess_type(path)
-    return file_response(call, file, size, disposition=attachment(path.rpartition('/')[2]),
-                         content_type=kind if kind and not encoding else 'application/octet-stream')
+    archive = call.ci.find_artifact(job['id'])
+    file, size = call.ci.artifacts.open_entry(archive['stored_as'], path)
+    content_type, encoding = mimetypes.guess_type(path)
+    if content_type is None or encoding is not None:
+        content_type = 'application/octet-stream'
+    return file_response(call, file, size, disposition=attachment(path.rpartition('/')[2]), content_type=content_type)
 
 
 # Runner API ###################################################################################
@@ -5863,85 +6020,94 @@ def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
 # (PATCH), its state now and then (PUT), artifacts before the last PUT. Any of these may be repeated
 # after a lost answer. The answers' status header is how it learns that its job was canceled.
 
-V4 = Dialect(token_header='JOB-TOKEN', status_header='Job-Status', job_gone=Forbidden, stopped=403, ended=403,
-             no_token=lambda: InvalidParameter('token is missing'), no_reader=Unauthorized, holder=False,
-             repeats=True, replace=False, no_file=lambda: InvalidParameter('file is missing'))
+V4 = Dialect(
+    token_header='JOB-TOKEN',
+    status_header='Job-Status',
+    unknown_job=Forbidden,
+    missing_token=lambda: InvalidParameter('token is missing'),
+    patch_gone_status=403,
+    put_gone_status=403,
+    accepts_repeated_chunk=True,
+    unreadable_artifacts=Unauthorized,
+    runner_token_works=False,
+    second_upload_replaces=False,
+    missing_file=lambda: InvalidParameter('file is missing'),
+)
 
 
 @route('POST', '/api/v4/runners', auth=registration_token, status=201)
-def register_runner(call: Call) -> dict[str, Any]:
+def register_runner_route(call: Call) -> dict[str, Any]:
     """Register a runner; its own token is in the answer and nowhere else."""
-    runner, token = call.ci.register_runner(call.actor, info=runner_info(call), ip_address=call.remote_address,
-                                            **runner_settings(call))
+    runner, token = register_runner(call)
     return token_entity(token, id=runner['id'])
 
 
 @route('DELETE', '/api/v4/runners', auth=runner_token, dialect=V4)
-def unregister_runner(call: Call) -> None:
+def unregister_runner_route(call: Call) -> None:
     """Remove the runner whose token this is."""
     call.ci.unregister_runner(call.actor)
 
 
 @route('DELETE', '/api/v4/runners/managers', auth=runner_token, dialect=V4)
-def unregister_manager(call: Call) -> None:
-    """Remove one of the machines that share a runner's token."""
+def unregister_manager_route(call: Call) -> None:
+    """Remove one of the runner managers (machines) that share a runner's token."""
     call.require('system_id')
     call.ci.unregister_runner(call.actor, call.text('system_id'))
 
 
 @route('POST', '/api/v4/runners/verify', auth=runner_token, dialect=V4)
-def verify_runner(call: Call) -> dict[str, Any]:
+def verify_runner_route(call: Call) -> dict[str, Any]:
     """Tell a runner that it is still registered."""
-    call.ci.contact(call.actor, runner_info(call), call.remote_address, call.text('system_id') or '')
-    return token_entity(call.text('token') or '', id=call.actor['id'])
+    call.ci.contact(call.actor, runner_info(call), call.remote_address, call.text('system_id'))
+    return token_entity(call.text('token'), id=call.actor['id'])
 
 
 @route('POST', '/api/v4/runners/reset_authentication_token', auth=runner_token, dialect=V4, status=201)
-def reset_own_token(call: Call) -> dict[str, Any]:
+def reset_own_token_route(call: Call) -> dict[str, Any]:
     """Give a runner a new token in exchange for its old one."""
     return token_entity(call.ci.reset_runner_token(call.actor))
 
 
 @route('GET', '/api/v4/runners/router/discovery', auth=public)
-def discover_router(call: Call) -> bottle.HTTPResponse:
+def discover_router_route() -> bottle.HTTPResponse:
     """Say that there is no job router; the newest runners then poll."""
     return json_response({'message': '501 Not Implemented'}, 501)
 
 
 @route('POST', '/api/v4/jobs/request', auth=runner_token, dialect=V4)
-def request_job(call: Call) -> bottle.HTTPResponse:
+def request_job_route(call: Call) -> bottle.HTTPResponse:
     """Claim a job."""
     return claim_response(call, job_payload, lambda headers: empty_response(204, headers))
 
 
-@route('PUT', '/api/v4/jobs/<id>', auth=job_token, dialect=V4, limit=MAX_TRACE_BODY)
-def update_job(call: Call, id: int) -> bottle.HTTPResponse:
+@route('PUT', '/api/v4/jobs/<id:job>', auth=job_token, dialect=V4, limit=MAX_TRACE_BODY)
+def update_job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Report a job's state; GitLab wants the token as a parameter here."""
-    call.choice('state', ('pending', 'running', 'success', 'failed'))
-    return update_response(call, call.actor)
+    call.optional_choice('state', ('pending', 'running', 'success', 'failed'))
+    return update_response(call, job)
 
 
-@route('PATCH', '/api/v4/jobs/<id>/trace', auth=job_token, dialect=V4, limit=MAX_TRACE_BODY, raw=True)
-def append_trace(call: Call, id: int) -> bottle.HTTPResponse:
+@route('PATCH', '/api/v4/jobs/<id:job>/trace', auth=job_token, dialect=V4, limit=MAX_TRACE_BODY, raw=True)
+def append_trace_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Add a chunk to a job's trace."""
-    return trace_response(call, call.actor)
+    return trace_response(call, job)
 
 
-@route('POST', '/api/v4/jobs/<id>/artifacts', auth=job_token, dialect=V4, upload=True)
-def upload_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
-    """Keep an archive or report of a running job."""
-    upload_response(call, call.actor)
+@route('POST', '/api/v4/jobs/<id:job>/artifacts', auth=job_token, dialect=V4, upload=True)
+def upload_artifacts_route(call: Call, job: Row) -> bottle.HTTPResponse:
+    """Store an archive or report of a running job."""
+    store_upload(call, job)
     return json_response(201, 201)
 
 
-@route('GET', '/api/v4/jobs/<id>/artifacts', auth=artifacts_token, dialect=V4)
-def download_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
-    """Send a job's archive to itself or to a job that depends on it."""
-    return artifacts_response(call, id)
+@route('GET', '/api/v4/jobs/<id:job>/artifacts', auth=artifacts_token, dialect=V4)
+def download_artifacts_route(call: Call, job: Row) -> bottle.HTTPResponse:
+    """Send a job's archive to the job itself or to a job that depends on it."""
+    return artifacts_response(call, job)
 
 
 @route('GET', '/api/v4/job', auth=running_job)
-def current_job(call: Call) -> dict[str, Any]:
+def current_job_route(call: Call) -> dict[str, Any]:
     """Return the job that a running job's token belongs to."""
     return job_entity(call.ci.find_job(call.actor), call)
 
@@ -5951,144 +6117,198 @@ def current_job(call: Call) -> dict[str, Any]:
 # The protocol of 2016, where a job is called a build. It answered at /ci/api/v1, before that at
 # /api/v1, and in the oldest documents at /ci.
 
-V1 = Dialect(token_header='BUILD-TOKEN', status_header='Build-Status', job_gone=NotFound, stopped=202, ended=404,
-             no_token=Forbidden, no_reader=Forbidden, holder=True, repeats=False, replace=True,
-             no_file=lambda: BadRequest('Missing artifacts file!'))
+V1 = Dialect(
+    token_header='BUILD-TOKEN',
+    status_header='Build-Status',
+    unknown_job=NotFound,
+    missing_token=Forbidden,
+    patch_gone_status=202,
+    put_gone_status=404,
+    accepts_repeated_chunk=False,
+    unreadable_artifacts=Forbidden,
+    runner_token_works=True,
+    second_upload_replaces=True,
+    missing_file=lambda: BadRequest('Missing artifacts file!'),
+)
 #: The agents that know 204 as "nothing to do"; the pattern alone decides, as in GitLab.
 KNOWS_204 = re.compile(r'gitlab(?:-ci-multi)?-runner [0-9]+\.[0-9]+\.[0-9]+(?:~beta\.[0-9]+\.g[0-9a-f]+)? ')
 
 
 def legacy_route(method: str, path: str, *, auth: Guard, **options: Any) -> Callable[..., Any]:
     """Record a handler at each of the three addresses of the old protocol."""
-    return route(method, *(f'{prefix}{path}' for prefix in ('/ci/api/v1', '/api/v1', '/ci')),
-                 auth=auth, dialect=V1, **options)
+    paths = [prefix + path for prefix in ('/ci/api/v1', '/api/v1', '/ci')]
+    return route(method, *paths, auth=auth, dialect=V1, **options)
 
 
-def build_holder(call: Call) -> Row:
-    """Let in the runner that holds a build, by its own token, or anybody by the build's token.
+def build_token(call: Call) -> Row:
+    """Authenticate by the token of a build, or of the runner that holds it.
 
-    A runner's token is looked at first: old runners ask after build -1 to learn whether they are
+    A runner's token is looked at first: old runners ask for build -1 to learn whether they are
     still registered, and 404 means yes.
     """
-    runner, job = call.ci.find_runner(call.given_token), None
+    runner = call.ci.find_runner(call.given_token)
+    job = None
     with contextlib.suppress(NotFound):
-        job = call.ci.authenticate_job(call.path_params['id'], call.given_token, holder=runner is not None)
+        job = call.ci.authenticate_job(call.row_keys['job'], call.given_token, holder=runner is not None)
+    if job is None and runner is not None:
+        raise NotFound()
     if job is None:
-        raise NotFound() if runner is not None else Forbidden()
+        raise Forbidden()
+    call.rows['job'] = job
     return job
 
 
 def named_runner_token(call: Call) -> Row:
-    """Let in a registered runner; here a missing token is told apart from a wrong one."""
+    """Authenticate by a runner's token; here a missing token is told apart from a wrong one."""
     call.require('token')
     return runner_token(call)
 
 
-def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
-    """Return a claimed job as runners before 9.0 expect it."""
-    job, spec = claim.job, json.loads(claim.job['spec'])
+BUILD_ARTIFACTS = ('name', 'untracked', 'paths', 'exclude', 'when', 'expire_in')    # that old runners know
+
+
+def build_options(claim: Claim) -> dict[str, Any]:
+    """Return the `options` of a build: what is not its script."""
+    spec = job_spec(claim.job)
     options: dict[str, Any] = {}
     if spec['image']:
         options['image'] = spec['image']['name']
     if spec['services']:
         options['services'] = [service['name'] for service in spec['services']]
-    for item in [item for item in spec['artifacts'] if item['artifact_type'] == 'archive']:
-        options['artifacts'] = {key: item[key] for key in ('name', 'untracked', 'paths', 'exclude', 'when', 'expire_in')
-                                if key in item}
+    for item in spec['artifacts']:
+        if item['artifact_type'] == 'archive':
+            options['artifacts'] = {key: item[key] for key in BUILD_ARTIFACTS if key in item}
     for item in spec['cache'][:1]:
         options['cache'] = {key: item[key] for key in ('key', 'untracked', 'paths')}
     if spec['after_script']:
         options['after_script'] = spec['after_script']
     if spec['dependencies'] is not None or spec['needs'] is not None:
         options['dependencies'] = [row['name'] for row in wanted_dependencies(claim)]
-    variables = [{'key': item['key'], 'value': item['value'], 'public': item['public'],
-                  **({'file': True} if item.get('file') else {})} for item in job_variables(claim, call, runner)]
-    return {**build_summary(job, claim.token), 'commands': '\n'.join(spec['script']),
-            'repo_url': repository_url(claim, call), 'before_sha': job['before_sha'],
-            'allow_git_fetch': bool(job['allow_git_fetch']), 'options': options,
-            'timeout': job_timeout(job, runner), 'variables': variables, 'credentials': [],
-            'depends_on_builds': [{**build_summary(row, claim.token), **dependency_entity(row, claim.token)}
-                                  for row in claim.dependencies]}
+    return options
+
+
+def build_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a variable in the shape that runners before 9.0 receive."""
+    entity = {name: variable[name] for name in ('key', 'value', 'public')}
+    if variable.get('file'):
+        entity['file'] = True
+    return entity
+
+
+def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
+    """Return a claimed job as runners before 9.0 expect it."""
+    job = claim.job
+    payload = build_summary(job, claim.token)
+    payload['commands'] = '\n'.join(job_spec(job)['script'])
+    payload['repo_url'] = repository_url(claim, call)
+    payload['before_sha'] = job['before_sha']
+    payload['allow_git_fetch'] = bool(job['allow_git_fetch'])
+    payload['options'] = build_options(claim)
+    payload['timeout'] = job_timeout(job, runner)
+    payload['variables'] = [build_variable(variable) for variable in job_variables(claim, call, runner)]
+    payload['credentials'] = []
+    payload['depends_on_builds'] = [build_dependency(row, claim.token) for row in claim.dependencies]
+    return payload
 
 
 def build_summary(job: Row, token: str) -> dict[str, Any]:
     """Return what a build and the builds it depends on have in common."""
-    return {'id': job['id'], 'ref': job['ref'], 'tag': bool(job['tag']), 'sha': job['sha'], 'status': job['status'],
-            'name': job['name'], 'token': token, 'stage': job['stage'], 'project_id': job['project_id'],
-            'project_name': job['project_name']}
+    return {
+        'id': job['id'],
+        'ref': job['ref'],
+        'tag': bool(job['tag']),
+        'sha': job['sha'],
+        'status': job['status'],
+        'name': job['name'],
+        'token': token,
+        'stage': job['stage'],
+        'project_id': job['project_id'],
+        'project_name': job['project_name'],
+    }
+
+
+def build_dependency(row: Row, token: str) -> dict[str, Any]:
+    """Return a build that another one depends on."""
+    return {**build_summary(row, token), **dependency_entity(row, token)}
 
 
 @legacy_route('POST', '/builds/register', auth=runner_token)
-def register_build(call: Call) -> bottle.HTTPResponse:
-    """Claim a build; 404 tells old agents that there is none, and all that the runner is paused."""
+def register_build_route(call: Call) -> bottle.HTTPResponse:
+    """Claim a build; old agents get 404 when there is none, a paused runner always does."""
     if not call.actor['active']:
         raise NotFound()
-    modern = KNOWS_204.search(call.header('User-Agent') or '')
-    return claim_response(call, build_payload, lambda headers: empty_response(204, headers) if modern
-                          else json_response({'message': '404 Not Found'}, 404, headers))
+
+    def nothing(headers: Mapping[str, str]) -> bottle.HTTPResponse:
+        if KNOWS_204.search(call.header('User-Agent') or ''):
+            return empty_response(204, headers)
+        return json_response({'message': '404 Not Found'}, 404, headers)
+
+    return claim_response(call, build_payload, nothing)
 
 
-@legacy_route('PUT', '/builds/<id>', auth=build_holder, limit=MAX_TRACE_BODY)
-def update_build(call: Call, id: int) -> bottle.HTTPResponse:
+@legacy_route('PUT', '/builds/<id:job>', auth=build_token, limit=MAX_TRACE_BODY)
+def update_build_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Report a build's state and whole trace."""
-    return update_response(call, call.actor)
+    return update_response(call, job)
 
 
-@legacy_route('PATCH', '/builds/<id>/trace.txt', auth=job_token, limit=MAX_TRACE_BODY, raw=True)
-def append_build_trace(call: Call, id: int) -> bottle.HTTPResponse:
+@legacy_route('PATCH', '/builds/<id:job>/trace.txt', auth=job_token, limit=MAX_TRACE_BODY, raw=True)
+def append_build_trace_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Add a chunk to a build's trace."""
-    return trace_response(call, call.actor)
+    return trace_response(call, job)
 
 
-@legacy_route('POST', '/builds/<id>/artifacts/authorize', auth=job_token)
-def authorize_build_artifacts(call: Call, id: int) -> dict[str, Any]:
-    """Tell whether an upload of `filesize` bytes would be taken."""
-    if call.actor['status'] not in ALIVE:
-        raise JobNotRunning(call.actor['status'])
+@legacy_route('POST', '/builds/<id:job>/artifacts/authorize', auth=job_token)
+def authorize_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+    """Tell whether an upload of `filesize` bytes would be accepted."""
+    if job['status'] not in ALIVE:
+        raise JobNotRunning(job['status'])
     limit = call.ci.settings.max_artifacts_size
-    if (call.integer('filesize') or 0) > limit:
+    if call.integer('filesize') > limit:
         raise TooLarge(f'{limit} bytes are taken at most (the setting max_artifacts_size)')
     return {'MaximumSize': limit}
 
 
-@legacy_route('POST', '/builds/<id>/artifacts', auth=job_token, upload=True, status=201)
-def upload_build_artifacts(call: Call, id: int) -> dict[str, Any]:
-    """Keep a running build's archive; a second one takes its place."""
-    upload_response(call, call.actor)
-    job, artifact = call.ci.find_job(id), call.ci.find_artifact(id)
-    return {**build_summary(job, call.given_token),
-            'artifacts_file': {'filename': artifact['filename'], 'size': artifact['size']},
-            'artifacts_expire_at': iso_time(artifact['expire_at'])}
+@legacy_route('POST', '/builds/<id:job>/artifacts', auth=job_token, upload=True, status=201)
+def upload_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+    """Store a running build's archive; a second one replaces it."""
+    store_upload(call, job)
+    artifact = call.ci.find_artifact(job['id'])
+    entity = build_summary(call.ci.find_job(job), call.given_token)
+    entity['artifacts_file'] = {'filename': artifact['filename'], 'size': artifact['size']}
+    entity['artifacts_expire_at'] = iso_time(artifact['expire_at'])
+    return entity
 
 
-@legacy_route('GET', '/builds/<id>/artifacts', auth=artifacts_token)
-def download_build_artifacts(call: Call, id: int) -> bottle.HTTPResponse:
+@legacy_route('GET', '/builds/<id:job>/artifacts', auth=artifacts_token)
+def download_build_artifacts_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a build's archive."""
-    return artifacts_response(call, id)
+    return artifacts_response(call, job)
 
 
-@legacy_route('DELETE', '/builds/<id>/artifacts', auth=job_token)
-def delete_build_artifacts(call: Call, id: int) -> dict[str, Any]:
-    """Remove a build's archive; doing it again is no error. A build's own token dies with the build."""
-    if call.actor['status'] not in ALIVE and same_secret(token_hash(call.given_token), call.actor['token_hash']):
-        raise JobNotRunning(call.actor['status'])
-    call.ci.delete_artifacts(job=call.actor)
-    return build_summary(call.ci.find_job(id), '')
+@legacy_route('DELETE', '/builds/<id:job>/artifacts', auth=job_token)
+def delete_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+    """Remove a build's archive; doing it again is no error. A build's own token stops working with the build."""
+    if job['status'] not in ALIVE and same_secret(token_hash(call.given_token), job['token_hash']):
+        raise JobNotRunning(job['status'])
+    call.ci.delete_artifacts(job=job)
+    return build_summary(call.ci.find_job(job), '')
 
 
 @legacy_route('POST', '/runners/register', auth=registration_token, status=201)
-def register_legacy_runner(call: Call) -> dict[str, Any]:
-    """Register a runner; a setting that will not do was 404 then."""
+def register_legacy_runner_route(call: Call) -> dict[str, Any]:
+    """Register a runner; as in 2016, invalid settings answer 404."""
     try:
-        runner, token = call.ci.register_runner(call.actor, info=runner_info(call), ip_address=call.remote_address,
-                                                **runner_settings(call))
+        runner, token = register_runner(call)
     except BadRequest as error:
-        raise NotFound() if 'tags_list' in error.message else error from None
+        if 'tags_list' in error.message:
+            raise NotFound() from None
+        raise
     return {'id': runner['id'], 'token': token}
 
 
 @legacy_route('DELETE', '/runners/delete', auth=named_runner_token)
-def delete_legacy_runner(call: Call) -> dict[str, Any]:
+def delete_legacy_runner_route(call: Call) -> dict[str, Any]:
     """Remove the runner whose token this is."""
     call.ci.unregister_runner(call.actor)
     return {'id': call.actor['id']}
@@ -6096,478 +6316,525 @@ def delete_legacy_runner(call: Call) -> dict[str, Any]:
 
 # Jobs and pipelines API #######################################################################
 
-PROJECT = '/api/v4/projects/<id>'
-JOB = f'{PROJECT}/jobs/<job_id>'
+PROJECT = '/api/v4/projects/<id:project_key>'
+JOB = f'{PROJECT}/jobs/<job_id:job>'
 PIPELINES = (f'{PROJECT}/pipelines', f'{PROJECT}/pipeline')  # the seed page writes the latter
+PIPELINE = f'{PIPELINES[0]}/<pipeline_id:pipeline>'
 
 
-def project_of(call: Call) -> Row:
-    """Return the project that the path names."""
-    return call.ci.find_project(call.path_params['id'])
+def newest_pipeline(call: Call, project: Row, **filters: Any) -> Row | None:
+    """Return the newest pipeline of a project's ref or sha, or None if there is none."""
+    rows, _ = call.ci.list_pipelines(project, limit=1, count_to=1, **filters)
+    return next(iter(rows), None)
 
 
-def scope_of(call: Call) -> Row | None:
-    """Return the project that the path names, or None when it is about the whole instance."""
-    return project_of(call) if 'id' in call.path_params else None
-
-
-def job_of(call: Call) -> Row:
-    """Return the job of the project that the path names."""
-    return call.ci.find_job(call.path_params['job_id'], project_of(call))
-
-
-def pipeline_of(call: Call) -> Row:
-    """Return the pipeline of the project that the path names."""
-    return call.ci.find_pipeline(call.path_params['pipeline_id'], project_of(call))
-
-
-def newest_pipeline(call: Call, **filters: Any) -> Row | None:
-    """Return the newest pipeline of the project that the path names, of a ref or sha; None if there is none."""
-    rows, _ = call.ci.list_pipelines(project_of(call), limit=1, count_to=1, **filters)
-    return rows[0] if rows else None
-
-
-def jobs_response(call: Call, **filters: Any) -> bottle.HTTPResponse:
-    """Return a page of jobs, by number or, with ``pagination=keyset``, by cursor."""
-    scope = filters.pop('scope', call.words('scope'))
+def jobs_response(call: Call, scope: Sequence[str], **filters: Any) -> bottle.HTTPResponse:
+    """Return a page of jobs in the statuses of `scope`, by number or, with ``pagination=keyset``, by cursor."""
     if not set(scope) <= set(JOB_STATUSES):
         raise InvalidParameter('scope does not have a valid value')
-    page, per_page = page_of(call)
-    if call.choice('pagination', ('keyset', 'offset')) == 'keyset':
+    number, per_page = page_of(call)
+    if call.optional_choice('pagination', ('keyset', 'offset')) == 'keyset':
         return keyset_response(call, per_page, scope=scope, **filters)
-    rows = call.ci.list_jobs(scope=scope, limit=per_page, offset=(page - 1) * per_page, **filters)
+    rows = call.ci.list_jobs(scope=scope, limit=per_page, offset=(number - 1) * per_page, **filters)
     total = call.ci.count_jobs(scope=scope, limit=MAX_COUNTED + 1, **filters)
     return paged_response(call, [job_entity(row, call) for row in rows], total)
 
 
 def keyset_response(call: Call, per_page: int, **filters: Any) -> bottle.HTTPResponse:
     """Return the page of jobs after a cursor, the last job's id; its one header is the link to the next."""
-    rows = call.ci.list_jobs(before=call.integer('cursor'), limit=per_page + 1, **filters)
+    rows = call.ci.list_jobs(before=call.optional_integer('cursor'), limit=per_page + 1, **filters)
     headers = {}
     if len(rows) > per_page:
         rows.pop()
-        headers['Link'] = f'<{page_link(call, cursor=rows[-1]["id"])}>; rel="next"'
+        link = page_link(call, cursor=rows[-1]['id'])
+        headers['Link'] = f'<{link}>; rel="next"'
     return json_response([job_entity(row, call) for row in rows], 200, headers)
 
 
 @route('GET', f'{PROJECT}/jobs', auth=job_or_private_token)
-def list_project_jobs(call: Call, id: str) -> bottle.HTTPResponse:
+def list_project_jobs_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List a project's jobs, retried ones included, newest first."""
-    return jobs_response(call, project=project_of(call))
+    return jobs_response(call, call.words('scope'), project=project)
 
 
-@route('GET', *(f'{path}/<pipeline_id>/jobs' for path in PIPELINES), auth=job_or_private_token)
-def list_pipeline_jobs(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+@route('GET', *(f'{path}/<pipeline_id:pipeline>/jobs' for path in PIPELINES), auth=job_or_private_token)
+def list_pipeline_jobs_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     """List a pipeline's jobs, newest first."""
-    return jobs_response(call, pipeline=pipeline_of(call), include_retried=call.flag('include_retried', False))
+    return jobs_response(call, call.words('scope'), pipeline=pipeline, include_retried=call.flag('include_retried'))
+
+
+def job_with_artifacts(call: Call, project: Row, ref: str) -> Row:
+    """Return the job of the given name whose archive is the newest of a ref."""
+    call.require('job')
+    return call.ci.find_job_with_artifacts(project, ref, call.text('job'))
 
 
 @route('GET', f'{PROJECT}/jobs/artifacts/<ref:path>/download', auth=job_or_private_token)
-def download_latest_artifacts(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
+def download_latest_artifacts_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
     """Send the archive of a job's last success on a ref."""
-    call.require('job')
-    return artifacts_response(call, call.ci.find_job_with_artifacts(project_of(call), ref, call.text('job') or ''))
+    return artifacts_response(call, job_with_artifacts(call, project, ref))
 
 
 @route('GET', f'{PROJECT}/jobs/artifacts/<ref:path>/raw/<path:path>', auth=job_or_private_token)
-def download_latest_file(call: Call, id: str, ref: str, path: str) -> bottle.HTTPResponse:
+def download_latest_file_route(call: Call, project: Row, ref: str, path: str) -> bottle.HTTPResponse:
     """Send one file out of that archive."""
-    call.require('job')
-    return entry_response(call, call.ci.find_job_with_artifacts(project_of(call), ref, call.text('job') or ''), path)
+    return entry_response(call, job_with_artifacts(call, project, ref), path)
 
 
 @route('GET', JOB, auth=job_or_private_token)
-def show_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
+def show_job_route(call: Call, job: Row) -> dict[str, Any]:
     """Show one job."""
-    return job_entity(job_of(call), call)
+    return job_entity(job, call)
 
 
 @route('GET', f'{JOB}/trace', auth=job_or_private_token)
-def show_trace(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
-    """Send a job's trace, or the range of it that is asked for, so that it can be followed."""
-    return log_response(call, job_of(call))
+def show_trace_route(call: Call, job: Row) -> bottle.HTTPResponse:
+    """Send a job's trace, or the requested range of it, so that it can be followed."""
+    return log_response(call, job)
 
 
 @route('GET', f'{JOB}/artifacts', auth=job_or_private_token)
-def download_job_artifacts(call: Call, id: str, job_id: int) -> bottle.HTTPResponse:
+def download_job_artifacts_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's archive."""
-    return artifacts_response(call, job_of(call))
+    return artifacts_response(call, job)
 
 
 @route('GET', f'{JOB}/artifacts/<path:path>', auth=job_or_private_token)
-def download_job_file(call: Call, id: str, job_id: int, path: str) -> bottle.HTTPResponse:
+def download_job_file_route(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
     """Send one file out of a job's archive."""
-    return entry_response(call, job_of(call), path)
+    return entry_response(call, job, path)
 
 
 @route('DELETE', f'{JOB}/artifacts', auth=private_token)
-def delete_job_artifacts(call: Call, id: str, job_id: int) -> None:
+def delete_job_artifacts_route(call: Call, job: Row) -> None:
     """Remove a job's artifacts; the trace stays."""
-    call.ci.delete_artifacts(job=job_of(call))
+    call.ci.delete_artifacts(job=job)
 
 
 @route('DELETE', f'{PROJECT}/artifacts', auth=private_token, status=202)
-def delete_project_artifacts(call: Call, id: str) -> dict[str, Any]:
+def delete_project_artifacts_route(call: Call, project: Row) -> dict[str, Any]:
     """Remove the artifacts of all finished jobs of a project."""
-    call.ci.delete_artifacts(project=project_of(call))
+    call.ci.delete_artifacts(project=project)
     return {'message': '202 Accepted'}
 
 
 @route('POST', f'{JOB}/artifacts/keep', auth=private_token)
-def keep_job_artifacts(call: Call, id: str, job_id: int) -> dict[str, Any]:
-    """Let a job's artifacts never expire."""
-    return job_entity(call.ci.keep_artifacts(job_of(call)), call)
+def keep_job_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+    """Keep a job's artifacts for good."""
+    return job_entity(call.ci.keep_artifacts(job), call)
 
 
 @route('POST', f'{JOB}/cancel', auth=private_token, status=201)
-def cancel_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
+def cancel_job_route(call: Call, job: Row) -> dict[str, Any]:
     """Cancel a job."""
-    return job_entity(call.ci.cancel_job(job_of(call)), call)
+    return job_entity(call.ci.cancel_job(job), call)
 
 
 @route('POST', f'{JOB}/retry', auth=private_token, status=201)
-def retry_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
+def retry_job_route(call: Call, job: Row) -> dict[str, Any]:
     """Run a job again, as a new one."""
-    return job_entity(call.ci.retry_job(job_of(call), call.actor), call)
+    return job_entity(call.ci.retry_job(job, call.actor), call)
 
 
 @route('POST', f'{JOB}/erase', auth=private_token, status=201)
-def erase_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
+def erase_job_route(call: Call, job: Row) -> dict[str, Any]:
     """Remove a job's trace and artifacts."""
-    return job_entity(call.ci.erase_job(job_of(call)), call)
+    return job_entity(call.ci.erase_job(job), call)
 
 
 @route('POST', f'{JOB}/play', auth=private_token)
-def play_job(call: Call, id: str, job_id: int) -> dict[str, Any]:
+def play_job_route(call: Call, job: Row) -> dict[str, Any]:
     """Start a manual job, with variables for this run."""
     variables = call.mappings('job_variables_attributes', 'key', 'value')
-    return job_entity(call.ci.play_job(job_of(call), call.actor, variables), call)
+    return job_entity(call.ci.play_job(job, call.actor, variables), call)
 
 
 @route('POST', f'{PROJECT}/pipeline', auth=private_token, status=201)
-def create_pipeline(call: Call, id: str) -> dict[str, Any]:
-    """Make a pipeline of a ref; `sha` and `content` stand in for a repository."""
+def create_pipeline_route(call: Call, project: Row) -> dict[str, Any]:
+    """Create a pipeline for a ref; `sha` and `content` stand in for a repository."""
     call.require('ref')
-    content = call.params.get('content')
-    if content is not None and not isinstance(content, (str, dict)):
+    content = call.params.get('content') or None
+    if not isinstance(content, str | dict | None):
         raise InvalidParameter('content is invalid')
-    pipeline = call.ci.create_pipeline(
-        project_of(call), call.text('ref') or '', sha=call.text('sha') or None, content=content or None,
-        tag=call.flag('tag', False) or False, variables=call.mappings('variables', 'key', 'value'), user=call.actor)
+    variables = call.mappings('variables', 'key', 'value')
+    pipeline = call.ci.create_pipeline(project, call.text('ref'), sha=call.text('sha') or None, content=content,
+                                       tag=call.flag('tag'), variables=variables, user=call.actor)
     return pipeline_entity(pipeline, call, detail=True)
 
 
 @route('GET', PIPELINES[0], auth=private_token)
-def list_pipelines(call: Call, id: str) -> bottle.HTTPResponse:
+def list_pipelines_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List a project's pipelines, newest first."""
-    page, per_page = page_of(call)
-    filters: dict[str, Any] = {name: call.text(name) or None for name in ('ref', 'sha', 'source', 'name', 'username')}
-    filters.update((name, call.moment(name)) for name in
-                   ('created_after', 'created_before', 'updated_after', 'updated_before'))
-    rows, total = call.ci.list_pipelines(
-        project_of(call), limit=per_page, offset=(page - 1) * per_page, status=call.choice('status', JOB_STATUSES),
-        scope=call.choice('scope', ('running', 'pending', 'finished', 'branches', 'tags')),
-        order_by=call.choice('order_by', ('id', 'status', 'ref', 'updated_at', 'user_id'), 'id') or 'id',
-        sort=call.choice('sort', ('asc', 'desc'), 'desc') or 'desc', yaml_errors=call.flag('yaml_errors'), **filters)
+    number, per_page = page_of(call)
+    filters: dict[str, Any] = {}
+    for name in ('ref', 'sha', 'source', 'name', 'username'):
+        filters[name] = call.text(name) or None
+    for name in ('created_after', 'created_before', 'updated_after', 'updated_before'):
+        filters[name] = call.moment(name)
+    filters['status'] = call.optional_choice('status', JOB_STATUSES)
+    filters['scope'] = call.optional_choice('scope', ('running', 'pending', 'finished', 'branches', 'tags'))
+    filters['yaml_errors'] = call.optional_flag('yaml_errors')
+    filters['order_by'] = call.choice('order_by', ('id', 'status', 'ref', 'updated_at', 'user_id'), 'id')
+    filters['sort'] = call.choice('sort', ('asc', 'desc'), 'desc')
+    rows, total = call.ci.list_pipelines(project, limit=per_page, offset=(number - 1) * per_page, **filters)
     return paged_response(call, [pipeline_entity(row, call) for row in rows], total)
 
 
 @route('GET', f'{PIPELINES[0]}/latest', auth=private_token)
-def show_latest_pipeline(call: Call, id: str) -> dict[str, Any]:
+def show_latest_pipeline_route(call: Call, project: Row) -> dict[str, Any]:
     """Show the newest pipeline of a ref, by default the default branch."""
-    row = newest_pipeline(call, ref=call.text('ref') or project_of(call)['default_branch'])
+    row = newest_pipeline(call, project, ref=call.text('ref') or project['default_branch'])
     if row is None:
         raise NotFound('Pipeline')
     return pipeline_entity(call.ci.find_pipeline(row), call, detail=True)
 
 
 @route('GET', f'{PROJECT}/repository/commits/<name:path>', auth=private_token)
-def show_built_commit(call: Call, id: str, name: str) -> dict[str, Any]:
+def show_commit_route(call: Call, project: Row, name: str) -> dict[str, Any]:
     """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
-    row = newest_pipeline(call, ref=name) or newest_pipeline(call, sha=name)
+    row = newest_pipeline(call, project, ref=name) or newest_pipeline(call, project, sha=name)
     if row is None:
         raise NotFound('Commit')
-    return {'id': row['sha'], 'short_id': row['sha'][:8], **(commit_entity(row, call) or {}),
-            'project_id': row['project_id'], 'status': row['status'], 'last_pipeline': pipeline_entity(row, call)}
+    entity = {'id': row['sha'], 'short_id': row['sha'][:8]}
+    entity.update(commit_entity(row, call) or {})
+    entity['project_id'] = row['project_id']
+    entity['status'] = row['status']
+    entity['last_pipeline'] = pipeline_entity(row, call)
+    return entity
 
 
-@route('GET', f'{PIPELINES[0]}/<pipeline_id>/variables', auth=private_token)
-def list_pipeline_variables(call: Call, id: str, pipeline_id: int) -> list[dict[str, Any]]:
-    """Show the variables that a pipeline was made with."""
-    return [{'raw': False, **variable} for variable in json.loads(pipeline_of(call)['variables'])]
+@route('GET', f'{PIPELINE}/variables', auth=private_token)
+def list_pipeline_variables_route(pipeline: Row) -> list[dict[str, Any]]:
+    """Show the variables that a pipeline was created with."""
+    return [{'raw': False, **variable} for variable in json.loads(pipeline['variables'])]
 
 
-@route('GET', f'{PIPELINES[0]}/<pipeline_id>/bridges', auth=private_token)
-def list_bridges(call: Call, id: str, pipeline_id: int) -> bottle.HTTPResponse:
+@route('GET', f'{PIPELINE}/bridges', auth=private_token)
+def list_bridges_route(call: Call) -> bottle.HTTPResponse:
     """List a pipeline's jobs that start other pipelines: none."""
-    pipeline_of(call)
     return paged_response(call, [])
 
 
-@route('DELETE', f'{PIPELINES[0]}/<pipeline_id>', auth=private_token)
-def delete_pipeline(call: Call, id: str, pipeline_id: int) -> None:
+@route('DELETE', PIPELINE, auth=private_token)
+def delete_pipeline_route(call: Call, pipeline: Row) -> None:
     """Remove a pipeline with its jobs, traces and artifacts."""
-    call.ci.delete_pipelines([pipeline_of(call)])
+    call.ci.delete_pipelines([pipeline])
 
 
-@route('GET', *(f'{path}/<pipeline_id>' for path in PIPELINES), auth=private_token)
-def show_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
+@route('GET', *(f'{path}/<pipeline_id:pipeline>' for path in PIPELINES), auth=private_token)
+def show_pipeline_route(call: Call, pipeline: Row) -> dict[str, Any]:
     """Show one pipeline."""
-    return pipeline_entity(pipeline_of(call), call, detail=True)
+    return pipeline_entity(pipeline, call, detail=True)
 
 
-@route('POST', f'{PIPELINES[0]}/<pipeline_id>/cancel', auth=private_token)
-def cancel_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
+@route('POST', f'{PIPELINE}/cancel', auth=private_token)
+def cancel_pipeline_route(call: Call, pipeline: Row) -> dict[str, Any]:
     """Cancel all unfinished jobs of a pipeline."""
-    return pipeline_entity(call.ci.cancel_pipeline(pipeline_of(call)), call, detail=True)
+    return pipeline_entity(call.ci.cancel_pipeline(pipeline), call, detail=True)
 
 
-@route('POST', f'{PIPELINES[0]}/<pipeline_id>/retry', auth=private_token, status=201)
-def retry_pipeline(call: Call, id: str, pipeline_id: int) -> dict[str, Any]:
+@route('POST', f'{PIPELINE}/retry', auth=private_token, status=201)
+def retry_pipeline_route(call: Call, pipeline: Row) -> dict[str, Any]:
     """Retry the failed and canceled jobs of a pipeline."""
-    return pipeline_entity(call.ci.retry_pipeline(pipeline_of(call), call.actor), call, detail=True)
+    return pipeline_entity(call.ci.retry_pipeline(pipeline, call.actor), call, detail=True)
 
 
 # Administration API ###########################################################################
 
 @route('POST', '/api/v4/projects', auth=private_token, status=201)
-def create_project(call: Call) -> dict[str, Any]:
-    """Make a project; `path` may carry a namespace and defaults to a form of `name`."""
+def create_project_route(call: Call) -> dict[str, Any]:
+    """Create a project; `path` may carry a namespace and defaults to a form of `name`."""
     if not call.has('name'):
         call.require('path')
-    path = call.text('path') or call.text('name') or ''
+    path = call.text('path') or call.text('name')
     if not call.has('path') and not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]*', path):
         path = re.sub('[^a-z0-9_]+', '-', path.lower()).strip('-') or '?'
     project = call.ci.create_project(
-        path, name=call.text('name'), import_url=call.text('import_url') or None,
-        default_branch=call.text('default_branch') or 'main', build_timeout=call.integer('build_timeout'),
-        shared_runners_enabled=call.flag('shared_runners_enabled', True) or False)
+        path, name=call.optional('name'), import_url=call.text('import_url') or None,
+        default_branch=call.text('default_branch') or 'main', build_timeout=call.optional_integer('build_timeout'),
+        shared_runners_enabled=call.flag('shared_runners_enabled', True))
     return project_entity(project, call, detail=True)
 
 
+PROJECT_ORDERS = ('id', 'name', 'path', 'created_at', 'updated_at', 'last_activity_at', 'similarity', 'star_count')
+
+
 @route('GET', '/api/v4/projects', auth=private_token)
-def list_projects(call: Call) -> bottle.HTTPResponse:
+def list_projects_route(call: Call) -> bottle.HTTPResponse:
     """List the projects, newest first."""
-    page, per_page = page_of(call)
-    orders = ('id', 'name', 'path', 'created_at', 'updated_at', 'last_activity_at', 'similarity', 'star_count')
-    rows, total = call.ci.list_projects(
-        search=call.text('search') or '', limit=per_page, offset=(page - 1) * per_page,
-        order_by=call.choice('order_by', orders, 'id') or '', sort=call.choice('sort', ('asc', 'desc'), 'desc') or '')
+    number, per_page = page_of(call)
+    order_by, sort = call.choice('order_by', PROJECT_ORDERS, 'id'), call.choice('sort', ('asc', 'desc'), 'desc')
+    rows, total = call.ci.list_projects(search=call.text('search'), limit=per_page, offset=(number - 1) * per_page,
+                                        order_by=order_by, sort=sort)
     return paged_response(call, [project_entity(row, call) for row in rows], total)
 
 
 @route('GET', PROJECT, auth=private_token)
-def show_project(call: Call, id: str) -> dict[str, Any]:
+def show_project_route(call: Call, project: Row) -> dict[str, Any]:
     """Show a project; to a token of scope `api` with the token that registers its runners."""
-    return project_entity(project_of(call), call, detail=call.actor['scope'] == 'api')
+    return project_entity(project, call, detail=call.actor['scope'] == 'api')
 
 
 @route('PUT', PROJECT, auth=private_token)
-def edit_project(call: Call, id: str) -> dict[str, Any]:
+def edit_project_route(call: Call, project: Row) -> dict[str, Any]:
     """Change a project's settings."""
-    changes = {'name': call.text('name'), 'import_url': call.text('import_url'),
-               'default_branch': call.text('default_branch'), 'build_timeout': call.integer('build_timeout'),
-               'shared_runners_enabled': call.flag('shared_runners_enabled')}
+    changes: dict[str, Any] = {
+        'name': call.optional('name'),
+        'import_url': call.optional('import_url'),
+        'default_branch': call.optional('default_branch'),
+        'build_timeout': call.optional_integer('build_timeout'),
+        'shared_runners_enabled': call.optional_flag('shared_runners_enabled'),
+    }
     given = {name: value for name, value in changes.items() if value is not None}
-    return project_entity(call.ci.edit_project(project_of(call), **given), call, detail=True)
+    return project_entity(call.ci.edit_project(project, **given), call, detail=True)
 
 
 @route('DELETE', PROJECT, auth=private_token, status=202)
-def delete_project(call: Call, id: str) -> dict[str, Any]:
+def delete_project_route(call: Call, project: Row) -> dict[str, Any]:
     """Remove a project with all that it holds."""
-    call.ci.delete_project(project_of(call))
+    call.ci.delete_project(project)
     return {'message': '202 Accepted'}
 
 
 # -- variables
 
-INSTANCE_VARIABLES, VARIABLES = '/api/v4/admin/ci/variables', f'{PROJECT}/variables'
+VARIABLES = ('/api/v4/admin/ci/variables', f'{PROJECT}/variables')
+VARIABLE = [f'{path}/<key>' for path in VARIABLES]
 
 
 def variable_entity(row: Row) -> dict[str, Any]:
     """Return a variable of a project or of the instance."""
-    return {'key': row['key'], 'value': row['value'], 'variable_type': row['variable_type'], 'hidden': False,
-            'masked': bool(row['masked']), 'protected': bool(row['protected']), 'raw': bool(row['raw']),
-            'environment_scope': '*', 'description': row['description']}
+    return {
+        'key': row['key'],
+        'value': row['value'],
+        'variable_type': row['variable_type'],
+        'hidden': False,
+        'masked': bool(row['masked']),
+        'protected': bool(row['protected']),
+        'raw': bool(row['raw']),
+        'environment_scope': '*',
+        'description': row['description'],
+    }
 
 
-def set_variable(call: Call, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Set the variable that the call names; what the call does not say is as it was `before`, empty for a new one."""
-    flags = {name: call.flag(name, before.get(name, False)) or False for name in ('masked', 'protected', 'raw')}
-    flags['masked'] |= call.flag('masked_and_hidden', False) or False
-    call.choice('environment_scope', ('*',))    # refused, not ignored: it would reach the jobs it was kept from
-    return variable_entity(call.ci.set_variable(
-        scope_of(call), call.text('key') or '', call.text('value', before.get('value')) or '', replace=bool(before),
-        variable_type=call.choice('variable_type', ('env_var', 'file'), before.get('variable_type')) or 'env_var',
-        description=call.text('description', before.get('description')), **flags))
+def set_variable(call: Call, key: str, before: Mapping[str, Any], *, replace: bool) -> dict[str, Any]:
+    """Set a variable; what the call does not give stays as `before` has it."""
+    call.optional_choice('environment_scope', ('*',))   # refused, not ignored: it would reach other jobs too
+    description = call.optional('description')
+    if description is None:
+        description = before.get('description')
+    row = call.ci.set_variable(
+        call.project, key, call.text('value', before.get('value', '')), replace=replace, description=description,
+        variable_type=call.choice('variable_type', ('env_var', 'file'), before.get('variable_type', 'env_var')),
+        masked=call.flag('masked', before.get('masked', False)) or call.flag('masked_and_hidden'),
+        protected=call.flag('protected', before.get('protected', False)),
+        raw=call.flag('raw', before.get('raw', False)))
+    return variable_entity(row)
 
 
-@route('GET', INSTANCE_VARIABLES, VARIABLES, auth=private_token)
-def list_variables(call: Call, id: str = '') -> bottle.HTTPResponse:
+@route('GET', *VARIABLES, auth=private_token)
+def list_variables_route(call: Call) -> bottle.HTTPResponse:
     """List the variables of the instance or of a project."""
-    return paged_response(call, [variable_entity(row) for row in call.ci.list_variables(scope_of(call))])
+    return paged_response(call, [variable_entity(row) for row in call.ci.list_variables(call.project)])
 
 
-@route('POST', INSTANCE_VARIABLES, VARIABLES, auth=private_token, status=201)
-def create_variable(call: Call, id: str = '') -> dict[str, Any]:
-    """Make a variable."""
+@route('POST', *VARIABLES, auth=private_token, status=201)
+def create_variable_route(call: Call) -> dict[str, Any]:
+    """Create a variable."""
     call.require('key')
-    if call.text('value') is None:
+    if call.optional('value') is None:
         raise InvalidParameter('value is missing')
-    return set_variable(call, {})
+    return set_variable(call, call.text('key'), {}, replace=False)
 
 
-@route('GET', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
-def show_variable(call: Call, key: str, id: str = '') -> dict[str, Any]:
+@route('GET', *VARIABLE, auth=private_token)
+def show_variable_route(call: Call, key: str) -> dict[str, Any]:
     """Show a variable."""
-    return variable_entity(call.ci.find_variable(scope_of(call), key))
+    return variable_entity(call.ci.find_variable(call.project, key))
 
 
-@route('PUT', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
-def edit_variable(call: Call, key: str, id: str = '') -> dict[str, Any]:
+@route('PUT', *VARIABLE, auth=private_token)
+def edit_variable_route(call: Call, key: str) -> dict[str, Any]:
     """Change a variable."""
-    return set_variable(call, show_variable(call, key))
+    before = variable_entity(call.ci.find_variable(call.project, key))
+    return set_variable(call, key, before, replace=True)
 
 
-@route('DELETE', f'{INSTANCE_VARIABLES}/<key>', f'{VARIABLES}/<key>', auth=private_token)
-def delete_variable(call: Call, key: str, id: str = '') -> None:
+@route('DELETE', *VARIABLE, auth=private_token)
+def delete_variable_route(call: Call, key: str) -> None:
     """Remove a variable."""
-    call.ci.delete_variable(scope_of(call), key)
+    call.ci.delete_variable(call.project, key)
 
 
 # -- triggers and webhooks
 
 TRIGGERS = f'{PROJECT}/triggers'
+TRIGGER = f'{TRIGGERS}/<trigger_id:trigger>'
 
 
 def trigger_entity(row: Row, call: Call) -> dict[str, Any]:
     """Return a trigger; its token is complete only for its owner."""
-    mine = row['user_id'] == call.actor['id'] and call.actor['scope'] == 'api'
-    return {'id': row['id'], 'token': row['token'] if mine else row['token'][:4], 'description': row['description'],
-            'created_at': iso_time(row['created_at']), 'updated_at': iso_time(row['updated_at']),
-            'last_used': iso_time(row['last_used']), 'expires_at': None, 'owner': user_entity(row, call)}
-
-
-def trigger_of(call: Call) -> Row:
-    """Return the trigger of the project that the path names."""
-    return call.ci.find_trigger(project_of(call), call.path_params['trigger_id'])
+    token = row['token']
+    if row['user_id'] != call.actor['id'] or call.actor['scope'] != 'api':
+        token = token[:4]
+    return {
+        'id': row['id'],
+        'token': token,
+        'description': row['description'],
+        'created_at': iso_time(row['created_at']),
+        'updated_at': iso_time(row['updated_at']),
+        'last_used': iso_time(row['last_used']),
+        'expires_at': None,
+        'owner': user_entity(row, call),
+    }
 
 
 @route('GET', TRIGGERS, auth=private_token)
-def list_triggers(call: Call, id: str) -> bottle.HTTPResponse:
+def list_triggers_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List a project's triggers."""
-    return paged_response(call, [trigger_entity(row, call) for row in call.ci.list_triggers(project_of(call))])
+    return paged_response(call, [trigger_entity(row, call) for row in call.ci.list_triggers(project)])
 
 
 @route('POST', TRIGGERS, auth=private_token, status=201)
-def create_trigger(call: Call, id: str) -> dict[str, Any]:
-    """Make a token that starts pipelines of a project."""
+def create_trigger_route(call: Call, project: Row) -> dict[str, Any]:
+    """Create a token that starts pipelines of a project."""
     call.require('description')
-    trigger = call.ci.create_trigger(project_of(call), call.actor, call.text('description') or '')
+    trigger = call.ci.create_trigger(project, call.actor, call.text('description'))
     return trigger_entity(trigger, call)
 
 
-@route('GET', f'{TRIGGERS}/<trigger_id>', auth=private_token)
-def show_trigger(call: Call, id: str, trigger_id: int) -> dict[str, Any]:
+@route('GET', TRIGGER, auth=private_token)
+def show_trigger_route(call: Call, trigger: Row) -> dict[str, Any]:
     """Show a trigger."""
-    return trigger_entity(trigger_of(call), call)
+    return trigger_entity(trigger, call)
 
 
-@route('PUT', f'{TRIGGERS}/<trigger_id>', auth=private_token)
-def edit_trigger(call: Call, id: str, trigger_id: int) -> dict[str, Any]:
+@route('PUT', TRIGGER, auth=private_token)
+def edit_trigger_route(call: Call, project: Row, trigger: Row) -> dict[str, Any]:
     """Change a trigger's description."""
-    call.ci.edit_trigger(trigger_of(call), call.text('description') or '')
-    return trigger_entity(trigger_of(call), call)
+    call.ci.edit_trigger(trigger, call.text('description'))
+    return trigger_entity(call.ci.find_trigger(project, trigger['id']), call)
 
 
-@route('DELETE', f'{TRIGGERS}/<trigger_id>', auth=private_token)
-def delete_trigger(call: Call, id: str, trigger_id: int) -> None:
+@route('DELETE', TRIGGER, auth=private_token)
+def delete_trigger_route(call: Call, trigger: Row) -> None:
     """Remove a trigger."""
-    call.ci.edit_trigger(trigger_of(call), None)
+    call.ci.edit_trigger(trigger, None)
 
 
 def triggered_pipeline(call: Call, ref: str) -> Row:
-    """Make a pipeline by the trigger token that came along."""
+    """Create a pipeline on behalf of the trigger token that the call brings."""
     variables = call.mapping('variables')
     if not all(isinstance(value, str) for value in variables.values()):
         raise BadRequest('variables needs to be a map of key-valued strings')
     given = [{'key': key, 'value': value} for key, value in variables.items()]
-    payload = {name: value for name, value in call.params.items() if name not in ('token', 'id')}
+    payload = {name: value for name, value in call.params.items() if name != 'token'}
     given.append({'key': 'TRIGGER_PAYLOAD', 'value': json.dumps(payload), 'variable_type': 'file', 'raw': True})
-    return call.ci.trigger_pipeline(call.actor, ref, variables=given, sha=call.text('sha') or None,
-                                    content=call.params.get('content') or None)
+    content = call.params.get('content') or None
+    return call.ci.trigger_pipeline(call.actor, ref, variables=given, sha=call.text('sha') or None, content=content)
 
 
 @route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=trigger_token,
        status=201)
-def trigger_pipeline(call: Call, id: str, ref: str = '') -> dict[str, Any]:
-    """Make a pipeline by a trigger token."""
+def trigger_pipeline_route(call: Call) -> dict[str, Any]:
+    """Create a pipeline by a trigger token."""
     if call.header('X-Gitlab-Event') == 'Pipeline Hook':
         raise Forbidden('a pipeline does not start itself again')
     call.require('ref')
-    return pipeline_entity(triggered_pipeline(call, call.text('ref') or ''), call, detail=True)
+    return pipeline_entity(triggered_pipeline(call, call.text('ref')), call, detail=True)
 
 
-@legacy_route('POST', '/projects/<id>/refs/<ref:path>/trigger', auth=trigger_token, status=201)
-def trigger_builds(call: Call, id: str, ref: str) -> dict[str, Any]:
-    """Make a pipeline by a trigger token, as in 2016."""
+@legacy_route('POST', '/projects/<id:project_key>/refs/<ref:path>/trigger', auth=trigger_token, status=201)
+def trigger_builds_route(call: Call, ref: str) -> dict[str, Any]:
+    """Create a pipeline by a trigger token, as in 2016."""
     pipeline = triggered_pipeline(call, ref)
     return {'id': pipeline['id'], 'variables': call.mapping('variables') or None}
 
 
-@route('POST', '/hooks/<project:path>', auth=webhook_token, raw=True)
-def take_webhook(call: Call, project: str) -> bottle.HTTPResponse:
-    """Make a pipeline of a push that GitLab, Gitea, Forgejo or GitHub tells of."""
-    event = (call.header('X-Gitlab-Event') or call.header('X-Gitea-Event') or call.header('X-Forgejo-Event')
-             or call.header('X-GitHub-Event') or '').lower()
-    if event not in ('push', 'push hook', 'tag push hook'):
-        return json_response({'message': f'nothing to do for {event or "no event"}'})
+EVENT_HEADERS = ('X-Gitlab-Event', 'X-Gitea-Event', 'X-Forgejo-Event', 'X-GitHub-Event')
+SKIP_CI = re.compile(r'\[(ci[ _-]skip|skip[ _-]ci)\]', re.I)
+
+
+def read_push(call: Call) -> dict[str, Any]:
+    """Return the push event in a webhook's body; raise BadRequest if there is none."""
     try:
-        form = (call.header('Content-Type') or '').startswith('application/x-www-form-urlencoded')
-        push = json.loads(urllib.parse.parse_qs(call.body)[b'payload'][0] if form else call.body)
-        kind, ref = re.fullmatch('refs/(heads|tags)/(.+)', push['ref']).groups()  # type: ignore[union-attr]
-        before, after = push['before'], push['after']
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        text: bytes | str = call.body
+        if (call.header('Content-Type') or '').startswith('application/x-www-form-urlencoded'):
+            text = urllib.parse.parse_qs(call.body)[b'payload'][0]
+        push = json.loads(text)
+        ref, before, after = push['ref'], push['before'], push['after']
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadRequest('the body is not a push event with ref, before and after') from None
+    if not isinstance(ref, str) or not re.fullmatch('refs/(heads|tags)/(.+)', ref):
+        raise BadRequest('the body is not a push event with ref, before and after')
     if not isinstance(before, str) or not isinstance(after, str) or not isinstance(push.get('commits') or [], list):
         raise BadRequest('before and after must be commit ids, and commits a list')
-    if not set(after) - {'0'}:
+    return push
+
+
+def skips_ci(push: Mapping[str, Any]) -> bool:
+    """Tell whether the message of a push's newest commit says to skip CI."""
+    commits = [push.get('head_commit'), *(push.get('commits') or ())]
+    newest = [commit for commit in commits if isinstance(commit, dict) and commit.get('id') == push['after']]
+    return any(SKIP_CI.search(str(commit.get('message'))) for commit in newest)
+
+
+@route('POST', '/hooks/<project:project_path>', auth=webhook_token, raw=True)
+def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """Create a pipeline for a push that GitLab, Gitea, Forgejo or GitHub reports."""
+    events = [call.header(name) for name in EVENT_HEADERS if call.header(name)]
+    event = str(next(iter(events), 'no event')).lower()
+    if event not in ('push', 'push hook', 'tag push hook'):
+        return json_response({'message': f'nothing to do for {event}'})
+    push = read_push(call)
+    _, kind, ref = push['ref'].split('/', 2)
+    if not push['after'].strip('0'):
         return json_response({'message': f'{ref} was removed'})
-    commits = [commit for commit in (push.get('head_commit'), *(push.get('commits') or ())) if isinstance(commit, dict)]
-    if any(re.search(r'\[(ci[ _-]skip|skip[ _-]ci)\]', str(commit.get('message')), re.I) for commit in commits
-           if commit.get('id') == after):
+    if skips_ci(push):
         return json_response({'message': 'the commit says to skip CI'})
-    pipeline = call.ci.create_pipeline(call.actor, ref, sha=None if kind == 'tags' else after,  # a tag may be an object
-                                       source='push', before_sha=before)
+    sha = push['after']
+    if kind == 'tags':
+        sha = None  # the event may name the tag's own object
+    pipeline = call.ci.create_pipeline(project, ref, sha=sha, source='push', before_sha=push['before'])
     return json_response(pipeline_entity(pipeline, call, detail=True), 201)
 
 
 # -- lint and badge
 
 def lint_response(call: Call, content: Any, ref: str | None) -> dict[str, Any]:
-    """Return what is wrong with a pipeline file, or all that it comes to as one file, as GitLab's linter does."""
+    """Return what is wrong with a pipeline file, or the whole file with its includes, as GitLab's linter does."""
     errors, merged = [], None
     try:
-        merged = json.dumps(call.ci.lint(scope_of(call), content, ref=ref).merged, indent=2)
+        spec = call.ci.lint(call.project, content, ref=ref)
+        merged = json.dumps(spec.merged, indent=2)
         if yaml is not None:
             merged = yaml.safe_dump(json.loads(merged), sort_keys=False, allow_unicode=True, explicit_start=True)
     except BadRequest as error:
         errors = error.problems
-    return {'valid': not errors, 'status': 'invalid' if errors else 'valid', 'errors': errors, 'warnings': [],
-            'merged_yaml': merged, 'includes': []}
+    status = 'valid'
+    if errors:
+        status = 'invalid'
+    return {
+        'valid': not errors,
+        'status': status,
+        'errors': errors,
+        'warnings': [],
+        'merged_yaml': merged,
+        'includes': [],
+    }
 
 
 @route('POST', '/api/v4/ci/lint', f'{PROJECT}/ci/lint', auth=private_token)
-def lint(call: Call, id: str = '') -> dict[str, Any]:
-    """Check the pipeline file that came along."""
+def lint_route(call: Call) -> dict[str, Any]:
+    """Check the pipeline file in the call."""
     call.require('content')
-    return lint_response(call, call.params['content'], call.text('ref'))
+    return lint_response(call, call.params['content'], call.optional('ref'))
 
 
 @route('GET', f'{PROJECT}/ci/lint', auth=private_token)
-def lint_repository(call: Call, id: str) -> dict[str, Any]:
+def lint_repository_route(call: Call) -> dict[str, Any]:
     """Check the pipeline file in a project's repository."""
-    return lint_response(call, None, call.text('content_ref') or call.text('ref'))
+    return lint_response(call, None, call.optional('content_ref') or call.optional('ref'))
 
 
 BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{status}">
@@ -6576,77 +6843,94 @@ BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" r
 <text x="64" y="14">{status}</text></g></svg>
 """
 BADGE_COLOURS = {'success': '#2da160', 'failed': '#d9534f', 'running': '#3c8dbc', 'pending': '#e0902b'}
+BADGE_HEADERS = {
+    'Content-Type': 'image/svg+xml',
+    'Cache-Control': 'no-cache',
+    'Content-Security-Policy': "default-src 'none'",
+}
 
 
 @route('GET', f'{PROJECT}/badges/<ref:path>/pipeline.svg', auth=badge_reader)
-def show_badge(call: Call, id: str, ref: str) -> bottle.HTTPResponse:
+def show_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
     """Draw the status of a ref's newest pipeline."""
-    row = newest_pipeline(call, ref=ref)
-    status = row['status'] if row else 'unknown'
-    text = word(status)
-    svg = BADGE.format(status=text, width=70 + 7 * len(text), right=12 + 7 * len(text),
-                       colour=BADGE_COLOURS.get(status, '#9f9f9f'))
-    return bottle.HTTPResponse(svg.encode(), 200, {'Content-Type': 'image/svg+xml', 'Cache-Control': 'no-cache',
-                                                   'Content-Security-Policy': "default-src 'none'"})
+    status = 'unknown'
+    newest = newest_pipeline(call, project, ref=ref)
+    if newest is not None:
+        status = newest['status']
+    text, colour = word(status), BADGE_COLOURS.get(status, '#9f9f9f')
+    svg = BADGE.format(status=text, width=70 + 7 * len(text), right=12 + 7 * len(text), colour=colour)
+    return bottle.HTTPResponse(svg.encode(), 200, BADGE_HEADERS)
 
 
 @route('GET', '/api/v4/user', auth=private_token)
-def show_user(call: Call) -> dict[str, Any] | None:
+def show_user_route(call: Call) -> dict[str, Any] | None:
     """Show the owner of the token."""
     row = call.actor
     return user_entity({'user_id': row['id'], 'username': row['username'], 'user_created_at': row['created_at']}, call)
 
 
 @route('GET', '/api/v4/version', '/api/v4/metadata', auth=private_token)
-def show_version(call: Call) -> dict[str, Any]:
+def show_version_route() -> dict[str, Any]:
     """Tell which GitLab's API this is, and which minici."""
     return {'version': GITLAB_VERSION, 'revision': f'minici-{__version__}', 'enterprise': False}
 
 
 # -- runners, for people
 
-RUNNER = '/api/v4/runners/<runner_id>'
+RUNNER = '/api/v4/runners/<runner_id:runner>'
+RUNNER_SCOPES = ('shared', 'specific', 'active', 'paused', 'online', 'offline')
+RUNNER_STATES = ('online', 'offline', 'stale', 'never_contacted', 'active', 'paused')
 
 
-def runner_of(call: Call) -> Row:
-    """Return the runner that the path names."""
-    return call.ci.find_runner_by_id(call.path_params['runner_id'])
+def wanted_runners(call: Call) -> dict[str, Any]:
+    """Return the fields that a runner must have to be in a list: `type` and `scope` are older words for some."""
+    scope, status = call.optional_choice('scope', RUNNER_SCOPES), call.optional_choice('status', RUNNER_STATES)
+    kinds = {'shared': 'instance_type', 'specific': 'project_type', None: None}
+    wanted = {
+        'runner_type': call.optional_choice('type', ('instance_type', 'group_type', 'project_type')),
+        'paused': call.optional_flag('paused'),
+        'status': None,
+    }
+    wanted['runner_type'] = wanted['runner_type'] or kinds.get(scope)
+    for said in (scope, status):
+        if said in ('active', 'paused'):
+            wanted['paused'] = said == 'paused'
+    for said in (status, scope):
+        if said in ('online', 'offline', 'stale', 'never_contacted'):
+            wanted['status'] = said
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def runners_response(call: Call, rows: list[Row]) -> bottle.HTTPResponse:
     """Return a page of runners, by kind, state and tags."""
-    kinds = {'shared': 'instance_type', 'specific': 'project_type'}
-    scope = call.choice('scope', (*kinds, 'active', 'paused', 'online', 'offline'))
-    kind = call.choice('type', ('instance_type', 'group_type', 'project_type')) or kinds.get(scope or '')
-    state = call.choice('status', ('online', 'offline', 'stale', 'never_contacted', 'active', 'paused'))
-    paused, tags = call.flag('paused'), set(call.words('tag_list'))
-    for wanted in (scope, state):
-        paused = {'active': False, 'paused': True}.get(wanted or '', paused)
-    state = scope if scope in ('online', 'offline') else state
-    found = [item for item, row in ((runner_entity(row, call), row) for row in rows)
-             if kind in (None, item['runner_type']) and paused in (None, item['paused'])
-             and state in (None, 'active', 'paused', item['status']) and tags <= set(json.loads(row['tags']))]
+    wanted, tags = wanted_runners(call), set(call.words('tag_list'))
+    found = []
+    for row in rows:
+        runner = runner_entity(row, call)
+        fits = all(runner[name] == value for name, value in wanted.items())
+        if fits and tags <= set(json.loads(row['tags'])):
+            found.append(runner)
     return paged_response(call, found)
 
 
 @route('GET', '/api/v4/runners', '/api/v4/runners/all', auth=private_token)
-def list_runners(call: Call) -> bottle.HTTPResponse:
+def list_runners_route(call: Call) -> bottle.HTTPResponse:
     """List the runners."""
     return runners_response(call, call.ci.list_runners())
 
 
 @route('GET', f'{PROJECT}/runners', auth=private_token)
-def list_project_runners(call: Call, id: str) -> bottle.HTTPResponse:
+def list_project_runners_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List the runners that may take a project's jobs."""
-    return runners_response(call, call.ci.list_runners(project_of(call)))
+    return runners_response(call, call.ci.list_runners(project))
 
 
 @route('POST', '/api/v4/user/runners', auth=private_token, status=201)
-def create_runner(call: Call) -> dict[str, Any]:
-    """Make a runner for all projects or one; its `glrt-` token is what `gitlab-runner register` wants."""
+def create_runner_route(call: Call) -> dict[str, Any]:
+    """Create a runner for all projects or one; `gitlab-runner register` wants its `glrt-` token."""
     call.require('runner_type')
     project = None
-    if call.choice('runner_type', ('instance_type', 'project_type')) == 'project_type':
+    if call.optional_choice('runner_type', ('instance_type', 'project_type')) == 'project_type':
         call.require('project_id')
         project = call.ci.find_project(call.integer('project_id'))
     runner, token = call.ci.create_runner(project, call.actor, **runner_settings(call))
@@ -6654,66 +6938,69 @@ def create_runner(call: Call) -> dict[str, Any]:
 
 
 @route('GET', RUNNER, auth=private_token)
-def show_runner(call: Call, runner_id: int) -> dict[str, Any]:
+def show_runner_route(call: Call, runner: Row) -> dict[str, Any]:
     """Show one runner."""
-    return runner_entity(runner_of(call), call, detail=True)
+    return runner_entity(runner, call, detail=True)
 
 
 @route('PUT', RUNNER, auth=private_token)
-def edit_runner(call: Call, runner_id: int) -> dict[str, Any]:
+def edit_runner_route(call: Call, runner: Row) -> dict[str, Any]:
     """Change a runner's settings; pause it or let it go on."""
     changes = runner_settings(call)
     if not changes:
         raise InvalidParameter('description, active, paused, tag_list, run_untagged, locked, access_level, '
                                'maximum_timeout, maintenance_note are missing, at least one parameter must be provided')
-    return runner_entity(call.ci.edit_runner(runner_of(call), **changes), call, detail=True)
+    return runner_entity(call.ci.edit_runner(runner, **changes), call, detail=True)
 
 
 @route('DELETE', RUNNER, auth=private_token)
-def delete_runner(call: Call, runner_id: int) -> None:
+def delete_runner_route(call: Call, runner: Row) -> None:
     """Remove a runner."""
-    call.ci.unregister_runner(runner_of(call))
+    call.ci.unregister_runner(runner)
 
 
 @route('GET', f'{RUNNER}/jobs', auth=private_token)
-def list_runner_jobs(call: Call, runner_id: int) -> bottle.HTTPResponse:
+def list_runner_jobs_route(call: Call, runner: Row) -> bottle.HTTPResponse:
     """List the jobs that a runner was given, newest first."""
-    status = call.choice('status', JOB_STATUSES)
-    return jobs_response(call, runner=runner_of(call), **({'scope': [status]} if status else {}))
+    status = call.optional_choice('status', JOB_STATUSES)
+    scope = call.words('scope')
+    if status:
+        scope = [status]
+    return jobs_response(call, scope, runner=runner)
 
 
 @route('GET', f'{RUNNER}/managers', auth=private_token)
-def list_runner_managers(call: Call, runner_id: int) -> list[dict[str, Any]]:
-    """List the machines that share a runner's token."""
-    return [manager_entity(row, call) for row in call.ci.list_managers(runner_of(call))]
+def list_runner_managers_route(call: Call, runner: Row) -> list[dict[str, Any]]:
+    """List the runner managers (machines) that share a runner's token."""
+    return [manager_entity(row, call) for row in call.ci.list_managers(runner)]
 
 
 @route('POST', f'{RUNNER}/reset_authentication_token', auth=private_token, status=201)
-def reset_runner_token(call: Call, runner_id: int) -> dict[str, Any]:
+def reset_runner_token_route(call: Call, runner: Row) -> dict[str, Any]:
     """Give a runner a new token."""
-    return token_entity(call.ci.reset_runner_token(runner_of(call)))
+    return token_entity(call.ci.reset_runner_token(runner))
 
 
 @route('POST', '/api/v4/runners/reset_registration_token', f'{PROJECT}/runners/reset_registration_token',
        auth=private_token, status=201)
-def reset_registration_token(call: Call, id: str = '') -> dict[str, Any]:
+def reset_registration_token_route(call: Call) -> dict[str, Any]:
     """Replace the token that registers runners for all projects, or for one."""
-    return token_entity(call.ci.reset_registration_token(scope_of(call)))
+    return token_entity(call.ci.reset_registration_token(call.project))
 
 
 @route('POST', f'{PROJECT}/runners', auth=private_token, status=201)
-def enable_project_runner(call: Call, id: str) -> dict[str, Any]:
-    """Let a project runner take this project's jobs too."""
+def enable_project_runner_route(call: Call, project: Row) -> dict[str, Any]:
+    """Assign a project runner to this project too."""
     call.require('runner_id')
-    runner = call.ci.find_runner_by_id(call.integer('runner_id') or 0)
-    call.ci.enable_runner(runner, project_of(call))
+    runner = call.ci.find_runner_by_id(call.integer('runner_id'))
+    call.ci.enable_runner(runner, project)
     return runner_entity(runner, call)
 
 
-@route('DELETE', f'{PROJECT}/runners/<runner_id>', auth=private_token)
-def disable_project_runner(call: Call, id: str, runner_id: int) -> None:
-    """Let a project runner take this project's jobs no longer."""
-    call.ci.enable_runner(runner_of(call), project_of(call), enabled=False)
+@route('DELETE', f'{PROJECT}/runners/<runner_id:runner>', auth=private_token)
+def disable_project_runner_route(call: Call, project: Row, runner: Row) -> None:
+    """Unassign a project runner from this project."""
+    call.ci.enable_runner(runner, project, enabled=False)
 
 
 # Web pages ####################################################################################
@@ -7456,7 +7743,7 @@ class="small">Keep</button></form>
 def show_job_page(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
     """Show a job: its trace, live, and what is known of it."""
     job = shown_job(call)
-    spec = json.loads(job['spec'])
+    spec = job_spec(job)
     given = [(item['key'], None) for item in json.loads(job['pipeline_variables']) + json.loads(job['variables'])]
     taken = job['started_at'] or job['finished_at']
     facts = {
@@ -8439,7 +8726,8 @@ def show_nothing(call: Call, rest: str, project: str = '') -> bottle.HTTPRespons
 def router() -> bottle.Bottle:
     """Return the table of routes, made once: that takes milliseconds, and it knows no coordinator."""
     table = bottle.Bottle()
-    table.router.add_filter('project', lambda config: (PROJECT_PATTERN, None, None))
+    for kind, pattern in PATH_KINDS.items():
+        table.router.add_filter(kind, lambda config, pattern=pattern: (pattern, None, None))
     table.default_error_handler = no_route
     for declared in ROUTES:
         table.route(declared.path, declared.method, functools.partial(answer, declared))
