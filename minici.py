@@ -113,6 +113,7 @@ __all__ = [
 
 log = logging.getLogger('minici')
 Row = sqlite3.Row
+JSON = dict[str, Any]       # a JSON object
 Record = Mapping[str, Any] | sqlite3.Row    # values by name, whether read from the database or not
 
 
@@ -354,7 +355,7 @@ class JobSpec:
 JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
 
 
-def job_spec(job: Row) -> dict[str, Any]:
+def stored_spec(job: Row) -> dict[str, Any]:
     """Return the fields of a stored job's JobSpec; what an older version did not store has its default."""
     return {**JOB_SPEC_DEFAULTS, **json.loads(job['spec'])}
 
@@ -4571,7 +4572,7 @@ class Queue(Pipelines):
         A job that was being canceled ends as canceled, whatever its runner says; a failed one is tried
         again when it asked for that.
         """
-        spec = job_spec(job)
+        spec = stored_spec(job)
         retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
         coverage = self._coverage(job, spec['coverage']) if spec['coverage'] else None
         with self._change(job['pipeline_id']) as c:
@@ -4795,7 +4796,9 @@ class Coordinator(Queue):
 
 # Plumbing #####################################################################################
 
-Guard = Callable[['Call'], Any]
+Guard = Callable[['Call'], Any]     # returns who is calling, or raises
+Handler = Callable[..., Any]        # takes what its parameters name
+Environ = dict[str, Any]            # WSGI's
 
 
 @dataclass(frozen=True)
@@ -4845,7 +4848,7 @@ class Route:
     method: str
     path: str
     auth: Guard
-    handler: Callable[..., Any]
+    handler: Handler
     dialect: Dialect | None = None
     status: int = 200                   # of the answer, unless the handler returns a whole response
     limit: int = MAX_PARAMETERS_BODY    # bytes of the body, uploads aside
@@ -4867,7 +4870,7 @@ class Route:
 ROUTES: list[Route] = []
 
 
-def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Handler], Handler]:
     """Record a handler for one method on one or more paths; `auth` is the guard that must let a call in.
 
     The handler receives what its parameters name: `call`, the rows that the path's arguments stand for
@@ -4875,13 +4878,13 @@ def route(method: str, *paths: str, auth: Guard, **options: Any) -> Callable[[Ca
     Every row of the path must exist, wanted or not. `call.actor` is what the guard returned. The handler
     returns what is sent as JSON, nothing (204), or a bottle.HTTPResponse, or raises a CIError.
     """
-    def record(handler: Callable[..., Any]) -> Callable[..., Any]:
+    def record(handler: Handler) -> Handler:
         ROUTES.extend(Route(method, path, auth, handler, **options) for path in paths)
         return handler
     return record
 
 
-def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def nest(pairs: Iterable[tuple[str, Any]]) -> JSON:
     """Return parameters the way Rails reads their names: ``a[b]=1``, ``a[]=1``, ``a[][k]=1``.
 
     A plain name that is repeated becomes a list. Raises InvalidParameter for names that contradict
@@ -4906,7 +4909,7 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
                 inner.append({})
             put(inner[-1], keys[1], keys[2:], value)
 
-    nested: dict[str, Any] = {}
+    nested: JSON = {}
     for name, value in pairs:
         match = re.fullmatch(r'([^\[\]]+)((?:\[[^\[\]]*\]){1,6})', name)
         plain, keys = (match[1], match[2][1:-1].split('][')) if match else (name, [])
@@ -4917,16 +4920,16 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 class Call:
     """One request: where it came from, its parameters from every place, and who is calling."""
 
-    def __init__(self, ci: Coordinator, declared: Route, environ: dict[str, Any]) -> None:
+    def __init__(self, ci: Coordinator, declared: Route, environ: Environ) -> None:
         self.ci = ci
         self.route = declared
         self.environ = environ
         self.actor: Any = None          # what the guard returned
-        self.path_params: dict[str, Any] = {}           # the texts in the path
+        self.path_params: JSON = {}           # the texts in the path
         self.rows: dict[str, Row] = {}                  # the rows that the path names, as far as they were looked up
-        self.row_keys: dict[str, Any] = {}              # their numbers, and a project's number or path
+        self.row_keys: JSON = {}              # their numbers, and a project's number or path
         self.upload: PartFile | None = None
-        self._params: dict[str, Any] | None = None      # no cached_property: before Python 3.12 all calls would
+        self._params: JSON | None = None      # no cached_property: before Python 3.12 all calls would
         self._body: bytes | None = None                 # wait for one lock while one of them reads its body
 
     def close(self) -> None:
@@ -5018,7 +5021,7 @@ class Call:
             return None
         return self.row('project')
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JSON:
         """Return what the handler's parameters name; raise NotFound if a row of the path does not exist."""
         for kind in self.row_keys:
             self.row(kind)
@@ -5055,25 +5058,25 @@ class Call:
         return self._body
 
     @property
-    def query(self) -> dict[str, Any]:
+    def query(self) -> JSON:
         """The parameters of the query string."""
         return self._form(self.environ.get('QUERY_STRING', ''))
 
     @staticmethod
-    def _form(text: str) -> dict[str, Any]:
+    def _form(text: str) -> JSON:
         try:
             return nest(urllib.parse.parse_qsl(text, keep_blank_values=True, errors='strict', max_num_fields=10_000))
         except ValueError:
             raise InvalidParameter('the parameters are not UTF-8 in percent encoding') from None
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> JSON:
         """All parameters: a body's beat the query's, the path's beat both."""
         if self._params is None:
             self._params = {**self.query, **({} if self.route.raw else self._read_body()), **self.path_params}
         return self._params
 
-    def _read_body(self) -> dict[str, Any]:
+    def _read_body(self) -> JSON:
         kind, _, options = (self.environ.get('CONTENT_TYPE') or '').partition(';')
         kind = kind.strip().lower()
         if kind == 'multipart/form-data':
@@ -5093,7 +5096,7 @@ class Call:
             raise InvalidParameter('the body must be a JSON object')
         return found or {}  # null is how GitLab's own Go client spells options that are not given
 
-    def _read_multipart(self, options: str) -> dict[str, Any]:
+    def _read_multipart(self, options: str) -> JSON:
         """Return the fields of a form; the part `file` of an upload goes to disk as it comes."""
         limit = self.route.limit if not self.route.upload else self.ci.settings.max_artifacts_size + MIB
         field_limit = MAX_FIELD if self.route.upload else limit
@@ -5217,7 +5220,7 @@ class Call:
             raise InvalidParameter(f'{name} is invalid')
         return [word.strip() for item in items if item for word in item.split(',') if word.strip()]
 
-    def mapping(self, name: str) -> dict[str, Any]:
+    def mapping(self, name: str) -> JSON:
         """Return a parameter that is a mapping of names to values."""
         value = self.params.get(name)
         if value in (None, ''):
@@ -5226,7 +5229,7 @@ class Call:
             raise InvalidParameter(f'{name} is invalid')
         return value
 
-    def mappings(self, name: str, *required: str) -> list[dict[str, Any]]:
+    def mappings(self, name: str, *required: str) -> list[JSON]:
         """Return a parameter that is a list of mappings, each with the `required` keys."""
         value = self.params.get(name)
         if isinstance(value, dict) and all(key.isdecimal() for key in value):
@@ -5555,7 +5558,7 @@ class Viewer(Protocol):
         """The coordinator's address, without a trailing slash."""
 
 
-def user_entity(row: Row | Mapping[str, Any], call: Viewer) -> dict[str, Any] | None:
+def user_entity(row: Row | Mapping[str, Any], call: Viewer) -> JSON | None:
     """Return the user that a row names, with the fields of the seed's job page, or None."""
     if row['user_id'] is None:
         return None
@@ -5565,7 +5568,7 @@ def user_entity(row: Row | Mapping[str, Any], call: Viewer) -> dict[str, Any] | 
             'linkedin': '', 'twitter': '', 'website_url': ''}
 
 
-def commit_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
+def commit_entity(row: Row, call: Viewer) -> JSON | None:
     """Return a pipeline's commit as read from its repository, or None when it could not be read."""
     if row['commit_info'] is None:
         return None
@@ -5585,7 +5588,7 @@ def word(status: str) -> str:
     return status.replace('_', ' ')
 
 
-def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
+def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a pipeline as lists show it, or in `detail` as its own page does."""
     pipeline = {'id': row['id'], 'iid': row['iid'], 'project_id': row['project_id'], 'sha': row['sha'],
                 'ref': row['ref'], 'status': row['status'], 'source': row['source'], 'name': row['name'],
@@ -5605,14 +5608,14 @@ def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str
                                 'details_path': f'/{row["project_path"]}/-/pipelines/{row["id"]}'}}
 
 
-def runner_status(active: int, contacted_at: float | None, now: float) -> dict[str, Any]:
+def runner_status(active: int, contacted_at: float | None, now: float) -> JSON:
     """Return a runner's `active`, `paused`, `online` and `status`, as GitLab derives them."""
     online = None if contacted_at is None else now - contacted_at < ONLINE_FOR
     return {'active': bool(active), 'paused': not active, 'online': online,
             'status': {None: 'never_contacted', True: 'online', False: 'offline'}[online]}
 
 
-def runner_entity(row: Row | Mapping[str, Any], call: Viewer, *, detail: bool = False) -> dict[str, Any]:
+def runner_entity(row: Row | Mapping[str, Any], call: Viewer, *, detail: bool = False) -> JSON:
     """Return a runner as lists show it, or in `detail` with its settings and projects; never its token."""
     info = json.loads(row['info'])
     runner = {'id': row['id'], 'description': row['description'], 'ip_address': row['ip_address'],
@@ -5629,7 +5632,7 @@ def runner_entity(row: Row | Mapping[str, Any], call: Viewer, *, detail: bool = 
             'projects': [project_entity(call.ci.find_project(key), call) for key in json.loads(row['projects'])]}
 
 
-def job_runner_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
+def job_runner_entity(row: Row, call: Viewer) -> JSON | None:
     """Return the runner of a job as lists show it, or None before its claim."""
     if row['runner_id'] is None:
         return None
@@ -5638,7 +5641,7 @@ def job_runner_entity(row: Row, call: Viewer) -> dict[str, Any] | None:
     return runner_entity({**runner, 'runner_type': row['runner_type']}, call)
 
 
-def manager_entity(row: Row, call: Viewer) -> dict[str, Any]:
+def manager_entity(row: Row, call: Viewer) -> JSON:
     """Return one of the machines that share a runner's token."""
     info = json.loads(row['info'])
     return {'system_id': row['system_id'], 'ip_address': row['ip_address'], 'created_at': iso_time(row['created_at']),
@@ -5647,7 +5650,7 @@ def manager_entity(row: Row, call: Viewer) -> dict[str, Any]:
             **{name: info.get(name) for name in ('version', 'revision', 'platform', 'architecture')}}
 
 
-def job_entity(row: Row, call: Viewer) -> dict[str, Any]:
+def job_entity(row: Row, call: Viewer) -> JSON:
     """Return a job as the Jobs API shows it: the seed page's fields and the newer ones."""
     now = call.ci.clock()
     ended = row['finished_at'] or (now if row['status'] == 'running' else None)
@@ -5686,7 +5689,7 @@ def job_entity(row: Row, call: Viewer) -> dict[str, Any]:
     return job
 
 
-def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> dict[str, Any]:
+def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a project; in `detail` with the token that registers its own runners."""
     namespace, _, path = row['path'].rpartition('/')
     url = f'{call.base_url}/{row["path"]}'
@@ -5720,11 +5723,11 @@ def redacted_url(url: str | None) -> str | None:
 GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients that ask
 
 
-def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
+def predefined_variables(claim: Claim, call: Call, runner: Row) -> JSON:
     """Return the predefined variables of a job under their modern and their old names; None stands for none."""
     job, url = claim.job, urllib.parse.urlsplit(call.base_url)
     project_url = f'{call.base_url}/{job["project_path"]}'
-    manual, spec = 'true' if job['when_'] == 'manual' else None, job_spec(job)
+    manual, spec = 'true' if job['when_'] == 'manual' else None, stored_spec(job)
     environment = {'name': None, **(spec['environment'] or {})}
     return {
         'CI_SERVER': 'yes', 'CI_SERVER_NAME': 'GitLab', 'CI_SERVER_URL': call.base_url,
@@ -5751,14 +5754,14 @@ def predefined_variables(claim: Claim, call: Call, runner: Row) -> dict[str, Any
     }
 
 
-def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]:
+def job_variables(claim: Claim, call: Call, runner: Row) -> list[JSON]:
     """Return all variables of a job in the shape that runners receive, later ones winning."""
     job, token = claim.job, claim.token
     variables = [{'key': name, 'value': token, 'public': False, 'masked': True}
                  for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
     variables += [{'key': name, 'value': str(value), 'public': name != 'CI_REPOSITORY_URL', 'masked': False}
                   for name, value in predefined_variables(claim, call, runner).items() if value is not None]
-    spec = job_spec(job)
+    spec = stored_spec(job)
     variables += [{'key': name, 'value': value, 'public': True, 'masked': False,
                    **({'raw': True} if name in spec['raw_variables'] else {})}
                   for name, value in spec['variables'].items()]
@@ -5773,7 +5776,7 @@ def job_variables(claim: Claim, call: Call, runner: Row) -> list[dict[str, Any]]
 
 def wanted_dependencies(claim: Claim) -> list[Row]:
     """Return the jobs whose artifacts and variables a job asked for: all it waited for unless it names some."""
-    spec = job_spec(claim.job)
+    spec = stored_spec(claim.job)
     wanted = spec['dependencies']
     barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
     return [row for row in claim.dependencies
@@ -5796,9 +5799,9 @@ def job_timeout(job: Row, runner: Row) -> int:
     return int(min(job['timeout'] or job['build_timeout'], runner['maximum_timeout'] or sys.maxsize))
 
 
-def job_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
+def job_payload(claim: Claim, call: Call, runner: Row) -> JSON:
     """Return a claimed job as `gitlab-runner` 9.0 and later expect it; every number is an integer."""
-    job, spec, timeout = claim.job, job_spec(claim.job), job_timeout(claim.job, runner)
+    job, spec, timeout = claim.job, stored_spec(claim.job), job_timeout(claim.job, runner)
     kind, ref = ('tag', 'tags') if job['tag'] else ('branch', 'heads')
     local = f'refs/tags/{job["ref"]}' if job['tag'] else f'refs/remotes/origin/{job["ref"]}'
     variables = job_variables(claim, call, runner)
@@ -5847,7 +5850,7 @@ def release_command(release: Mapping[str, Any]) -> str:
     return ' '.join(['release-cli create', *(f'--{flag} {quoted(value)}' for flag, value in flags if value)])
 
 
-def dependency_entity(row: Row, token: str) -> dict[str, Any]:
+def dependency_entity(row: Row, token: str) -> JSON:
     """Return a job whose artifacts another may fetch with its own token; no archive, no `artifacts_file`."""
     entity = {'id': row['id'], 'name': row['name'], 'token': token}
     if row['artifacts_filename'] is not None:
@@ -5860,17 +5863,17 @@ def dependency_entity(row: Row, token: str) -> dict[str, Any]:
 RUNNER_INFO = ('name', 'version', 'revision', 'platform', 'architecture', 'executor', 'shell')
 
 
-def runner_info(call: Call) -> dict[str, Any]:
+def runner_info(call: Call) -> JSON:
     """Return what a runner says about itself in `info`."""
     said = call.mapping('info')
-    info: dict[str, Any] = {name: said[name][:255] for name in RUNNER_INFO if isinstance(said.get(name), str)}
+    info: JSON = {name: said[name][:255] for name in RUNNER_INFO if isinstance(said.get(name), str)}
     features = said.get('features')
     if isinstance(features, dict):
         info['features'] = sorted(name for name, able in features.items() if able is True)
     return info
 
 
-def runner_settings(call: Call) -> dict[str, Any]:
+def runner_settings(call: Call) -> JSON:
     """Return the settings of a runner that the call gives, for `create_runner` and `edit_runner`."""
     if call.has('active') and call.has('paused'):
         raise InvalidParameter('active, paused are mutually exclusive')
@@ -5885,7 +5888,7 @@ def runner_settings(call: Call) -> dict[str, Any]:
     }
     if call.has('paused'):
         settings['active'] = not call.flag('paused')
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    given: JSON = {name: value for name, value in settings.items() if value is not None}
     if 'tag_list' in call.params:
         given['tag_list'] = call.words('tag_list')
     return given
@@ -5897,7 +5900,7 @@ def register_runner(call: Call) -> tuple[Row, str]:
                                    **runner_settings(call))
 
 
-def token_entity(token: str, **more: Any) -> dict[str, Any]:
+def token_entity(token: str, **more: Any) -> JSON:
     """Return a new token; it never expires, and is shown this once."""
     return {**more, 'token': token, 'token_expires_at': None}
 
@@ -5911,7 +5914,7 @@ def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
     call.ci.contact(runner, info, call.remote_address, system_id)
     while claim := call.ci.request_job(runner, last_update=last_update, job_age=job_age, system_id=system_id or None):
         able = 'multi_build_steps' in info.get('features', ())
-        if able or not job_spec(claim.job)['release']:
+        if able or not stored_spec(claim.job)['release']:
             return json_response(payload(claim, call, runner), 201)
         call.ci.update_job(claim.job, 'failed', failure_reason='runner_unsupported')  # it would leave the release out
     return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
@@ -6036,7 +6039,7 @@ V4 = Dialect(
 
 
 @route('POST', '/api/v4/runners', auth=registration_token, status=201)
-def register_runner_route(call: Call) -> dict[str, Any]:
+def register_runner_route(call: Call) -> JSON:
     """Register a runner; its own token is in the answer and nowhere else."""
     runner, token = register_runner(call)
     return token_entity(token, id=runner['id'])
@@ -6056,14 +6059,14 @@ def unregister_manager_route(call: Call) -> None:
 
 
 @route('POST', '/api/v4/runners/verify', auth=runner_token, dialect=V4)
-def verify_runner_route(call: Call) -> dict[str, Any]:
+def verify_runner_route(call: Call) -> JSON:
     """Tell a runner that it is still registered."""
     call.ci.contact(call.actor, runner_info(call), call.remote_address, call.text('system_id'))
     return token_entity(call.text('token'), id=call.actor['id'])
 
 
 @route('POST', '/api/v4/runners/reset_authentication_token', auth=runner_token, dialect=V4, status=201)
-def reset_own_token_route(call: Call) -> dict[str, Any]:
+def reset_own_token_route(call: Call) -> JSON:
     """Give a runner a new token in exchange for its old one."""
     return token_entity(call.ci.reset_runner_token(call.actor))
 
@@ -6107,7 +6110,7 @@ def download_artifacts_route(call: Call, job: Row) -> bottle.HTTPResponse:
 
 
 @route('GET', '/api/v4/job', auth=running_job)
-def current_job_route(call: Call) -> dict[str, Any]:
+def current_job_route(call: Call) -> JSON:
     """Return the job that a running job's token belongs to."""
     return job_entity(call.ci.find_job(call.actor), call)
 
@@ -6134,7 +6137,7 @@ V1 = Dialect(
 KNOWS_204 = re.compile(r'gitlab(?:-ci-multi)?-runner [0-9]+\.[0-9]+\.[0-9]+(?:~beta\.[0-9]+\.g[0-9a-f]+)? ')
 
 
-def legacy_route(method: str, path: str, *, auth: Guard, **options: Any) -> Callable[..., Any]:
+def legacy_route(method: str, path: str, *, auth: Guard, **options: Any) -> Callable[[Handler], Handler]:
     """Record a handler at each of the three addresses of the old protocol."""
     paths = [prefix + path for prefix in ('/ci/api/v1', '/api/v1', '/ci')]
     return route(method, *paths, auth=auth, dialect=V1, **options)
@@ -6167,10 +6170,10 @@ def named_runner_token(call: Call) -> Row:
 BUILD_ARTIFACTS = ('name', 'untracked', 'paths', 'exclude', 'when', 'expire_in')    # that old runners know
 
 
-def build_options(claim: Claim) -> dict[str, Any]:
+def build_options(claim: Claim) -> JSON:
     """Return the `options` of a build: what is not its script."""
-    spec = job_spec(claim.job)
-    options: dict[str, Any] = {}
+    spec = stored_spec(claim.job)
+    options: JSON = {}
     if spec['image']:
         options['image'] = spec['image']['name']
     if spec['services']:
@@ -6187,7 +6190,7 @@ def build_options(claim: Claim) -> dict[str, Any]:
     return options
 
 
-def build_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
+def build_variable(variable: Mapping[str, Any]) -> JSON:
     """Return a variable in the shape that runners before 9.0 receive."""
     entity = {name: variable[name] for name in ('key', 'value', 'public')}
     if variable.get('file'):
@@ -6195,11 +6198,11 @@ def build_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
     return entity
 
 
-def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
+def build_payload(claim: Claim, call: Call, runner: Row) -> JSON:
     """Return a claimed job as runners before 9.0 expect it."""
     job = claim.job
     payload = build_summary(job, claim.token)
-    payload['commands'] = '\n'.join(job_spec(job)['script'])
+    payload['commands'] = '\n'.join(stored_spec(job)['script'])
     payload['repo_url'] = repository_url(claim, call)
     payload['before_sha'] = job['before_sha']
     payload['allow_git_fetch'] = bool(job['allow_git_fetch'])
@@ -6211,7 +6214,7 @@ def build_payload(claim: Claim, call: Call, runner: Row) -> dict[str, Any]:
     return payload
 
 
-def build_summary(job: Row, token: str) -> dict[str, Any]:
+def build_summary(job: Row, token: str) -> JSON:
     """Return what a build and the builds it depends on have in common."""
     return {
         'id': job['id'],
@@ -6227,7 +6230,7 @@ def build_summary(job: Row, token: str) -> dict[str, Any]:
     }
 
 
-def build_dependency(row: Row, token: str) -> dict[str, Any]:
+def build_dependency(row: Row, token: str) -> JSON:
     """Return a build that another one depends on."""
     return {**build_summary(row, token), **dependency_entity(row, token)}
 
@@ -6259,7 +6262,7 @@ def append_build_trace_route(call: Call, job: Row) -> bottle.HTTPResponse:
 
 
 @legacy_route('POST', '/builds/<id:job>/artifacts/authorize', auth=job_token)
-def authorize_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+def authorize_build_artifacts_route(call: Call, job: Row) -> JSON:
     """Tell whether an upload of `filesize` bytes would be accepted."""
     if job['status'] not in ALIVE:
         raise JobNotRunning(job['status'])
@@ -6270,7 +6273,7 @@ def authorize_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
 
 
 @legacy_route('POST', '/builds/<id:job>/artifacts', auth=job_token, upload=True, status=201)
-def upload_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+def upload_build_artifacts_route(call: Call, job: Row) -> JSON:
     """Store a running build's archive; a second one replaces it."""
     store_upload(call, job)
     artifact = call.ci.find_artifact(job['id'])
@@ -6287,7 +6290,7 @@ def download_build_artifacts_route(call: Call, job: Row) -> bottle.HTTPResponse:
 
 
 @legacy_route('DELETE', '/builds/<id:job>/artifacts', auth=job_token)
-def delete_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+def delete_build_artifacts_route(call: Call, job: Row) -> JSON:
     """Remove a build's archive; doing it again is no error. A build's own token stops working with the build."""
     if job['status'] not in ALIVE and same_secret(token_hash(call.given_token), job['token_hash']):
         raise JobNotRunning(job['status'])
@@ -6296,7 +6299,7 @@ def delete_build_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
 
 
 @legacy_route('POST', '/runners/register', auth=registration_token, status=201)
-def register_legacy_runner_route(call: Call) -> dict[str, Any]:
+def register_legacy_runner_route(call: Call) -> JSON:
     """Register a runner; as in 2016, invalid settings answer 404."""
     try:
         runner, token = register_runner(call)
@@ -6308,7 +6311,7 @@ def register_legacy_runner_route(call: Call) -> dict[str, Any]:
 
 
 @legacy_route('DELETE', '/runners/delete', auth=named_runner_token)
-def delete_legacy_runner_route(call: Call) -> dict[str, Any]:
+def delete_legacy_runner_route(call: Call) -> JSON:
     """Remove the runner whose token this is."""
     call.ci.unregister_runner(call.actor)
     return {'id': call.actor['id']}
@@ -6382,7 +6385,7 @@ def download_latest_file_route(call: Call, project: Row, ref: str, path: str) ->
 
 
 @route('GET', JOB, auth=job_or_private_token)
-def show_job_route(call: Call, job: Row) -> dict[str, Any]:
+def show_job_route(call: Call, job: Row) -> JSON:
     """Show one job."""
     return job_entity(job, call)
 
@@ -6412,45 +6415,45 @@ def delete_job_artifacts_route(call: Call, job: Row) -> None:
 
 
 @route('DELETE', f'{PROJECT}/artifacts', auth=private_token, status=202)
-def delete_project_artifacts_route(call: Call, project: Row) -> dict[str, Any]:
+def delete_project_artifacts_route(call: Call, project: Row) -> JSON:
     """Remove the artifacts of all finished jobs of a project."""
     call.ci.delete_artifacts(project=project)
     return {'message': '202 Accepted'}
 
 
 @route('POST', f'{JOB}/artifacts/keep', auth=private_token)
-def keep_job_artifacts_route(call: Call, job: Row) -> dict[str, Any]:
+def keep_job_artifacts_route(call: Call, job: Row) -> JSON:
     """Keep a job's artifacts for good."""
     return job_entity(call.ci.keep_artifacts(job), call)
 
 
 @route('POST', f'{JOB}/cancel', auth=private_token, status=201)
-def cancel_job_route(call: Call, job: Row) -> dict[str, Any]:
+def cancel_job_route(call: Call, job: Row) -> JSON:
     """Cancel a job."""
     return job_entity(call.ci.cancel_job(job), call)
 
 
 @route('POST', f'{JOB}/retry', auth=private_token, status=201)
-def retry_job_route(call: Call, job: Row) -> dict[str, Any]:
+def retry_job_route(call: Call, job: Row) -> JSON:
     """Run a job again, as a new one."""
     return job_entity(call.ci.retry_job(job, call.actor), call)
 
 
 @route('POST', f'{JOB}/erase', auth=private_token, status=201)
-def erase_job_route(call: Call, job: Row) -> dict[str, Any]:
+def erase_job_route(call: Call, job: Row) -> JSON:
     """Remove a job's trace and artifacts."""
     return job_entity(call.ci.erase_job(job), call)
 
 
 @route('POST', f'{JOB}/play', auth=private_token)
-def play_job_route(call: Call, job: Row) -> dict[str, Any]:
+def play_job_route(call: Call, job: Row) -> JSON:
     """Start a manual job, with variables for this run."""
     variables = call.mappings('job_variables_attributes', 'key', 'value')
     return job_entity(call.ci.play_job(job, call.actor, variables), call)
 
 
 @route('POST', f'{PROJECT}/pipeline', auth=private_token, status=201)
-def create_pipeline_route(call: Call, project: Row) -> dict[str, Any]:
+def create_pipeline_route(call: Call, project: Row) -> JSON:
     """Create a pipeline for a ref; `sha` and `content` stand in for a repository."""
     call.require('ref')
     content = call.params.get('content') or None
@@ -6466,7 +6469,7 @@ def create_pipeline_route(call: Call, project: Row) -> dict[str, Any]:
 def list_pipelines_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List a project's pipelines, newest first."""
     number, per_page = page_of(call)
-    filters: dict[str, Any] = {}
+    filters: JSON = {}
     for name in ('ref', 'sha', 'source', 'name', 'username'):
         filters[name] = call.text(name) or None
     for name in ('created_after', 'created_before', 'updated_after', 'updated_before'):
@@ -6481,7 +6484,7 @@ def list_pipelines_route(call: Call, project: Row) -> bottle.HTTPResponse:
 
 
 @route('GET', f'{PIPELINES[0]}/latest', auth=private_token)
-def show_latest_pipeline_route(call: Call, project: Row) -> dict[str, Any]:
+def show_latest_pipeline_route(call: Call, project: Row) -> JSON:
     """Show the newest pipeline of a ref, by default the default branch."""
     row = newest_pipeline(call, project, ref=call.text('ref') or project['default_branch'])
     if row is None:
@@ -6490,7 +6493,7 @@ def show_latest_pipeline_route(call: Call, project: Row) -> dict[str, Any]:
 
 
 @route('GET', f'{PROJECT}/repository/commits/<name:path>', auth=private_token)
-def show_commit_route(call: Call, project: Row, name: str) -> dict[str, Any]:
+def show_commit_route(call: Call, project: Row, name: str) -> JSON:
     """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
     row = newest_pipeline(call, project, ref=name) or newest_pipeline(call, project, sha=name)
     if row is None:
@@ -6504,7 +6507,7 @@ def show_commit_route(call: Call, project: Row, name: str) -> dict[str, Any]:
 
 
 @route('GET', f'{PIPELINE}/variables', auth=private_token)
-def list_pipeline_variables_route(pipeline: Row) -> list[dict[str, Any]]:
+def list_pipeline_variables_route(pipeline: Row) -> list[JSON]:
     """Show the variables that a pipeline was created with."""
     return [{'raw': False, **variable} for variable in json.loads(pipeline['variables'])]
 
@@ -6522,19 +6525,19 @@ def delete_pipeline_route(call: Call, pipeline: Row) -> None:
 
 
 @route('GET', *(f'{path}/<pipeline_id:pipeline>' for path in PIPELINES), auth=private_token)
-def show_pipeline_route(call: Call, pipeline: Row) -> dict[str, Any]:
+def show_pipeline_route(call: Call, pipeline: Row) -> JSON:
     """Show one pipeline."""
     return pipeline_entity(pipeline, call, detail=True)
 
 
 @route('POST', f'{PIPELINE}/cancel', auth=private_token)
-def cancel_pipeline_route(call: Call, pipeline: Row) -> dict[str, Any]:
+def cancel_pipeline_route(call: Call, pipeline: Row) -> JSON:
     """Cancel all unfinished jobs of a pipeline."""
     return pipeline_entity(call.ci.cancel_pipeline(pipeline), call, detail=True)
 
 
 @route('POST', f'{PIPELINE}/retry', auth=private_token, status=201)
-def retry_pipeline_route(call: Call, pipeline: Row) -> dict[str, Any]:
+def retry_pipeline_route(call: Call, pipeline: Row) -> JSON:
     """Retry the failed and canceled jobs of a pipeline."""
     return pipeline_entity(call.ci.retry_pipeline(pipeline, call.actor), call, detail=True)
 
@@ -6542,7 +6545,7 @@ def retry_pipeline_route(call: Call, pipeline: Row) -> dict[str, Any]:
 # Administration API ###########################################################################
 
 @route('POST', '/api/v4/projects', auth=private_token, status=201)
-def create_project_route(call: Call) -> dict[str, Any]:
+def create_project_route(call: Call) -> JSON:
     """Create a project; `path` may carry a namespace and defaults to a form of `name`."""
     if not call.has('name'):
         call.require('path')
@@ -6570,15 +6573,15 @@ def list_projects_route(call: Call) -> bottle.HTTPResponse:
 
 
 @route('GET', PROJECT, auth=private_token)
-def show_project_route(call: Call, project: Row) -> dict[str, Any]:
+def show_project_route(call: Call, project: Row) -> JSON:
     """Show a project; to a token of scope `api` with the token that registers its runners."""
     return project_entity(project, call, detail=call.actor['scope'] == 'api')
 
 
 @route('PUT', PROJECT, auth=private_token)
-def edit_project_route(call: Call, project: Row) -> dict[str, Any]:
+def edit_project_route(call: Call, project: Row) -> JSON:
     """Change a project's settings."""
-    changes: dict[str, Any] = {
+    changes: JSON = {
         'name': call.optional('name'),
         'import_url': call.optional('import_url'),
         'default_branch': call.optional('default_branch'),
@@ -6590,7 +6593,7 @@ def edit_project_route(call: Call, project: Row) -> dict[str, Any]:
 
 
 @route('DELETE', PROJECT, auth=private_token, status=202)
-def delete_project_route(call: Call, project: Row) -> dict[str, Any]:
+def delete_project_route(call: Call, project: Row) -> JSON:
     """Remove a project with all that it holds."""
     call.ci.delete_project(project)
     return {'message': '202 Accepted'}
@@ -6602,7 +6605,7 @@ VARIABLES = ('/api/v4/admin/ci/variables', f'{PROJECT}/variables')
 VARIABLE = [f'{path}/<key>' for path in VARIABLES]
 
 
-def variable_entity(row: Row) -> dict[str, Any]:
+def variable_entity(row: Row) -> JSON:
     """Return a variable of a project or of the instance."""
     return {
         'key': row['key'],
@@ -6617,7 +6620,7 @@ def variable_entity(row: Row) -> dict[str, Any]:
     }
 
 
-def set_variable(call: Call, key: str, before: Mapping[str, Any], *, replace: bool) -> dict[str, Any]:
+def set_variable(call: Call, key: str, before: Mapping[str, Any], *, replace: bool) -> JSON:
     """Set a variable; what the call does not give stays as `before` has it."""
     call.optional_choice('environment_scope', ('*',))   # refused, not ignored: it would reach other jobs too
     description = call.optional('description')
@@ -6639,7 +6642,7 @@ def list_variables_route(call: Call) -> bottle.HTTPResponse:
 
 
 @route('POST', *VARIABLES, auth=private_token, status=201)
-def create_variable_route(call: Call) -> dict[str, Any]:
+def create_variable_route(call: Call) -> JSON:
     """Create a variable."""
     call.require('key')
     if call.optional('value') is None:
@@ -6648,13 +6651,13 @@ def create_variable_route(call: Call) -> dict[str, Any]:
 
 
 @route('GET', *VARIABLE, auth=private_token)
-def show_variable_route(call: Call, key: str) -> dict[str, Any]:
+def show_variable_route(call: Call, key: str) -> JSON:
     """Show a variable."""
     return variable_entity(call.ci.find_variable(call.project, key))
 
 
 @route('PUT', *VARIABLE, auth=private_token)
-def edit_variable_route(call: Call, key: str) -> dict[str, Any]:
+def edit_variable_route(call: Call, key: str) -> JSON:
     """Change a variable."""
     before = variable_entity(call.ci.find_variable(call.project, key))
     return set_variable(call, key, before, replace=True)
@@ -6672,7 +6675,7 @@ TRIGGERS = f'{PROJECT}/triggers'
 TRIGGER = f'{TRIGGERS}/<trigger_id:trigger>'
 
 
-def trigger_entity(row: Row, call: Call) -> dict[str, Any]:
+def trigger_entity(row: Row, call: Call) -> JSON:
     """Return a trigger; its token is complete only for its owner."""
     token = row['token']
     if row['user_id'] != call.actor['id'] or call.actor['scope'] != 'api':
@@ -6696,7 +6699,7 @@ def list_triggers_route(call: Call, project: Row) -> bottle.HTTPResponse:
 
 
 @route('POST', TRIGGERS, auth=private_token, status=201)
-def create_trigger_route(call: Call, project: Row) -> dict[str, Any]:
+def create_trigger_route(call: Call, project: Row) -> JSON:
     """Create a token that starts pipelines of a project."""
     call.require('description')
     trigger = call.ci.create_trigger(project, call.actor, call.text('description'))
@@ -6704,13 +6707,13 @@ def create_trigger_route(call: Call, project: Row) -> dict[str, Any]:
 
 
 @route('GET', TRIGGER, auth=private_token)
-def show_trigger_route(call: Call, trigger: Row) -> dict[str, Any]:
+def show_trigger_route(call: Call, trigger: Row) -> JSON:
     """Show a trigger."""
     return trigger_entity(trigger, call)
 
 
 @route('PUT', TRIGGER, auth=private_token)
-def edit_trigger_route(call: Call, project: Row, trigger: Row) -> dict[str, Any]:
+def edit_trigger_route(call: Call, project: Row, trigger: Row) -> JSON:
     """Change a trigger's description."""
     call.ci.edit_trigger(trigger, call.text('description'))
     return trigger_entity(call.ci.find_trigger(project, trigger['id']), call)
@@ -6736,7 +6739,7 @@ def triggered_pipeline(call: Call, ref: str) -> Row:
 
 @route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=trigger_token,
        status=201)
-def trigger_pipeline_route(call: Call) -> dict[str, Any]:
+def trigger_pipeline_route(call: Call) -> JSON:
     """Create a pipeline by a trigger token."""
     if call.header('X-Gitlab-Event') == 'Pipeline Hook':
         raise Forbidden('a pipeline does not start itself again')
@@ -6745,7 +6748,7 @@ def trigger_pipeline_route(call: Call) -> dict[str, Any]:
 
 
 @legacy_route('POST', '/projects/<id:project_key>/refs/<ref:path>/trigger', auth=trigger_token, status=201)
-def trigger_builds_route(call: Call, ref: str) -> dict[str, Any]:
+def trigger_builds_route(call: Call, ref: str) -> JSON:
     """Create a pipeline by a trigger token, as in 2016."""
     pipeline = triggered_pipeline(call, ref)
     return {'id': pipeline['id'], 'variables': call.mapping('variables') or None}
@@ -6755,7 +6758,7 @@ EVENT_HEADERS = ('X-Gitlab-Event', 'X-Gitea-Event', 'X-Forgejo-Event', 'X-GitHub
 SKIP_CI = re.compile(r'\[(ci[ _-]skip|skip[ _-]ci)\]', re.I)
 
 
-def read_push(call: Call) -> dict[str, Any]:
+def read_push(call: Call) -> JSON:
     """Return the push event in a webhook's body; raise BadRequest if there is none."""
     try:
         text: bytes | str = call.body
@@ -6801,7 +6804,7 @@ def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
 
 # -- lint and badge
 
-def lint_response(call: Call, content: Any, ref: str | None) -> dict[str, Any]:
+def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
     """Return what is wrong with a pipeline file, or the whole file with its includes, as GitLab's linter does."""
     errors, merged = [], None
     try:
@@ -6825,14 +6828,14 @@ def lint_response(call: Call, content: Any, ref: str | None) -> dict[str, Any]:
 
 
 @route('POST', '/api/v4/ci/lint', f'{PROJECT}/ci/lint', auth=private_token)
-def lint_route(call: Call) -> dict[str, Any]:
+def lint_route(call: Call) -> JSON:
     """Check the pipeline file in the call."""
     call.require('content')
     return lint_response(call, call.params['content'], call.optional('ref'))
 
 
 @route('GET', f'{PROJECT}/ci/lint', auth=private_token)
-def lint_repository_route(call: Call) -> dict[str, Any]:
+def lint_repository_route(call: Call) -> JSON:
     """Check the pipeline file in a project's repository."""
     return lint_response(call, None, call.optional('content_ref') or call.optional('ref'))
 
@@ -6863,14 +6866,14 @@ def show_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
 
 
 @route('GET', '/api/v4/user', auth=private_token)
-def show_user_route(call: Call) -> dict[str, Any] | None:
+def show_user_route(call: Call) -> JSON | None:
     """Show the owner of the token."""
     row = call.actor
     return user_entity({'user_id': row['id'], 'username': row['username'], 'user_created_at': row['created_at']}, call)
 
 
 @route('GET', '/api/v4/version', '/api/v4/metadata', auth=private_token)
-def show_version_route() -> dict[str, Any]:
+def show_version_route() -> JSON:
     """Tell which GitLab's API this is, and which minici."""
     return {'version': GITLAB_VERSION, 'revision': f'minici-{__version__}', 'enterprise': False}
 
@@ -6882,7 +6885,7 @@ RUNNER_SCOPES = ('shared', 'specific', 'active', 'paused', 'online', 'offline')
 RUNNER_STATES = ('online', 'offline', 'stale', 'never_contacted', 'active', 'paused')
 
 
-def wanted_runners(call: Call) -> dict[str, Any]:
+def wanted_runners(call: Call) -> JSON:
     """Return the fields that a runner must have to be in a list: `type` and `scope` are older words for some."""
     scope, status = call.optional_choice('scope', RUNNER_SCOPES), call.optional_choice('status', RUNNER_STATES)
     kinds = {'shared': 'instance_type', 'specific': 'project_type', None: None}
@@ -6926,7 +6929,7 @@ def list_project_runners_route(call: Call, project: Row) -> bottle.HTTPResponse:
 
 
 @route('POST', '/api/v4/user/runners', auth=private_token, status=201)
-def create_runner_route(call: Call) -> dict[str, Any]:
+def create_runner_route(call: Call) -> JSON:
     """Create a runner for all projects or one; `gitlab-runner register` wants its `glrt-` token."""
     call.require('runner_type')
     project = None
@@ -6938,13 +6941,13 @@ def create_runner_route(call: Call) -> dict[str, Any]:
 
 
 @route('GET', RUNNER, auth=private_token)
-def show_runner_route(call: Call, runner: Row) -> dict[str, Any]:
+def show_runner_route(call: Call, runner: Row) -> JSON:
     """Show one runner."""
     return runner_entity(runner, call, detail=True)
 
 
 @route('PUT', RUNNER, auth=private_token)
-def edit_runner_route(call: Call, runner: Row) -> dict[str, Any]:
+def edit_runner_route(call: Call, runner: Row) -> JSON:
     """Change a runner's settings; pause it or let it go on."""
     changes = runner_settings(call)
     if not changes:
@@ -6970,26 +6973,26 @@ def list_runner_jobs_route(call: Call, runner: Row) -> bottle.HTTPResponse:
 
 
 @route('GET', f'{RUNNER}/managers', auth=private_token)
-def list_runner_managers_route(call: Call, runner: Row) -> list[dict[str, Any]]:
+def list_runner_managers_route(call: Call, runner: Row) -> list[JSON]:
     """List the runner managers (machines) that share a runner's token."""
     return [manager_entity(row, call) for row in call.ci.list_managers(runner)]
 
 
 @route('POST', f'{RUNNER}/reset_authentication_token', auth=private_token, status=201)
-def reset_runner_token_route(call: Call, runner: Row) -> dict[str, Any]:
+def reset_runner_token_route(call: Call, runner: Row) -> JSON:
     """Give a runner a new token."""
     return token_entity(call.ci.reset_runner_token(runner))
 
 
 @route('POST', '/api/v4/runners/reset_registration_token', f'{PROJECT}/runners/reset_registration_token',
        auth=private_token, status=201)
-def reset_registration_token_route(call: Call) -> dict[str, Any]:
+def reset_registration_token_route(call: Call) -> JSON:
     """Replace the token that registers runners for all projects, or for one."""
     return token_entity(call.ci.reset_registration_token(call.project))
 
 
 @route('POST', f'{PROJECT}/runners', auth=private_token, status=201)
-def enable_project_runner_route(call: Call, project: Row) -> dict[str, Any]:
+def enable_project_runner_route(call: Call, project: Row) -> JSON:
     """Assign a project runner to this project too."""
     call.require('runner_id')
     runner = call.ci.find_runner_by_id(call.integer('runner_id'))
@@ -7743,7 +7746,7 @@ class="small">Keep</button></form>
 def show_job_page(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
     """Show a job: its trace, live, and what is known of it."""
     job = shown_job(call)
-    spec = job_spec(job)
+    spec = stored_spec(job)
     given = [(item['key'], None) for item in json.loads(job['pipeline_variables']) + json.loads(job['variables'])]
     taken = job['started_at'] or job['finished_at']
     facts = {

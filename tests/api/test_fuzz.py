@@ -104,7 +104,7 @@ class Surface:
             return f'private_token={self.token}'
         if route.path.endswith(('/runners/register', '/runners')) and route.method == 'POST':
             return f'token={self.ci.registration_token}'
-        if '<id>' in route.path:
+        if '<id:job>' in route.path:
             return f'token={self.claim.token}'
         return f'token={self.runner.token}&private_token={self.token}'
 

@@ -55,7 +55,7 @@ def entitled(route):
         return {'job', 'runner'} if method == 'PUT' else {'job', 'runner', 'project'}
     if method != 'GET':
         return {'api'}
-    return {'api', 'read_api', 'job'} if path.startswith('/api/v4/projects/<id>/') and '/jobs' in path \
+    return {'api', 'read_api', 'job'} if path.startswith('/api/v4/projects/<id:project_key>/') and '/jobs' in path \
         else {'api', 'read_api'}
 
 
@@ -107,7 +107,7 @@ class World:
             body |= tokens
         if route.method == 'PATCH':
             return self.client.call('PATCH', path, data=b'more', headers=headers)
-        if route.method == 'POST' and route.path.endswith('<id>/artifacts'):
+        if route.method == 'POST' and route.path.endswith('<id:job>/artifacts'):
             form = {name: str(value) for name, value in body.items() if name not in ('path', 'name')}
             return self.client.call('POST', path, form=form, files=[('file', 'a.zip', archive(a='b'))], headers=headers)
         return self.client.call(route.method, path, json=body, headers=headers)
@@ -253,7 +253,7 @@ def test_token_of_another_json_type_opens_nothing(world, wrap):
     before = world.stored()
     for route in world.routes:
         for name in entitled(route) if not is_open(route) else ():
-            if route.method != 'PATCH' and not route.path.endswith('<id>/artifacts') and name != 'webhook':  # no JSON
+            if route.method != 'PATCH' and not route.path.endswith('<id:job>/artifacts') and name != 'webhook':  # no JSON
                 assert intruders(world, [route], 'json', wrap(world.tokens[name])) == []
     assert world.stored() == before
 
@@ -296,7 +296,7 @@ def test_form_without_the_csrf_token_of_its_browser_changes_nothing(world, csrf)
 def test_token_of_a_job_that_has_left_running_changes_nothing(copies, name):
     changed = []
     for route in copies().routes:
-        if route.method != 'GET' and '<id>' in route.path and not route.path.startswith('/api/v4/projects'):
+        if route.method != 'GET' and '<id:job>' in route.path and not route.path.startswith('/api/v4/projects'):
             world = copies()
             before = world.stored()
             for how in ('header', 'query'):
@@ -309,7 +309,7 @@ def test_token_of_a_job_that_has_left_running_changes_nothing(copies, name):
 @pytest.mark.parametrize('name', ['erased_job', 'requeued_job'])
 def test_token_of_an_erased_or_requeued_job_is_refused(world, name):
     routes = [route for route in world.routes
-              if '<id>' in route.path and not route.path.startswith('/api/v4/projects')]
+              if '<id:job>' in route.path and not route.path.startswith('/api/v4/projects')]
     answers = {world.send(route, 'query', world.tokens[name], name).status_int for route in routes}
     assert answers <= {401, 403, 404}
 
@@ -346,7 +346,7 @@ def test_tokens_of_runners_people_and_jobs_are_not_stored_readably(world):
 
 def test_no_answer_and_no_log_tells_a_secret(world, caplog):
     caplog.set_level(logging.DEBUG)
-    echoed = ('/runners/verify', '<id>/artifacts')      # runners want their token back from these
+    echoed = ('/runners/verify', '<id:job>/artifacts')      # runners want their token back from these
     claims = ('/jobs/request', '/builds/register')      # the address and the variables are theirs
     leaks = []
     for route in world.routes:
@@ -596,7 +596,7 @@ def test_file_out_of_an_archive_is_looked_for_in_the_archive_alone(world, path):
 def test_files_are_readable_by_their_owner_alone(world, tmp_path):
     world.ci.backup(tmp_path / 'backup.sqlite')
     for route in world.routes:
-        if route.path == '/ci/api/v1/builds/<id>/artifacts' and route.method == 'POST':
+        if route.path == '/ci/api/v1/builds/<id:job>/artifacts' and route.method == 'POST':
             assert world.send(route, 'header', world.tokens['job']).status_int == 201
     found = [path for path in tmp_path.rglob('*') if path.is_file()]
     assert {path.suffix for path in found} >= {'.sqlite', '.log', '.sqlite-wal'}
