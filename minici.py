@@ -6626,12 +6626,13 @@ def set_variable(call: Call, key: str, before: Mapping[str, Any], *, replace: bo
     description = call.optional('description')
     if description is None:
         description = before.get('description')
-    row = call.ci.set_variable(
-        call.project, key, call.text('value', before.get('value', '')), replace=replace, description=description,
-        variable_type=call.choice('variable_type', ('env_var', 'file'), before.get('variable_type', 'env_var')),
-        masked=call.flag('masked', before.get('masked', False)) or call.flag('masked_and_hidden'),
-        protected=call.flag('protected', before.get('protected', False)),
-        raw=call.flag('raw', before.get('raw', False)))
+    value = call.text('value', before.get('value', ''))
+    variable_type = call.choice('variable_type', ('env_var', 'file'), before.get('variable_type', 'env_var'))
+    masked = call.flag('masked', before.get('masked', False)) or call.flag('masked_and_hidden')
+    protected = call.flag('protected', before.get('protected', False))
+    raw = call.flag('raw', before.get('raw', False))
+    row = call.ci.set_variable(call.project, key, value, variable_type=variable_type, masked=masked, raw=raw,
+                               protected=protected, description=description, replace=replace)
     return variable_entity(row)
 
 

@@ -253,7 +253,8 @@ def test_token_of_another_json_type_opens_nothing(world, wrap):
     before = world.stored()
     for route in world.routes:
         for name in entitled(route) if not is_open(route) else ():
-            if route.method != 'PATCH' and not route.path.endswith('<id:job>/artifacts') and name != 'webhook':  # no JSON
+            no_json = route.method == 'PATCH' or route.path.endswith('<id:job>/artifacts') or name == 'webhook'
+            if not no_json:
                 assert intruders(world, [route], 'json', wrap(world.tokens[name])) == []
     assert world.stored() == before
 
