@@ -132,6 +132,14 @@ MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
 ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
 CONTACT_INTERVAL = 60               # seconds between two writes of a runner's `contacted_at`
 SWEEP_INTERVAL = 30                 # seconds between two sweeps made by `request_job`
+UPKEEP_INTERVAL = 5                 # seconds of real time between two sweeps made by a server
+TIDY_INTERVAL = 3600                # seconds between two removals of old pipelines and leftover files
+REFS_SEEN_FOR = 86400               # seconds until a repository is asked again whether a branch exists
+REFS_TIMEOUT = 60                   # seconds that asking all repositories about their branches may take
+UNKNOWN_REFS = 100                  # refs of a project without a repository whose last success is kept
+EVENTS_KEPT = 10_000                # status changes that are kept for callbacks that have not heard of them yet
+DELETED_AT_ONCE = 50                # pipelines that are deleted in one transaction
+VACUUMED_AT_ONCE = 500              # pages that are returned to the disk in one transaction
 WATCHED_FOR = 60                    # seconds after its last reader that a trace counts as watched
 MAX_TRACE_REFUSALS = 2              # times a runner is told to send a trace again that does not match
 MAX_DOTENV = 64 * KIB               # bytes of an unpacked dotenv report
@@ -1998,6 +2006,12 @@ class Repository:
         return {**found, 'message': found['message'].rstrip('\n') + '\n',
                 'parent_ids': [parent.decode() for parent in parents]}
 
+    def refs(self) -> set[str]:
+        """Return the names of all branches and tags."""
+        listed = self._git('ls-remote', '--quiet', '--heads', '--tags', '--end-of-options', self._url) or b''
+        found = re.findall(r'\trefs/(?:heads|tags)/(.+)', listed.decode('utf-8', 'replace'))
+        return set(found)
+
     def file(self, sha: str, path: str) -> bytes | None:
         """Return a file as it is at a commit, or None when the commit has no such file."""
         return self._git('cat-file', 'blob', f'{check_sha(sha)}:{path}', missing_ok=True)
@@ -2436,6 +2450,20 @@ CREATE INDEX pipeline_of_ref_status ON pipeline (ref, status, id);
 CREATE INDEX pipeline_status ON pipeline (status, id);
 CREATE INDEX pipeline_of_sha ON pipeline (sha, id);
 CREATE INDEX job_queue ON job (id) WHERE status = 'pending';
+""", """
+-- Upkeep: which refs still exist, which tag sets no job needs, and how many jobs have each status.
+
+ALTER TABLE queue RENAME TO queue_version;
+
+CREATE TABLE live_ref (             -- refs of old pipelines that their repository still had
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    ref         TEXT NOT NULL,
+    seen_at     REAL NOT NULL,      -- when the repository was last seen to have it
+    PRIMARY KEY (project_id, ref)
+) WITHOUT ROWID;
+
+CREATE INDEX job_of_tag_set ON job (tag_set_id);
+CREATE INDEX job_count ON job (status) WHERE id > 0;    -- true of every job: only the query that counts them says so
 """)
 
 
@@ -2453,6 +2481,8 @@ def sync_path(path: Path) -> None:
         os.close(handle)
 
 
+#: How SQLite's messages begin that tell of a damaged file.
+DAMAGE = ('database disk image is malformed', 'file is not a database')
 #: How SQLite's messages begin that tell of locks, disks and files; Python 3.10 does not give their codes.
 TROUBLE = (
     'database is locked',
@@ -2462,8 +2492,7 @@ TROUBLE = (
     'disk I/O error',
     'unable to open database file',
     'locking protocol',
-    'database disk image is malformed',
-    'file is not a database',
+    *DAMAGE,
 )
 
 
@@ -2480,6 +2509,9 @@ class Database:
             raise CIError(f'minici needs SQLite 3.35 or later; this Python has {sqlite3.sqlite_version}')
         self.path = path
         self._fsync = fsync
+        self.damage = ''        # what SQLite found wrong with the file; nothing is read or written from then on
+        log_file = path.with_name(f'{path.name}-wal')
+        self.was_in_use = log_file.exists()     # by a process that runs still or was killed
         self._forget()
         with contextlib.suppress(FileExistsError):  # SQLite would let everybody read it, and it holds tokens
             path.touch(0o600, exist_ok=False)
@@ -2501,6 +2533,9 @@ class Database:
         if not writer:
             connection.execute('PRAGMA query_only = ON')
             return connection
+        pages, = connection.execute('PRAGMA page_count').fetchone()
+        if not pages:  # an older file changes its mode in `vacuum`
+            connection.execute('PRAGMA auto_vacuum = INCREMENTAL')
         deadline = time.monotonic() + BUSY_TIMEOUT
         while True:  # the busy timeout does not cover this pragma when processes start together
             try:
@@ -2521,6 +2556,8 @@ class Database:
             self._forget()  # the parent's handles stay untouched: SQLite forbids sharing them
         if self.closed:
             raise Busy('The database is closed')
+        if self.damage:
+            raise Busy('The database is damaged: stop the server and bring a backup back with `restore DIR`')
 
     @contextlib.contextmanager
     def _trouble(self) -> Iterator[None]:
@@ -2530,6 +2567,8 @@ class Database:
         except sqlite3.DatabaseError as error:
             if not str(error).startswith(TROUBLE):
                 raise
+            if str(error).startswith(DAMAGE):
+                self._note_damage(str(error))
             log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
             raise Busy(f'The database answers: {error}') from error
 
@@ -2612,6 +2651,46 @@ class Database:
             if sqlite3.complete_statement(statement):
                 yield statement
                 statement = ''
+
+    def _note_damage(self, found: str) -> None:
+        """Refuse every further block, and say so in the log once."""
+        if not self.damage:
+            log.error('%s is damaged: %s. Stop the server and bring a backup back with `restore DIR`',
+                      self.path, found)
+        self.damage = found
+
+    def check_pages(self) -> str:
+        """Return what is wrong with the file's pages, '' when nothing is; afterwards a damaged one answers Busy."""
+        with self.read() as c:
+            found = c.execute('PRAGMA quick_check(1)').fetchone()[0]
+        if found != 'ok':
+            self._note_damage(found)
+        return self.damage
+
+    def shrink(self) -> None:
+        """Return unused pages to the disk, a few in each transaction; needs incremental vacuum, see `vacuum`."""
+        while self._can_shrink():
+            with self.write() as c:
+                c.execute(f'PRAGMA incremental_vacuum({VACUUMED_AT_ONCE})').fetchall()
+
+    def _can_shrink(self) -> bool:
+        with self.read() as c:
+            mode, = c.execute('PRAGMA auto_vacuum').fetchone()
+            unused, = c.execute('PRAGMA freelist_count').fetchone()
+        return mode == 2 and unused > 0
+
+    def vacuum(self) -> None:
+        """Rewrite the whole file without unused pages; an older file gets incremental vacuum by it.
+
+        Needs as much free disk space as the file has bytes in use. Raises Busy while others use the file.
+        """
+        self._check_process()
+        with self._write_lock, self._trouble():
+            if self._writer is None:
+                self._writer = self._connect(writer=True)
+            self._writer.execute('PRAGMA auto_vacuum = INCREMENTAL')
+            self._writer.execute('VACUUM')
+            self._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()
 
     def backup(self, target: Path) -> None:
         """Write a consistent copy to `target`, readable by its owner alone, while others go on writing."""
@@ -2886,6 +2965,10 @@ class TraceStore:
     def parts(self) -> Iterator[Path]:
         """Yield files left over from a `replace` that was interrupted."""
         return self._directory.glob('*/*.part')
+
+    def stored(self) -> Iterator[int]:
+        """Yield the numbers of the jobs that have a trace."""
+        return (int(path.stem) for path in self._directory.glob('*/*.log'))
 
     def unsettled(self) -> Iterator[int]:
         """Yield the ids of the jobs whose trace was restarted and not settled."""
@@ -3661,9 +3744,9 @@ class Runners(Accounts):
 
         With it come the queue's `version` and what is known of the machine `system_id`.
         """
-        return self._one('SELECT runner.*, queue.version, manager.info AS manager_info, '
+        return self._one('SELECT runner.*, queue_version.version, manager.info AS manager_info, '
                          '       manager.contacted_at AS manager_contacted_at '
-                         '  FROM runner JOIN queue LEFT JOIN runner_manager AS manager '
+                         '  FROM runner JOIN queue_version LEFT JOIN runner_manager AS manager '
                          '       ON manager.runner_id = runner.id AND manager.system_id = :system_id '
                          ' WHERE token_hash = :hash', hash=token_hash(token), system_id=system_id)
 
@@ -4399,30 +4482,6 @@ class Pipelines(Jobs):
                 raise BadRequest('Unplayable Job')
         return self.find_job(played)
 
-    def prune(self, *, dry_run: bool = False) -> list[Row]:
-        """Remove finished pipelines that are too old, or too much together; return them, oldest first.
-
-        The settings `retention_age` and `retention_size` say when. The last success of each ref of a
-        project stays. `dry_run` only returns what would go.
-        """
-        age, now, size = parse_duration(self.settings.retention_age), self.clock(), 0
-        rows = self._all(
-            'SELECT pipeline.*, (SELECT json_group_array(id) FROM job WHERE pipeline_id = pipeline.id) AS jobs, '
-            '       (SELECT coalesce(sum(artifact.size), 0) FROM artifact JOIN job ON job.id = job_id '
-            '         WHERE job.pipeline_id = pipeline.id) AS artifacts, '
-            "       status = 'success' AND id = (SELECT max(id) FROM pipeline AS other WHERE other.status = 'success' "
-            '           AND other.project_id = pipeline.project_id AND other.ref = pipeline.ref) AS last_success '
-            '  FROM pipeline ORDER BY id DESC')
-        gone = []
-        for row in rows:
-            size += row['artifacts'] + sum(self.traces.size(job_id) or 0 for job_id in json.loads(row['jobs']))
-            old = age is not None and row['finished_at'] is not None and now - row['finished_at'] >= age
-            if row['finished_at'] and not row['last_success'] and (old or size > self.settings.retention_size):
-                gone.append(row)
-        if gone and not dry_run:
-            self.delete_pipelines(gone)
-        return gone[::-1]
-
 
 # Queue ########################################################################################
 
@@ -4454,6 +4513,28 @@ CLAIMS = {runner_type: f"""
     """ for runner_type, oldest in QUEUES.items()}
 
 
+#: Every pipeline, oldest first, with what retention asks of it.
+PIPELINE_SIZES = """
+    SELECT pipeline.id, pipeline.project_id, pipeline.ref, pipeline.status, pipeline.finished_at, live_ref.seen_at,
+           (SELECT json_group_array(job.id)
+              FROM job
+             WHERE job.pipeline_id = pipeline.id) AS jobs,
+           (SELECT coalesce(sum(artifact.size), 0)
+              FROM job
+              JOIN artifact ON artifact.job_id = job.id
+             WHERE job.pipeline_id = pipeline.id) AS artifacts,
+           pipeline.status = 'success' AND pipeline.id = (
+               SELECT max(other.id)
+                 FROM pipeline AS other
+                WHERE other.project_id = pipeline.project_id
+                  AND other.ref = pipeline.ref
+                  AND other.status = 'success') AS last_success
+      FROM pipeline
+      LEFT JOIN live_ref ON live_ref.project_id = pipeline.project_id AND live_ref.ref = pipeline.ref
+     ORDER BY pipeline.id
+    """
+
+
 @dataclass(frozen=True)
 class Claim:
     """A job that has just been handed to a runner.
@@ -4476,7 +4557,7 @@ class Queue(Pipelines):
                  clock: Callable[[], float], fsync: bool, settings: Settings) -> None:
         super().__init__(db, data, clock, fsync, settings)
         self._listening_since = self._swept_at = clock()
-        self._ticked_at, self._collected_at = time.monotonic(), 0.0
+        self._ticked_at, self._tidied_at = time.monotonic(), 0.0
 
     def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
                     system_id: str | None = None) -> Claim | None:
@@ -4487,9 +4568,9 @@ class Queue(Pipelines):
         that have waited for fewer seconds. `system_id` names the runner's machine.
         """
         now, token = self.clock(), new_token('mcb')
-        if now - self._swept_at >= SWEEP_INTERVAL:
-            self.sweep()
         due = self._start_due(now)
+        if abs(now - self._swept_at) >= SWEEP_INTERVAL:
+            self.sweep()
         if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
             return None
         wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
@@ -4510,15 +4591,25 @@ class Queue(Pipelines):
         return Claim(job, token, dependencies, self._job_variables(job))
 
     def _start_due(self, now: float) -> bool:
-        """Queue the delayed jobs whose time has come; say whether there were any."""
-        due = self._all('SELECT DISTINCT pipeline_id FROM job INDEXED BY job_scheduled '
-                        "WHERE status = 'scheduled' AND scheduled_at <= :now", now=now)
+        """Queue the delayed jobs whose time has come; tell whether there were any."""
+        due = self._all("""
+            SELECT DISTINCT pipeline_id
+              FROM job INDEXED BY job_scheduled
+             WHERE status = 'scheduled' AND scheduled_at <= :now
+            """, now=now)
         for row in due:
-            with self._change(row['pipeline_id']) as c:
-                c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now '
-                          "WHERE pipeline_id = :id AND status = 'scheduled' AND scheduled_at <= :now",
-                          dict(id=row['pipeline_id'], now=now))
+            pipeline_id = row['pipeline_id']
+            self._attempt(f'delayed jobs of pipeline {pipeline_id} stay', self._start_delayed, pipeline_id, now)
         return bool(due)
+
+    def _start_delayed(self, pipeline_id: int, now: float) -> None:
+        """Queue the delayed jobs of one pipeline whose time has come."""
+        with self._change(pipeline_id) as c:
+            c.execute(f"""
+                UPDATE job
+                   SET status = {ENQUEUED}, queued_at = :now
+                 WHERE pipeline_id = :id AND status = 'scheduled' AND scheduled_at <= :now
+                """, dict(id=pipeline_id, now=now))
 
     def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
                    failure_reason: str | None = None, exit_code: int | None = None,
@@ -4662,44 +4753,183 @@ class Queue(Pipelines):
         self.traces.heard(job['id'])
 
     def sweep(self) -> None:
-        """Requeue unanswered claims, fail jobs whose runner fell silent, remove what has expired.
+        """Do what time has made due: free disk space, requeue or fail silent jobs, start delayed ones.
 
-        `request_job` calls it now and then; call it after moving the clock.
+        A server calls it every few seconds, `request_job` every half minute in other deployments; call
+        it after moving the clock. What fails is logged and tried again the next time; it stops nothing else.
         """
         now = self.clock()
+        self._note_gap(now)
+        self._attempt('expired artifacts stay', self._remove_expired, now)
+        if abs(now - self._tidied_at) >= TIDY_INTERVAL:
+            self._tidied_at = now
+            self._attempt('leftover files stay', self._collect_garbage)
+            self._attempt('old pipelines stay', self.prune)
+            self._attempt('old rows stay', self._tidy)
+            self._attempt('unused pages stay', self.db.shrink)
+        for job in self._attempt('silent jobs stay', self._alive_jobs) or []:
+            self._attempt(f'job {job["id"]} stays as it is', self._check_silence, job, now)
+        self._attempt('delayed jobs stay', self._start_due, now)
+
+    def _attempt(self, failure: str, action: Callable[..., Any], *values: Any) -> Any:
+        """Return what `action` returns, or log the `failure` and return None when it raises."""
+        try:
+            return action(*values)
+        except (Busy, OSError) as error:
+            if not self.db.closed:
+                log.warning('upkeep: %s for now: %s', failure, error)
+        except Exception:
+            log.exception('upkeep: %s for now', failure)
+        return None
+
+    def _note_gap(self, now: float) -> None:
+        """Count silence anew when the machine was suspended or its clock set: no runner was silent then."""
         asleep = now - self._swept_at - (time.monotonic() - self._ticked_at)
         if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
-            self._listening_since = now  # the machine was suspended or its clock set: no runner was silent
+            self._listening_since = now
         self._swept_at, self._ticked_at = now, time.monotonic()
-        for job in self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}'):
-            heard = self.traces.last_heard(job['id'])
-            silent = now - max(heard or job['started_at'], self._listening_since)
-            if heard is None and silent >= self.settings.claim_timeout:
-                self.traces.remove_unheard(job['id'], functools.partial(self._requeue, job))
-            elif silent >= self.settings.stuck_timeout:
-                self._finish(job, 'failed', 'stuck_or_timeout_failure')
+
+    def listen_anew(self) -> None:
+        """Count the silence of runners from now on, because this process could not hear them until now."""
+        self._listening_since = self.clock()
+
+    def _remove_expired(self, now: float) -> None:
         if self._one('SELECT 1 FROM artifact WHERE expire_at <= :now', now=now):
             self._delete_artifacts('expire_at <= :now', now=now)
-        if now - self._collected_at >= 3600:
-            self._collected_at = now
-            self._collect_garbage()
-            self.prune()
-            with self.db.write() as c:  # those who listen have heard them long ago
-                c.execute('DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - 10000')
+
+    def _alive_jobs(self) -> list[Row]:
+        return self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')
+
+    def _check_silence(self, job: Row, now: float) -> None:
+        """Requeue a job whose claim was never answered; fail a job whose runner fell silent."""
+        heard = self.traces.last_heard(job['id'])
+        silent = now - max(heard or job['started_at'], self._listening_since)
+        if heard is None and silent >= self.settings.claim_timeout:
+            self.traces.remove_unheard(job['id'], functools.partial(self._requeue, job))
+        elif silent >= self.settings.stuck_timeout:
+            log.info('job %s: its runner has been silent for %d s, so it failed', job['id'], silent)
+            self._finish(job, 'failed', 'stuck_or_timeout_failure')
 
     def _requeue(self, job: Row) -> bool:
-        """Put a job whose claim was never answered back into the queue, its old token void; say whether it left."""
+        """Return a job whose claim was never answered to the queue, its old token void; tell whether it left."""
         if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
+            log.info('job %s: %d claims were not answered, so it failed', job['id'], job['attempts'])
             self._finish(job, 'failed', 'claims_unanswered')
             return False
+        log.info('job %s: its claim was not answered, so it is pending again', job['id'])
         with self._change(job['pipeline_id']) as c:
-            return c.execute(
-                "UPDATE job SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL "
-                "WHERE id = :id AND status = 'running' AND token_hash = :token_hash",
-                dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
+            return c.execute("""
+                UPDATE job
+                   SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL
+                 WHERE id = :id AND status = 'running' AND token_hash = :token_hash
+                """, dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
+
+    # -- what keeps the disk and the database small
+
+    def prune(self, *, dry_run: bool = False) -> list[Row]:
+        """Remove finished pipelines that are too old, or too much together; return them, oldest first.
+
+        A pipeline goes at `retention_age`. The last success of a ref stays while the ref exists and for
+        `retention_age` after it was last seen. While all traces and artifacts together have more than
+        `retention_size` bytes, the project that has most of them loses its oldest pipeline, last
+        successes after all others. `dry_run` only returns what would go.
+        """
+        rows = self._all(PIPELINE_SIZES)
+        gone = self._too_old(rows, dry_run=dry_run)
+        gone |= self._too_much([row for row in rows if row['id'] not in gone])
+        removed = [row for row in rows if row['id'] in gone]
+        for start in range(0, 0 if dry_run else len(removed), DELETED_AT_ONCE):
+            self.delete_pipelines(removed[start:start + DELETED_AT_ONCE])
+        if removed and not dry_run:
+            log.info('upkeep: removed %d old pipelines', len(removed))
+        return removed
+
+    def _too_old(self, rows: Sequence[Row], *, dry_run: bool) -> set[int]:
+        """Return the ids of the pipelines past `retention_age`, without the last successes that stay."""
+        age, now = parse_duration(self.settings.retention_age), self.clock()
+        if age is None:
+            return set()
+        old = [row for row in rows if row['finished_at'] and now - row['finished_at'] >= age]
+        lasting = [row for row in old if row['last_success']]
+        unseen = [row for row in lasting if now - (row['seen_at'] or 0) >= REFS_SEEN_FOR]
+        seen = self._live_refs(unseen)
+        if seen and not dry_run:
+            with self.db.write() as c:
+                c.executemany("""
+                    INSERT INTO live_ref (project_id, ref, seen_at)
+                    VALUES (:project_id, :ref, :now)
+                    ON CONFLICT (project_id, ref) DO UPDATE SET seen_at = :now
+                    """, [dict(project_id=project_id, ref=ref, now=now) for project_id, ref in seen])
+        staying = {row['id'] for row in lasting
+                   if (row['project_id'], row['ref']) in seen or now - (row['seen_at'] or 0) < age}
+        return {row['id'] for row in old} - staying
+
+    def _live_refs(self, rows: Sequence[Row]) -> set[tuple[int, str]]:
+        """Return the project and ref of the pipelines whose ref still exists, as far as that can be told.
+
+        A project without a repository keeps its newest UNKNOWN_REFS refs; one whose repository does not
+        answer keeps all.
+        """
+        live: set[tuple[int, str]] = set()
+        deadline = time.monotonic() + REFS_TIMEOUT
+        for project_id in {row['project_id'] for row in rows}:
+            names = [row['ref'] for row in rows if row['project_id'] == project_id]
+            url = self.find_project(project_id)['import_url']
+            kept = set(names if url else names[-UNKNOWN_REFS:])
+            if url and time.monotonic() < deadline:
+                with contextlib.suppress(CIError, OSError), Repository(url, self.artifacts.incoming) as repository:
+                    kept &= repository.refs()
+            live |= {(project_id, ref) for ref in kept}
+        return live
+
+    def _too_much(self, rows: Sequence[Row]) -> set[int]:
+        """Return the ids of the pipelines to remove until the others fit into `retention_size`."""
+        sizes: collections.Counter[int] = collections.Counter()
+        for row in rows:
+            sizes[row['project_id']] += self._stored_size(row)
+        excess = sizes.total() - self.settings.retention_size
+        order = sorted((row for row in rows if row['finished_at']), key=lambda row: (row['last_success'], row['id']))
+        queues: dict[int, collections.deque[Row]] = {project_id: collections.deque() for project_id in sizes}
+        for row in order:
+            queues[row['project_id']].append(row)
+        gone = set()
+        while excess > 0 and any(queues.values()):
+            project_id = max((number for number in queues if queues[number]), key=sizes.__getitem__)
+            row = queues[project_id].popleft()
+            size = self._stored_size(row)
+            sizes[project_id] -= size
+            excess -= size
+            gone.add(row['id'])
+        return gone
+
+    def _stored_size(self, row: Row) -> int:
+        """Return how many bytes the artifacts and traces of a pipeline have."""
+        return row['artifacts'] + sum(self.traces.size(job_id) or 0 for job_id in json.loads(row['jobs']))
+
+    def _tidy(self) -> None:
+        """Delete status changes that every callback has heard of, and tag sets that no job has."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - :kept', dict(kept=EVENTS_KEPT))
+        unused = self._all("""
+            SELECT id FROM tag_set
+             WHERE NOT EXISTS (SELECT 1 FROM job INDEXED BY job_of_tag_set WHERE tag_set_id = tag_set.id)
+             LIMIT 1000
+            """)
+        for row in unused:
+            with self.db.write() as c:
+                c.execute("""
+                    DELETE FROM runner_tag_set
+                     WHERE tag_set_id = :id
+                       AND NOT EXISTS (SELECT 1 FROM job INDEXED BY job_of_tag_set WHERE tag_set_id = :id)
+                    """, dict(id=row['id']))
+                c.execute("""
+                    DELETE FROM tag_set
+                     WHERE id = :id
+                       AND NOT EXISTS (SELECT 1 FROM job INDEXED BY job_of_tag_set WHERE tag_set_id = :id)
+                    """, dict(id=row['id']))
 
     def _collect_garbage(self) -> None:
-        """Settle traces and remove files that nobody comes back to: no row names them, and they are an hour old."""
+        """Delete files over an hour old that no row refers to, and settle the traces of jobs that were canceled."""
         hour_ago = time.time() - 3600  # the files' own times are the system's, whatever `clock` says
         for part in (*self.artifacts.incoming.iterdir(), *self.traces.parts()):
             with contextlib.suppress(FileNotFoundError):
@@ -4709,9 +4939,17 @@ class Queue(Pipelines):
             if not self._all(f'SELECT 1 FROM job WHERE id = :id AND status IN {ALIVE}', id=job_id):
                 self.traces.settle(job_id)  # it was canceled before its runner could send the trace again
         old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
-        orphans = self._all('SELECT value FROM json_each(:names) WHERE value NOT IN (SELECT stored_as FROM artifact)',
-                            names=json.dumps(old))
-        self.artifacts.remove(row['value'] for row in orphans)
+        self.artifacts.remove(self._without_row(old, """
+            SELECT value FROM json_each(:given) WHERE value NOT IN (SELECT stored_as FROM artifact)
+            """))
+        for job_id in self._without_row(self.traces.stored(), """
+                SELECT value FROM json_each(:given) WHERE NOT EXISTS (SELECT 1 FROM job WHERE id = value)
+                """):
+            self.traces.remove(job_id)
+
+    def _without_row(self, given: Iterable[Any], statement: str) -> list[Any]:
+        """Return the names or numbers among `given` for which `statement` finds no row."""
+        return [row['value'] for row in self._all(statement, given=json.dumps(list(given)))]
 
 
 # Coordinator ##################################################################################
@@ -4792,6 +5030,76 @@ class Coordinator(Queue):
                                    + (self.pending_reason(row) or 'its runner has not finished it'))
             with self._changed:  # another process may change it, so look again soon in any case
                 self._changed.wait(min(left, 0.1))
+
+
+class Upkeep:
+    """Sweeps a coordinator every few seconds, in a thread of its own, until it is stopped.
+
+    Of several servers over one database one sweeps, the holder of a lock beside the traces; when it ends
+    another takes over. Time is measured by the monotonic clock, what is due by the coordinator's own.
+    """
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._ci = coordinator
+        self._stopping = threading.Event()
+        self._lock_file = coordinator.data / 'upkeep.lock'
+        self._lock: IO[str] | None = None
+        if not self._holds_lock():
+            log.info('another server uses this database (%s) and does its upkeep; this one serves beside it',
+                     self._lock_file.read_text(errors='replace').strip())
+        self._thread = threading.Thread(target=self._run, name='minici-upkeep', daemon=True)
+        self._thread.start()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether this process sweeps; False where another server does, and after `stop`."""
+        return self._lock is not None and self._thread.is_alive()
+
+    def _holds_lock(self) -> bool:
+        """Tell whether this server does the upkeep; take it over when nobody does."""
+        if self._lock is None:
+            file = open(self._lock_file, 'a+', opener=lambda name, flags: os.open(name, flags, 0o600))
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                return False
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+            file.flush()
+            self._lock = file
+        return True
+
+    def _run(self) -> None:
+        if self._ci.db.was_in_use:
+            self._attempt(self._ci.db.check_pages)
+        expected = time.monotonic() + UPKEEP_INTERVAL
+        while not self._stopping.wait(UPKEEP_INTERVAL):
+            if time.monotonic() - expected > CONTACT_INTERVAL:
+                self._ci.listen_anew()  # this process was stopped for a while
+            self._attempt(self._sweep)
+            expected = time.monotonic() + UPKEEP_INTERVAL
+
+    def _sweep(self) -> None:
+        if self._holds_lock():
+            self._ci.sweep()
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        """Call `action`; log what it raises, because the thread must go on."""
+        try:
+            action()
+        except Exception as error:
+            if not self._ci.db.closed:
+                log.error('upkeep: %s', error, exc_info=not isinstance(error, (Busy, OSError)))
+
+    def stop(self, grace: float = 5) -> None:
+        """Stop sweeping; wait up to `grace` seconds for a sweep in progress."""
+        self._stopping.set()
+        self._thread.join(grace)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 # Plumbing #####################################################################################
@@ -8890,6 +9198,7 @@ class Server:
         logging.getLogger('waitress.queue').setLevel(logging.ERROR)
         self._thread = threading.Thread(target=self._server.run, name='minici', daemon=True)
         self._thread.start()
+        self._upkeep = Upkeep(coordinator)
 
     def __enter__(self) -> Server:
         return self
@@ -8902,6 +9211,7 @@ class Server:
         if not self._thread.is_alive():
             return
         self._in_loop(self._close_listener)
+        self._upkeep.stop(grace)
         deadline = time.monotonic() + grace
         while time.monotonic() < deadline and self._is_busy():
             time.sleep(0.01)

@@ -84,7 +84,7 @@ def test_eight_processes_that_open_a_new_file_at_once_agree_on_its_tokens(tmp_pa
     with minici.Coordinator(tmp_path / 'ci.sqlite') as ci, ci.db.read() as c:
         assert ci.registration_token == answers[0][0]
         assert c.execute('SELECT count(*) FROM private_token').fetchone()[0] == 1
-        assert c.execute('SELECT version FROM queue').fetchall()[0][0] == 1
+        assert c.execute('SELECT version FROM queue_version').fetchall()[0][0] == 1
 
 
 def test_a_later_step_is_added_to_an_older_database_and_keeps_its_rows(tmp_path, monkeypatch):
