@@ -2557,7 +2557,7 @@ class Database:
         if self.closed:
             raise Busy('The database is closed')
         if self.damage:
-            raise Busy('The database is damaged: stop the server and bring a backup back with `restore DIR`')
+            raise Busy('The database is damaged: bring a backup back with the command `restore DIR`')
 
     @contextlib.contextmanager
     def _trouble(self) -> Iterator[None]:
@@ -2569,6 +2569,7 @@ class Database:
                 raise
             if str(error).startswith(DAMAGE):
                 self._note_damage(str(error))
+                self._check_process()
             log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
             raise Busy(f'The database answers: {error}') from error
 
@@ -2655,7 +2656,7 @@ class Database:
     def _note_damage(self, found: str) -> None:
         """Refuse every further block, and say so in the log once."""
         if not self.damage:
-            log.error('%s is damaged: %s. Stop the server and bring a backup back with `restore DIR`',
+            log.error('%s is damaged: %s: stop the server and bring a backup back with `restore DIR`',
                       self.path, found)
         self.damage = found
 
@@ -3140,7 +3141,7 @@ class TraceStore:
                 self.path(job_id).unlink(missing_ok=True)
 
     def remove(self, job_id: int) -> None:
-        """Remove a job's trace, if it has one."""
+        """Remove a job's trace, if it has one; raises OSError when that fails."""
         self.settle(job_id, complete=True)
         with self._locked(job_id):
             self.path(job_id).unlink(missing_ok=True)
@@ -3285,9 +3286,12 @@ class ArtifactStore:
                 raise BadRequest(f'The archive cannot be read: {error}') from error
 
     def remove(self, stored_names: Iterable[str]) -> None:
-        """Remove stored files; one that is gone already is no error."""
+        """Remove stored files; one that is gone already is no error, one that cannot be removed is logged."""
         for stored_as in stored_names:
-            (self._directory / stored_as).unlink(missing_ok=True)
+            try:
+                (self._directory / stored_as).unlink(missing_ok=True)
+            except OSError as error:  # upkeep tries it again: no row refers to the file any more
+                log.warning('%s cannot be removed: %s', self._directory / stored_as, error)
 
     def stored(self) -> Iterator[tuple[str, float]]:
         """Yield the name and modification time of every file in the store."""
@@ -3398,6 +3402,17 @@ class Store:
         if row is None:
             raise NotFound(kind)
         return row
+
+    def _attempt(self, failure: str, action: Callable[..., Any], *values: Any) -> Any:
+        """Return what `action` returns, or log the `failure` and return None when it raises."""
+        try:
+            return action(*values)
+        except (Busy, OSError) as error:
+            if not self.db.closed:
+                log.warning('%s for now: %s', failure, error)
+        except Exception:
+            log.exception('%s for now', failure)
+        return None
 
     def _announce(self) -> None:
         """Wake those who wait for a job."""
@@ -4282,7 +4297,8 @@ class Pipelines(Jobs):
                          dict(id=pipeline_id)).fetchall()
         overall = composite_status((job['status'], job['allow_failure']) for job in jobs)
         c.execute('UPDATE pipeline SET status = :status, updated_at = :now, '
-                  '                    finished_at = CASE WHEN :finished THEN coalesce(finished_at, :now) END '
+                  '                    finished_at = CASE WHEN :finished THEN '
+                  '                        coalesce(finished_at, max(:now, coalesce(started_at, :now))) END '
                   'WHERE id = :id AND (status <> :status OR (finished_at IS NULL) = :finished)',
                   dict(id=pipeline_id, status=overall, now=self.clock(), finished=overall in FINISHED))
 
@@ -4368,7 +4384,7 @@ class Pipelines(Jobs):
                 self._hand_out_resources(c, project_id)
         self._announce()
         for job in jobs:
-            self.traces.remove(job['id'])
+            self._attempt(f'the trace of job {job["id"]} stays', self.traces.remove, job['id'])
 
     def delete_project(self, project: Row) -> None:
         """Remove a project with its pipelines, jobs, traces and artifacts."""
@@ -4412,7 +4428,8 @@ class Pipelines(Jobs):
     def _cancel(self, c: sqlite3.Connection, where: str, **values: Any) -> None:
         """Cancel the jobs that `where` names, as far as they have not finished."""
         values['now'] = self.clock()
-        c.execute(f"UPDATE job SET status = 'canceled', finished_at = :now WHERE {where} AND status IN {CANCELABLE} "
+        c.execute("UPDATE job SET status = 'canceled', finished_at = max(:now, coalesce(started_at, :now)) "
+                  f"WHERE {where} AND status IN {CANCELABLE} "
                   "AND NOT (status = 'running' AND EXISTS ("
                   '    SELECT 1 FROM runner LEFT JOIN runner_manager AS manager '
                   '           ON manager.runner_id = runner.id AND manager.system_id = job.system_id '
@@ -4671,7 +4688,7 @@ class Queue(Pipelines):
                 "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
                 "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
                 '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, '
-                '               coverage = :coverage, finished_at = :now '
+                '               coverage = :coverage, finished_at = max(:now, coalesce(started_at, :now)) '
                 f'WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash RETURNING *',
                 dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
                      token_hash=job['token_hash'], now=self.clock(), coverage=coverage,
@@ -4770,17 +4787,6 @@ class Queue(Pipelines):
         for job in self._attempt('silent jobs stay', self._alive_jobs) or []:
             self._attempt(f'job {job["id"]} stays as it is', self._check_silence, job, now)
         self._attempt('delayed jobs stay', self._start_due, now)
-
-    def _attempt(self, failure: str, action: Callable[..., Any], *values: Any) -> Any:
-        """Return what `action` returns, or log the `failure` and return None when it raises."""
-        try:
-            return action(*values)
-        except (Busy, OSError) as error:
-            if not self.db.closed:
-                log.warning('upkeep: %s for now: %s', failure, error)
-        except Exception:
-            log.exception('upkeep: %s for now', failure)
-        return None
 
     def _note_gap(self, now: float) -> None:
         """Count silence anew when the machine was suspended or its clock set: no runner was silent then."""
@@ -4945,7 +4951,7 @@ class Queue(Pipelines):
         for job_id in self._without_row(self.traces.stored(), """
                 SELECT value FROM json_each(:given) WHERE NOT EXISTS (SELECT 1 FROM job WHERE id = value)
                 """):
-            self.traces.remove(job_id)
+            self._attempt(f'the trace of job {job_id} stays', self.traces.remove, job_id)
 
     def _without_row(self, given: Iterable[Any], statement: str) -> list[Any]:
         """Return the names or numbers among `given` for which `statement` finds no row."""
@@ -5974,8 +5980,8 @@ def job_entity(row: Row, call: Viewer) -> JSON:
         'tag': bool(row['tag']), 'coverage': row['coverage'], 'allow_failure': bool(row['allow_failure']),
         'created_at': iso_time(row['created_at']), 'started_at': iso_time(row['started_at']),
         'finished_at': iso_time(row['finished_at']), 'erased_at': iso_time(row['erased_at']),
-        'duration': round(ended - row['started_at'], 3) if ended and row['started_at'] else None,
-        'queued_duration': round((row['started_at'] or row['finished_at'] or now) - row['queued_at'], 3)
+        'duration': max(0, round(ended - row['started_at'], 3)) if ended and row['started_at'] else None,
+        'queued_duration': max(0, round((row['started_at'] or row['finished_at'] or now) - row['queued_at'], 3))
         if row['queued_at'] else None,
         'user': user_entity(row, call), 'commit': commit_entity(row, call),
         'pipeline': {'id': row['pipeline_id'], 'iid': row['pipeline_iid'], 'project_id': row['project_id'],
