@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from support import PLAIN, SHA, Origin, Runner, archive, until
+from support import PLAIN, SHA, Origin, Runner, until
 
 import minici
 
@@ -96,7 +96,7 @@ def test_of_two_servers_over_one_database_one_sweeps_and_the_other_says_so_and_t
 
 # -- one bad row
 
-def test_a_job_whose_trace_cannot_be_locked_stops_neither_other_jobs_nor_expiry(ci, clock, project, runner, monkeypatch):
+def test_a_job_whose_trace_cannot_be_read_stops_no_other_job_and_no_expiry(ci, clock, project, runner, monkeypatch):
     for _ in range(3):
         ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)
         claim = runner.claim()
