@@ -2557,7 +2557,7 @@ class Database:
         if self.closed:
             raise Busy('The database is closed')
         if self.damage:
-            raise Busy('The database is damaged: bring a backup back with the command `restore DIR`')
+            raise Busy(f'The database is damaged ({self.damage}): bring a backup back with `restore DIR`')
 
     @contextlib.contextmanager
     def _trouble(self) -> Iterator[None]:
