@@ -23,7 +23,8 @@ The sections, each using only those above it:
     ground      Settings, Errors, Vocabulary
     language    Pipeline rules, Pipeline files, Repositories
     storage     Schema, Database, Traces, Artifacts
-    domain      Store, Accounts, Runners, Jobs, Pipelines, Queue, Coordinator
+    domain      Store, Accounts, Projects, Runners, Jobs, Waiting, Processing, Pipelines, Retention,
+                Queue, Coordinator
     HTTP        Plumbing, Entities, Shared responses, Runner API, Legacy CI API,
                 Jobs and pipelines API, Administration API, Web pages, Application
     command     Command line
@@ -84,7 +85,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol, TypeAlias
+from typing import IO, Any, Protocol
 
 import bottle
 import multipart
@@ -3350,10 +3351,30 @@ def check_zip_directory(archive: IO[bytes]) -> None:
 
 # Store ########################################################################################
 
+#: A keyword that was left out, where None already means something.
+UNCHANGED: Any = object()
+
+
+def changed(**given: Any) -> dict[str, Any]:
+    """Return the keywords that were given, without those left UNCHANGED."""
+    return {name: value for name, value in given.items() if value is not UNCHANGED}
+
+
+def id_of(row: Row | None) -> int | None:
+    """Return the id of a row, None for no row."""
+    if row is None:
+        return None
+    return row['id']
+
+
 def insert(c: sqlite3.Connection, table: str, **columns: Any) -> int:
-    """Insert a row and return its id."""
-    statement = f'INSERT INTO {table} ({", ".join(columns)}) VALUES (:{", :".join(columns)})'
-    return c.execute(statement, columns).lastrowid or 0
+    """Insert a row and return its id; the names of table and columns are always this module's own words."""
+    names = ', '.join(columns)
+    values = ', '.join(f':{name}' for name in columns)
+    return c.execute(f"""
+        INSERT INTO {table} ({names})
+        VALUES ({values})
+        """, columns).lastrowid or 0
 
 
 class Store:
@@ -3364,9 +3385,12 @@ class Store:
         self.settings = settings
         self.clock = clock
         self._pid = os.getpid()
-        self._temporary = tempfile.mkdtemp(prefix='minici-') if db is None else None
-        path = Path(db) if db is not None else Path(self._temporary or '', 'ci.sqlite')
-        self.data = Path(data) if data is not None else path.with_name(f'{path.stem}-data')
+        self._temporary = ''
+        if db is None:
+            self._temporary = tempfile.mkdtemp(prefix='minici-')
+            db = Path(self._temporary, 'ci.sqlite')
+        path = Path(db)
+        self.data = Path(data or path.with_name(f'{path.stem}-data'))
         self.db = Database(path, fsync=fsync)
         try:
             self.db.migrate()
@@ -3397,7 +3421,7 @@ class Store:
             return c.execute(statement, values).fetchone()
 
     def _find(self, kind: str, statement: str, **values: Any) -> Row:
-        """Return the first row that a SELECT finds; raise NotFound, which names the `kind` of thing, without one."""
+        """Return the first row that a SELECT finds; raise NotFound for a missing `kind` of thing."""
         row = self._one(statement, **values)
         if row is None:
             raise NotFound(kind)
@@ -3415,30 +3439,42 @@ class Store:
         return None
 
     def _announce(self) -> None:
-        """Wake those who wait for a job."""
+        """Wake the threads that wait for a change of a job."""
         with self._changed:
             self._changed.notify_all()
 
     def _setting(self, key: str) -> str:
-        return self._find('Setting', 'SELECT value FROM setting WHERE key = :key', key=key)['value']
+        """Return a fact about this installation from the table `setting`."""
+        row = self._find('Setting', """
+            SELECT value
+              FROM setting
+             WHERE key = :key
+            """, key=key)
+        return row['value']
 
 
 # Accounts #####################################################################################
 
 class Accounts(Store):
-    """The installation, its users and their tokens, projects, variables and triggers."""
+    """The installation, its users, and the tokens and codes that they sign in with."""
 
     def _found_installation(self) -> None:
         """Give a new database its identity and tokens; the environment may set them for automation."""
         if self._one("SELECT 1 FROM setting WHERE key = 'instance'"):
             return
+        registration_token = os.environ.get('MINICI_REGISTRATION_TOKEN') or new_token('mcg')
+        private_token = os.environ.get('MINICI_PRIVATE_TOKEN')
         with self.db.write() as c:
-            registration = os.environ.get('MINICI_REGISTRATION_TOKEN') or new_token('mcg')
-            for key, value in (('registration_token', registration), ('instance', secrets.token_hex(8))):
-                founded = c.execute('INSERT OR IGNORE INTO setting VALUES (:key, :value)',
-                                    dict(key=key, value=value)).rowcount
-            if founded and os.environ.get('MINICI_PRIVATE_TOKEN'):
-                self._insert_private_token(c, os.environ['MINICI_PRIVATE_TOKEN'], 'root', 'api')
+            c.execute("""
+                INSERT OR IGNORE INTO setting
+                VALUES ('registration_token', :token)
+                """, dict(token=registration_token))
+            founded = c.execute("""
+                INSERT OR IGNORE INTO setting
+                VALUES ('instance', :name)
+                """, dict(name=secrets.token_hex(8))).rowcount
+            if founded and private_token:
+                self._insert_private_token(c, private_token, 'root', 'api')
 
     @functools.cached_property
     def instance(self) -> str:
@@ -3450,97 +3486,126 @@ class Accounts(Store):
         """The token that registers instance runners."""
         return self._setting('registration_token')
 
-    def reset_registration_token(self, project: Row | None = None) -> str:
-        """Replace the instance's registration token, or a project's, and return the new one."""
-        token = new_token(f'mcg-{project["id"]}' if project else 'mcg')
-        with self.db.write() as c:
-            if project:
-                c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
-                          dict(token=token, id=project['id']))
-            else:
-                c.execute("UPDATE setting SET value = :token WHERE key = 'registration_token'", dict(token=token))
-        return token
-
     def _insert_private_token(self, c: sqlite3.Connection, token: str, username: str, scope: str,
                               description: str = '', expires_at: float | None = None) -> None:
+        """Store a private token of a user, who is created if need be."""
         values = dict(hash=token_hash(token), scope=scope, now=self.clock(), username=username,
                       description=description, expires_at=expires_at)
-        c.execute('INSERT OR IGNORE INTO user (username, created_at) VALUES (:username, :now)', values)
-        c.execute('INSERT OR REPLACE INTO private_token '
-                  'SELECT :hash, id, :scope, :now, :description, :expires_at FROM user WHERE username = :username',
-                  values)
+        c.execute("""
+            INSERT OR IGNORE INTO user (username, created_at)
+            VALUES (:username, :now)
+            """, values)
+        c.execute("""
+            INSERT OR REPLACE INTO private_token (token_hash, user_id, scope, created_at, description, expires_at)
+            SELECT :hash, id, :scope, :now, :description, :expires_at
+              FROM user
+             WHERE username = :username
+            """, values)
 
     def create_private_token(self, username: str = 'root', scope: str = 'api', *, description: str = '',
                              lifetime: float | None = None) -> str:
-        """Return a new private token of a user, who is made if need be; it is stored only as a hash.
+        """Create a private token of a user and return it; it is stored only as a hash.
 
-        `scope` is ``api`` or ``read_api`` (GET alone), `lifetime` the seconds it works, None for ever.
-        Raises BadRequest for another name or scope.
+        The user is created if need be. `scope` is ``api`` or ``read_api`` (GET alone), `lifetime` the
+        seconds until it expires, None for never. Raises BadRequest for another scope or a bad name.
         """
         if scope not in ('api', 'read_api'):
             raise BadRequest({'scope': ['must be api or read_api']})
         if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}', username):
             raise BadRequest({'username': ['must be letters, digits, "_", "-" and "."']})
-        token = new_token('mcp')
+        token, now = new_token('mcp'), self.clock()
+        expires_at = lifetime and now + lifetime
         with self.db.write() as c:
-            self._insert_private_token(c, token, username, scope, description, lifetime and self.clock() + lifetime)
-            c.execute('DELETE FROM private_token WHERE expires_at <= :now', dict(now=self.clock()))
+            self._insert_private_token(c, token, username, scope, description, expires_at)
+            c.execute('DELETE FROM private_token WHERE expires_at <= :now', dict(now=now))
         return token
 
     def find_user(self, token: str) -> Row | None:
-        """Return the user that a private token belongs to, with the token's `scope`, or None."""
-        return self._one('SELECT user.*, scope, token_hash FROM private_token JOIN user ON user.id = user_id '
-                         'WHERE token_hash = :hash AND (expires_at IS NULL OR expires_at > :now)',
-                         hash=token_hash(token), now=self.clock())
+        """Return the user of a private token, with the token's `scope` and `token_hash`, or None."""
+        return self._one("""
+            SELECT user.*, scope, token_hash
+              FROM private_token
+              JOIN user ON user.id = user_id
+             WHERE token_hash = :hash
+               AND (expires_at IS NULL OR expires_at > :now)
+            """, hash=token_hash(token), now=self.clock())
 
     def list_private_tokens(self) -> list[Row]:
-        """Return what is known of the private tokens that work, newest first: never the tokens themselves."""
-        return self._all('SELECT private_token.*, username FROM private_token JOIN user ON user.id = user_id '
-                         'WHERE expires_at IS NULL OR expires_at > :now ORDER BY private_token.created_at DESC',
-                         now=self.clock())
+        """Return the private tokens that work, newest first, each with its `username` and hash."""
+        return self._all("""
+            SELECT private_token.*, username
+              FROM private_token
+              JOIN user ON user.id = user_id
+             WHERE expires_at IS NULL OR expires_at > :now
+             ORDER BY private_token.created_at DESC
+            """, now=self.clock())
 
     def revoke_private_token(self, digest: str) -> None:
-        """Make the private token with the `token_hash` `digest` void; raise NotFound if there is none."""
+        """Revoke the private token whose `token_hash` is `digest`; raise NotFound if there is none."""
         with self.db.write() as c:
-            if not c.execute('DELETE FROM private_token WHERE token_hash = :hash', dict(hash=digest)).rowcount:
+            revoked = c.execute('DELETE FROM private_token WHERE token_hash = :hash', dict(hash=digest)).rowcount
+            if not revoked:
                 raise NotFound('Token')
 
     def create_sign_in_code(self) -> str:
-        """Return a code that signs in one browser, once; it takes the place of the one before."""
+        """Return a new code that signs in one browser once; the previous code stops working."""
         code = new_token('mcs')
         with self.db.write() as c:
-            c.execute("INSERT OR REPLACE INTO setting VALUES ('sign_in_code', :hash)", dict(hash=token_hash(code)))
+            c.execute("""
+                INSERT OR REPLACE INTO setting
+                VALUES ('sign_in_code', :hash)
+                """, dict(hash=token_hash(code)))
         return code
 
     def sign_in(self, code: str) -> str:
-        """Return a private token in exchange for a sign-in code, which is void then; raise Forbidden for any other."""
+        """Use up a sign-in code and return a private token for it; raise Forbidden for any other code."""
         with self.db.write() as c:
-            if not c.execute("DELETE FROM setting WHERE key = 'sign_in_code' AND value = :hash",
-                             dict(hash=token_hash(code))).rowcount:
+            used = c.execute("""
+                DELETE FROM setting
+                 WHERE key = 'sign_in_code' AND value = :hash
+                """, dict(hash=token_hash(code))).rowcount
+            if not used:
                 raise Forbidden('the sign-in link has been used, or is of an earlier start')
         return self.create_private_token(description='Signed in by link', lifetime=SIGNED_IN_FOR)
 
     def sign_out(self, token: str) -> None:
-        """Make a private token void if it expires by itself, as those of `sign_in` do; others go on working."""
+        """Revoke a private token that expires, as those of `sign_in` do; one without an end stays."""
         with self.db.write() as c:
-            c.execute('DELETE FROM private_token WHERE token_hash = :hash AND expires_at IS NOT NULL',
-                      dict(hash=token_hash(token)))
+            c.execute("""
+                DELETE FROM private_token
+                 WHERE token_hash = :hash AND expires_at IS NOT NULL
+                """, dict(hash=token_hash(token)))
+
+
+# Projects #####################################################################################
+
+PROJECT_PATH = re.compile(r'[A-Za-z0-9_][\w.\-]*(?:/[A-Za-z0-9_][\w.\-]*){0,19}', re.ASCII)
+NO_PROJECT_PATH = re.compile(fr'[0-9]+$|(?:{RESERVED_PATHS})(?:/|$)|.*\.(?:git|atom|json)$')
+PROJECT_ORDERS = {'id': 'id', 'name': 'name', 'path': 'path'}
+DIRECTIONS = {'asc': 'ASC', 'desc': 'DESC'}
+
+
+def check_project_path(path: str) -> None:
+    """Raise BadRequest when a project cannot have this path."""
+    if len(path) > 255 or not PROJECT_PATH.fullmatch(path) or NO_PROJECT_PATH.match(path):
+        raise BadRequest({'path': ['can contain only letters, digits, "_", "-" and ".", may carry a namespace '
+                                   'before a "/", cannot be a mere number, cannot end in .git, .atom or .json '
+                                   'and cannot begin as the addresses of the API do']})
+
+
+class Projects(Accounts):
+    """Projects with their variables and trigger tokens."""
 
     def create_project(self, path: str, *, name: str | None = None, import_url: str | None = None,
                        default_branch: str = 'main', shared_runners_enabled: bool = True,
                        build_timeout: int | None = None, allow_git_fetch: bool = True) -> Row:
-        """Make a project and return it.
+        """Create a project and return it.
 
         `path` may carry a namespace (``group/demo``) and is unique; `import_url` is where runners
         clone from, None when every pipeline brings its own sha and content. `build_timeout` is in
-        seconds. Raises BadRequest when the path is taken or cannot be one, or the address is unusable.
+        seconds. Raises BadRequest when the path is taken or invalid, or the address is unusable.
         """
-        if not re.fullmatch(r'[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*){0,19}', path, re.A) or len(path) > 255 \
-                or path.isdigit() or re.search(r'\.(git|atom|json)$', path) \
-                or re.match(f'({RESERVED_PATHS})(/|$)', path):
-            raise BadRequest({'path': ['can contain only letters, digits, "_", "-" and ".", may carry a namespace '
-                                       'before a "/", cannot be a mere number, cannot end in .git, .atom or .json '
-                                       'and cannot begin as the addresses of the API do']})
+        check_project_path(path)
         self._check_project(import_url, default_branch, build_timeout)
         with self.db.write() as c:
             if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
@@ -3550,62 +3615,121 @@ class Accounts(Store):
                 default_branch=default_branch, runners_token=path, webhook_token=new_token('mcw'),
                 shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
                 build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
-            c.execute('UPDATE project SET runners_token = :token WHERE id = :id',
-                      dict(token=new_token(f'mcg-{project_id}'), id=project_id))
+            self._set_runners_token(c, project_id)
         return self.find_project(project_id)
 
     @staticmethod
     def _check_project(import_url: str | None, default_branch: str, build_timeout: int | None) -> None:
-        """Raise BadRequest for an address or branch that git would not take, and a timeout that is none."""
+        """Raise BadRequest for an address or a branch that git does not accept, or a timeout below a second."""
         if import_url is not None:
             check_import_url(import_url)
         check_ref(default_branch)
         if build_timeout is not None and build_timeout < 1:
             raise BadRequest({'build_timeout': ['must be a number of seconds']})
 
+    @staticmethod
+    def _set_runners_token(c: sqlite3.Connection, project_id: int) -> str:
+        """Give a project a new registration token, which names the project, and return it."""
+        token = new_token(f'mcg-{project_id}')
+        c.execute("""
+            UPDATE project
+               SET runners_token = :token
+             WHERE id = :id
+            """, dict(token=token, id=project_id))
+        return token
+
+    def reset_registration_token(self, project: Row | None = None) -> str:
+        """Replace the registration token of a project, or of the instance, and return the new one."""
+        with self.db.write() as c:
+            if project is not None:
+                return self._set_runners_token(c, project['id'])
+            token = new_token('mcg')
+            c.execute("""
+                UPDATE setting
+                   SET value = :token
+                 WHERE key = 'registration_token'
+                """, dict(token=token))
+            return token
+
     def find_project(self, project: Row | int | str | None) -> Row:
-        """Return a project by its number or path (a row is looked up again); raise NotFound if there is none."""
-        key = project['id'] if isinstance(project, Row) else project
-        column = 'id' if isinstance(key, int) or re.fullmatch('[0-9]{1,18}', str(key)) else 'path'
-        return self._find('Project', f'SELECT * FROM project WHERE {column} = :key', key=key)
+        """Return a project by number, path or row (which is read again); raise NotFound if there is none."""
+        if isinstance(project, Row):
+            project = project['id']
+        if isinstance(project, int) or re.fullmatch('[0-9]{1,18}', str(project)):
+            return self._find('Project', 'SELECT * FROM project WHERE id = :id', id=project)
+        return self._find('Project', 'SELECT * FROM project WHERE path = :path', path=project)
 
     def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0, order_by: str = 'id',
                       sort: str = 'desc') -> tuple[list[Row], int]:
-        """Return a page of projects, newest first, whose path contains `search`, and how many there are.
+        """Return a page of the projects whose path contains `search`, and the number of all such projects.
 
         `order_by` is `name`, `path` or anything else for their age; `sort` is `asc` or `desc`.
         """
-        order, way = order_by if order_by in ('name', 'path') else 'id', 'ASC' if sort == 'asc' else 'DESC'
-        found = self._all('SELECT id FROM project WHERE instr(lower(path), :search)', search=search.lower())
-        return self._all('SELECT * FROM project WHERE instr(lower(path), :search) '
-                         f'ORDER BY {order} {way}, id {way} LIMIT :limit OFFSET :offset',
-                         search=search.lower(), limit=limit, offset=offset), len(found)
+        order = PROJECT_ORDERS.get(order_by, 'id')
+        direction = DIRECTIONS.get(sort, 'DESC')
+        wanted = search.lower()
+        found = self._all("""
+            SELECT id
+              FROM project
+             WHERE instr(lower(path), :search)
+            """, search=wanted)
+        rows = self._all(f"""
+            SELECT *
+              FROM project
+             WHERE instr(lower(path), :search)
+             ORDER BY {order} {direction}, id {direction}
+             LIMIT :limit OFFSET :offset
+            """, search=wanted, limit=limit, offset=offset)
+        return rows, len(found)
 
-    def edit_project(self, project: Row, **changes: Any) -> Row:
-        """Change some of what `create_project` takes, the path excepted, and return the project."""
-        self._check_project(changes.get('import_url') or None, changes.get('default_branch', project['default_branch']),
-                            changes.get('build_timeout'))
+    def edit_project(self, project: Row, *, name: str = UNCHANGED, import_url: str | None = UNCHANGED,
+                     default_branch: str = UNCHANGED, shared_runners_enabled: bool = UNCHANGED,
+                     build_timeout: int = UNCHANGED, allow_git_fetch: bool = UNCHANGED) -> Row:
+        """Change the given settings of a project, those of `create_project`, and return the project."""
+        changes = changed(name=name, import_url=import_url, default_branch=default_branch,
+                          build_timeout=build_timeout, shared_runners_enabled=shared_runners_enabled,
+                          allow_git_fetch=allow_git_fetch)
+        branch = changes.get('default_branch', project['default_branch'])
+        self._check_project(changes.get('import_url') or None, branch, changes.get('build_timeout'))
         with self.db.write() as c:
-            for name, value in changes.items():
-                c.execute(f'UPDATE project SET {name} = :value WHERE id = :id', dict(value=value, id=project['id']))
+            before = c.execute('SELECT * FROM project WHERE id = :id', dict(id=project['id'])).fetchone()
+            after = {**dict(before or project), **changes}
+            c.execute("""
+                UPDATE project
+                   SET name = :name, import_url = :import_url, default_branch = :default_branch,
+                       shared_runners_enabled = :shared_runners_enabled, build_timeout = :build_timeout,
+                       allow_git_fetch = :allow_git_fetch
+                 WHERE id = :id
+                """, after)
             if 'shared_runners_enabled' in changes:
-                c.execute(f'UPDATE job SET shared = :shared WHERE project_id = :id AND status NOT IN {FINISHED}',
-                          dict(shared=changes['shared_runners_enabled'], id=project['id']))
+                c.execute(f"""
+                    UPDATE job
+                       SET shared = :shared_runners_enabled
+                     WHERE project_id = :id AND status NOT IN {FINISHED}
+                    """, after)
         return self.find_project(project)
 
     def list_variables(self, project: Row | None) -> list[Row]:
         """Return the variables of a project, or those of the instance."""
-        return self._all('SELECT * FROM variable WHERE project_id IS :id ORDER BY key', id=project and project['id'])
+        return self._all("""
+            SELECT *
+              FROM variable
+             WHERE project_id IS :id
+             ORDER BY key
+            """, id=id_of(project))
 
     def find_variable(self, project: Row | None, key: str) -> Row:
         """Return a variable of a project, or of the instance; raise NotFound if there is none."""
-        return self._find('Variable', 'SELECT * FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key',
-                          id=project['id'] if project else 0, key=key)
+        return self._find('Variable', """
+            SELECT *
+              FROM variable
+             WHERE coalesce(project_id, 0) = :id AND key = :key
+            """, id=id_of(project) or 0, key=key)
 
     def set_variable(self, project: Row | None, key: str, value: str, *, variable_type: str = 'env_var',
                      masked: bool = False, protected: bool = False, raw: bool = False,
                      description: str | None = None, replace: bool = True) -> Row:
-        """Set a variable for the jobs of a project, or of all, and return it.
+        """Set a variable for the jobs of a project, or of all projects, and return it.
 
         A masked value has 8 characters or more, on one line, without blanks. Raises BadRequest when it
         cannot be masked, or exists already and `replace` is false.
@@ -3613,12 +3737,15 @@ class Accounts(Store):
         check_variable({'key': key, 'value': value, 'variable_type': variable_type})
         if masked and not re.fullmatch(r'[^\s\x00-\x20]{8,}', value):
             raise BadRequest({'value': ['cannot be masked: it must have 8 characters or more, and no blanks']})
+        project_id = id_of(project)
         with self.db.write() as c:
-            where = dict(id=project['id'] if project else 0, key=key)
-            known = c.execute('DELETE FROM variable WHERE coalesce(project_id, 0) = :id AND key = :key', where).rowcount
+            known = c.execute("""
+                DELETE FROM variable
+                 WHERE coalesce(project_id, 0) = :id AND key = :key
+                """, dict(id=project_id or 0, key=key)).rowcount
             if known and not replace:
                 raise BadRequest({'key': [f'({key}) has already been taken']})
-            insert(c, 'variable', project_id=project and project['id'], key=key, value=value, masked=masked, raw=raw,
+            insert(c, 'variable', project_id=project_id, key=key, value=value, masked=masked, raw=raw,
                    variable_type=variable_type, protected=protected, description=description)
         return self.find_variable(project, key)
 
@@ -3629,16 +3756,24 @@ class Accounts(Store):
             c.execute('DELETE FROM variable WHERE id = :id', dict(id=row['id']))
 
     def _job_variables(self, facts: Record) -> list[Row]:
-        """Return the variables that the instance and a project give to a pipeline's jobs, the project's last."""
-        return self._all('SELECT * FROM variable WHERE (project_id IS NULL OR project_id = :id) '
-                         'AND (:protected OR NOT protected) ORDER BY project_id IS NOT NULL, key',
-                         id=facts['project_id'], protected=is_protected(facts))
+        """Return the variables of the instance, then the project's, that a pipeline's jobs receive."""
+        return self._all("""
+            SELECT *
+              FROM variable
+             WHERE (project_id IS NULL OR project_id = :id)
+               AND (:protected OR NOT protected)
+             ORDER BY project_id IS NOT NULL, key
+            """, id=facts['project_id'], protected=is_protected(facts))
 
     def list_triggers(self, project: Row) -> list[Row]:
         """Return the trigger tokens of a project, with their owners."""
-        return self._all('SELECT trigger_token.*, username, user.created_at AS user_created_at FROM trigger_token '
-                         'JOIN user ON user.id = user_id WHERE project_id = :id ORDER BY trigger_token.id',
-                         id=project['id'])
+        return self._all("""
+            SELECT trigger_token.*, username, user.created_at AS user_created_at
+              FROM trigger_token
+              JOIN user ON user.id = user_id
+             WHERE project_id = :id
+             ORDER BY trigger_token.id
+            """, id=project['id'])
 
     def find_trigger(self, project: Row, trigger_id: int) -> Row:
         """Return a trigger token of a project; raise NotFound if there is none."""
@@ -3648,7 +3783,7 @@ class Accounts(Store):
         raise NotFound('Trigger')
 
     def create_trigger(self, project: Row, user: Row, description: str) -> Row:
-        """Make a token that starts pipelines of a project on a user's behalf, and return its row."""
+        """Create a token that starts pipelines of a project on a user's behalf, and return its row."""
         now = self.clock()
         with self.db.write() as c:
             trigger_id = insert(c, 'trigger_token', project_id=project['id'], token=new_token('mct'),
@@ -3656,22 +3791,29 @@ class Accounts(Store):
         return self.find_trigger(project, trigger_id)
 
     def edit_trigger(self, trigger: Row, description: str | None) -> None:
-        """Change a trigger's description, or remove the trigger when it is None."""
+        """Change a trigger's description, or remove the trigger when `description` is None."""
         with self.db.write() as c:
-            c.execute('DELETE FROM trigger_token WHERE id = :id' if description is None else
-                      'UPDATE trigger_token SET description = :description, updated_at = :now WHERE id = :id',
-                      dict(id=trigger['id'], description=description, now=self.clock()))
+            if description is None:
+                c.execute('DELETE FROM trigger_token WHERE id = :id', dict(id=trigger['id']))
+                return
+            c.execute("""
+                UPDATE trigger_token
+                   SET description = :description, updated_at = :now
+                 WHERE id = :id
+                """, dict(id=trigger['id'], description=description, now=self.clock()))
 
 
 # Runners ######################################################################################
 
 RUNNER_ROWS = """
     SELECT runner.*,
-           (SELECT json_group_array(project_id) FROM runner_project WHERE runner_id = runner.id) AS projects
+           (SELECT json_group_array(project_id)
+              FROM runner_project
+             WHERE runner_id = runner.id) AS projects
       FROM runner
     """
 
-# Note which of the given runners serve which of the given sets of tags (NULL: all).
+# Record which runners can serve which tag sets; NULL means all.
 MATCH_RUNNERS = """
     INSERT OR IGNORE INTO runner_tag_set (runner_id, tag_set_id)
     SELECT runner.id, tag_set.id
@@ -3685,158 +3827,241 @@ MATCH_RUNNERS = """
     """
 
 
-class Runners(Accounts):
-    """Registered runners, their managers (machines), and the projects that they serve."""
+def check_runner(tags: Sequence[str], run_untagged: bool, maximum_timeout: int | None) -> None:
+    """Raise BadRequest when a runner's settings contradict each other or GitLab's rules."""
+    if not tags and not run_untagged:
+        raise BadRequest({'tags_list': ['can not be empty when runner is not allowed to pick untagged jobs']})
+    if maximum_timeout is not None and maximum_timeout < 600:
+        raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
+
+
+class Runners(Projects):
+    """Registered runners, their runner managers (machines), and the projects that they serve."""
 
     def register_runner(self, token: str, *, info: Mapping[str, Any] | None = None, ip_address: str | None = None,
-                        **settings: Any) -> tuple[Row, str]:
+                        description: str = '', maintenance_note: str | None = None, tag_list: Iterable[str] = (),
+                        run_untagged: bool = True, locked: bool = False, active: bool = True,
+                        access_level: str = 'not_protected', maximum_timeout: int | None = None) -> tuple[Row, str]:
         """Register a runner with a registration token; return it and its own token, shown only here.
 
         The instance's token makes a shared runner, a project's `runners_token` one for that project
-        alone. `settings` are those of `create_runner`. Raises Forbidden for any other token.
+        alone. The other keywords are those of `create_runner`, and `info` and `ip_address` what is
+        known of the machine. Raises Forbidden for any other token.
         """
         project = self._project_of_registration(token)
-        return self._insert_runner(new_token('mcr'), project, settings, info=json.dumps(info or {}),
-                                   ip_address=ip_address)
+        return self._insert_runner(
+            new_token('mcr'), project, info=info or {}, ip_address=ip_address, description=description,
+            maintenance_note=maintenance_note, tag_list=tag_list, run_untagged=run_untagged, locked=locked,
+            active=active, access_level=access_level, maximum_timeout=maximum_timeout)
 
-    def create_runner(self, project: Row | None = None, user: Row | None = None, **settings: Any) -> tuple[Row, str]:
-        """Make a runner on a person's behalf, for one project or all; return it and its ``glrt-`` token.
+    def create_runner(self, project: Row | None = None, user: Row | None = None, *,
+                      description: str = '', maintenance_note: str | None = None, tag_list: Iterable[str] = (),
+                      run_untagged: bool = True, locked: bool = False, active: bool = True,
+                      access_level: str = 'not_protected', maximum_timeout: int | None = None) -> tuple[Row, str]:
+        """Create a runner on a person's behalf, for one project or all; return it and its ``glrt-`` token.
 
-        `settings` are `description` and `maintenance_note` (texts), `tag_list`, `run_untagged`, `locked`,
-        `active`, `access_level` and `maximum_timeout` (seconds, 600 at least). Raises BadRequest for
-        settings that contradict each other.
+        `active=False` pauses it, a `locked` one cannot be assigned to further projects,
+        `access_level='ref_protected'` keeps it for protected refs, and `maximum_timeout` (seconds, 600
+        at least) caps the timeout of its jobs. Raises BadRequest for settings that contradict each other.
         """
-        return self._insert_runner(new_token('glrt'), project, settings, info='{}', creator_id=user and user['id'])
+        return self._insert_runner(
+            new_token('glrt'), project, creator_id=id_of(user), description=description,
+            maintenance_note=maintenance_note, tag_list=tag_list, run_untagged=run_untagged, locked=locked,
+            active=active, access_level=access_level, maximum_timeout=maximum_timeout)
 
-    def _insert_runner(self, token: str, project: Row | None, settings: Mapping[str, Any],
-                       **columns: Any) -> tuple[Row, str]:
-        defaults = dict(description='', tag_list=[], run_untagged=True, locked=False, active=True,
-                        access_level='not_protected', maximum_timeout=None)
-        columns.update(self._runner_columns({**defaults, **settings}))
+    def _insert_runner(self, token: str, project: Row | None, *, description: str, maintenance_note: str | None,
+                       tag_list: Iterable[str], run_untagged: bool, locked: bool, active: bool, access_level: str,
+                       maximum_timeout: int | None, info: Mapping[str, Any] | None = None,
+                       ip_address: str | None = None, creator_id: int | None = None) -> tuple[Row, str]:
+        """Store a runner, assign it to its project and match it with the tag sets."""
+        tags = clean_tags(tag_list)
+        check_runner(tags, run_untagged, maximum_timeout)
+        runner_type = 'instance_type' if project is None else 'project_type'
         with self.db.write() as c:
-            runner_id = insert(c, 'runner', token_hash=token_hash(token), created_at=self.clock(),
-                               runner_type='project_type' if project else 'instance_type', **columns)
-            if project:
+            runner_id = insert(
+                c, 'runner', token_hash=token_hash(token), runner_type=runner_type, creator_id=creator_id,
+                description=description, tags=json.dumps(tags), run_untagged=run_untagged, locked=locked,
+                active=active, access_level=access_level, maximum_timeout=maximum_timeout,
+                maintenance_note=maintenance_note, info=json.dumps(info or {}), ip_address=ip_address,
+                created_at=self.clock())
+            if project is not None:
                 insert(c, 'runner_project', runner_id=runner_id, project_id=project['id'])
             c.execute(MATCH_RUNNERS, dict(runner_id=runner_id, tag_set_id=None))
         return self.find_runner_by_id(runner_id), token
 
-    @staticmethod
-    def _runner_columns(settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a runner's settings as its columns, or raise BadRequest."""
-        columns = dict(settings)
-        tags = clean_tags(columns.pop('tag_list'))
-        if not tags and not columns['run_untagged']:
-            raise BadRequest({'tags_list': ['can not be empty when runner is not allowed to pick untagged jobs']})
-        if columns['maximum_timeout'] is not None and columns['maximum_timeout'] < 600:
-            raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
-        return {**columns, 'tags': json.dumps(tags)}
-
-    def edit_runner(self, runner: Row, **changes: Any) -> Row:
-        """Change some of a runner's settings (those of `create_runner`) and return it."""
-        columns = self._runner_columns({'run_untagged': runner['run_untagged'], 'tag_list': json.loads(runner['tags']),
-                                        'maximum_timeout': runner['maximum_timeout'], **changes})
+    def edit_runner(self, runner: Row, *, description: str = UNCHANGED, maintenance_note: str | None = UNCHANGED,
+                    tag_list: Iterable[str] = UNCHANGED, run_untagged: bool = UNCHANGED, locked: bool = UNCHANGED,
+                    active: bool = UNCHANGED, access_level: str = UNCHANGED,
+                    maximum_timeout: int | None = UNCHANGED) -> Row:
+        """Change the given settings of a runner, those of `create_runner`, and return it."""
+        changes = changed(description=description, maintenance_note=maintenance_note, run_untagged=run_untagged,
+                          locked=locked, active=active, access_level=access_level, maximum_timeout=maximum_timeout)
+        if tag_list is not UNCHANGED:
+            changes['tags'] = json.dumps(clean_tags(tag_list))
         with self.db.write() as c:
-            c.execute(f'UPDATE runner SET {", ".join(f"{name} = :{name}" for name in columns)} WHERE id = :id',
-                      {**columns, 'id': runner['id']})
-            c.execute('DELETE FROM runner_tag_set WHERE runner_id = :id', dict(id=runner['id']))
+            before = c.execute('SELECT * FROM runner WHERE id = :id', dict(id=runner['id'])).fetchone()
+            after = {**dict(before or runner), **changes}
+            check_runner(json.loads(after['tags']), after['run_untagged'], after['maximum_timeout'])
+            c.execute("""
+                UPDATE runner
+                   SET description = :description, maintenance_note = :maintenance_note, tags = :tags,
+                       run_untagged = :run_untagged, locked = :locked, active = :active,
+                       access_level = :access_level, maximum_timeout = :maximum_timeout
+                 WHERE id = :id
+                """, after)
+            c.execute('DELETE FROM runner_tag_set WHERE runner_id = :id', after)
             c.execute(MATCH_RUNNERS, dict(runner_id=runner['id'], tag_set_id=None))
         return self.find_runner_by_id(runner['id'])
 
     def _project_of_registration(self, token: str) -> Row | None:
-        """Return the project that a registration token stands for, None for the whole instance."""
+        """Return the project of a registration token, None for the instance's; raise Forbidden for any other."""
         if same_secret(token, self.registration_token):
             return None
         number = re.match(r'mcg-([0-9]{1,18})-', token)
-        with contextlib.suppress(NotFound):
-            project = self.find_project(int(number[1])) if number else None
-            if project and same_secret(token, project['runners_token']):
-                return project
+        if number:
+            with contextlib.suppress(NotFound):
+                project = self.find_project(int(number[1]))
+                if same_secret(token, project['runners_token']):
+                    return project
         raise Forbidden('invalid token supplied')
 
     def find_runner(self, token: str, system_id: str = '') -> Row | None:
         """Return the runner that a token belongs to, or None.
 
-        With it come the queue's `version` and what is known of the machine `system_id`.
+        With it come the queue's `version` and what is known of the runner manager `system_id`:
+        `manager_info` and `manager_contacted_at`.
         """
-        return self._one('SELECT runner.*, queue_version.version, manager.info AS manager_info, '
-                         '       manager.contacted_at AS manager_contacted_at '
-                         '  FROM runner JOIN queue_version LEFT JOIN runner_manager AS manager '
-                         '       ON manager.runner_id = runner.id AND manager.system_id = :system_id '
-                         ' WHERE token_hash = :hash', hash=token_hash(token), system_id=system_id)
+        return self._one("""
+            SELECT runner.*, queue_version.version,
+                   manager.info AS manager_info, manager.contacted_at AS manager_contacted_at
+              FROM runner
+              JOIN queue_version
+              LEFT JOIN runner_manager AS manager
+                     ON manager.runner_id = runner.id AND manager.system_id = :system_id
+             WHERE token_hash = :hash
+            """, hash=token_hash(token), system_id=system_id)
 
     def find_runner_by_id(self, runner_id: int) -> Row:
-        """Return a runner with its `projects`; raise NotFound if there is none."""
-        return self._find('Runner', f'{RUNNER_ROWS} WHERE id = :id', id=runner_id)
+        """Return a runner with its `projects` (a JSON list of ids); raise NotFound if there is none."""
+        return self._find('Runner', f"""
+            {RUNNER_ROWS}
+             WHERE id = :id
+            """, id=runner_id)
 
     def list_runners(self, project: Row | None = None) -> list[Row]:
         """Return all runners, or those that may take a project's jobs, newest first."""
-        return self._all(f"{RUNNER_ROWS} WHERE :project_id IS NULL OR runner_type = 'instance_type' AND :shared "
-                         'OR id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id) '
-                         'ORDER BY id DESC', project_id=project and project['id'],
-                         shared=project and project['shared_runners_enabled'])
+        if project is None:
+            return self._all(f"""
+                {RUNNER_ROWS}
+                 ORDER BY id DESC
+                """)
+        return self._all(f"""
+            {RUNNER_ROWS}
+             WHERE runner_type = 'instance_type' AND :shared
+                OR id IN (SELECT runner_id
+                            FROM runner_project
+                           WHERE project_id = :project_id)
+             ORDER BY id DESC
+            """, project_id=project['id'], shared=project['shared_runners_enabled'])
 
     def list_managers(self, runner: Row) -> list[Row]:
-        """Return the machines that share a runner's token."""
-        return self._all('SELECT * FROM runner_manager WHERE runner_id = :id ORDER BY created_at', id=runner['id'])
+        """Return the runner managers: the machines that share a runner's token."""
+        return self._all("""
+            SELECT *
+              FROM runner_manager
+             WHERE runner_id = :id
+             ORDER BY created_at
+            """, id=runner['id'])
 
     def verify_runner(self, token: str, system_id: str = '') -> Row:
-        """Return the runner that a token belongs to; raise Forbidden when it was removed or never was."""
+        """Return the runner that a token belongs to, as `find_runner` does; raise Forbidden if there is none."""
         runner = self.find_runner(token, system_id)
         if runner is None:
             raise Forbidden()
         return runner
 
     def unregister_runner(self, runner: Row, system_id: str | None = None) -> None:
-        """Remove a runner, or one of its machines; jobs it ran stay, those it runs go on until they fall silent."""
+        """Remove a runner, or one of its runner managers.
+
+        The jobs that it ran stay; those that it is running go on until they fall silent. Raises
+        NotFound for an unknown `system_id`.
+        """
+        values = dict(id=runner['id'], system_id=system_id)
         with self.db.write() as c:
             if system_id is None:
-                c.execute('DELETE FROM runner WHERE id = :id', dict(id=runner['id']))
-            elif not c.execute('DELETE FROM runner_manager WHERE runner_id = :id AND system_id = :system_id',
-                               dict(id=runner['id'], system_id=system_id)).rowcount:
+                c.execute('DELETE FROM runner WHERE id = :id', values)
+                return
+            removed = c.execute("""
+                DELETE FROM runner_manager
+                 WHERE runner_id = :id AND system_id = :system_id
+                """, values).rowcount
+            if not removed:
                 raise NotFound('Runner manager')
 
     def reset_runner_token(self, runner: Row) -> str:
-        """Give a runner a new token of its own and return it; the old one is void."""
-        token = new_token('mcr' if runner['creator_id'] is None else 'glrt')
+        """Give a runner a new token and return it; the old one stops working."""
+        prefix = 'mcr' if runner['creator_id'] is None else 'glrt'
+        token = new_token(prefix)
         with self.db.write() as c:
-            c.execute('UPDATE runner SET token_hash = :hash WHERE id = :id',
-                      dict(hash=token_hash(token), id=runner['id']))
+            c.execute("""
+                UPDATE runner
+                   SET token_hash = :hash
+                 WHERE id = :id
+                """, dict(hash=token_hash(token), id=runner['id']))
         return token
 
     def enable_runner(self, runner: Row, project: Row, enabled: bool = True) -> None:
-        """Let a project runner take a project's jobs, or no longer; raise Forbidden or BadRequest if it cannot."""
+        """Assign a runner to a project, or unassign it; raise Forbidden, BadRequest or NotFound if that cannot be."""
         projects = json.loads(self.find_runner_by_id(runner['id'])['projects'])
-        if enabled and (runner['locked'] or runner['runner_type'] != 'project_type'):
-            raise Forbidden('Runner is locked' if runner['locked'] else 'Runner is shared')
-        if enabled and project['id'] in projects:
-            raise BadRequest({'runner_id': ['has already been taken']})
-        if not enabled and project['id'] not in projects:
+        assigned = project['id'] in projects
+        values = dict(runner_id=runner['id'], project_id=project['id'])
+        if enabled:
+            if runner['locked']:
+                raise Forbidden('Runner is locked')
+            if runner['runner_type'] != 'project_type':
+                raise Forbidden('Runner is shared')
+            if assigned:
+                raise BadRequest({'runner_id': ['has already been taken']})
+            with self.db.write() as c:
+                insert(c, 'runner_project', **values)
+            return
+        if not assigned:
             raise NotFound('Runner')
-        if not enabled and len(projects) == 1:
+        if len(projects) == 1:
             raise Forbidden('Only one project associated with the runner. Please remove the runner instead')
         with self.db.write() as c:
-            c.execute('INSERT INTO runner_project VALUES (:runner_id, :project_id)' if enabled else
-                      'DELETE FROM runner_project WHERE runner_id = :runner_id AND project_id = :project_id',
-                      dict(runner_id=runner['id'], project_id=project['id']))
+            c.execute("""
+                DELETE FROM runner_project
+                 WHERE runner_id = :runner_id AND project_id = :project_id
+                """, values)
 
     def contact(self, runner: Row, info: Mapping[str, Any], ip_address: str | None, system_id: str = '') -> None:
-        """Note that a runner was here and what it said of itself; writes at most once a minute.
+        """Record that a runner was here and what it said of itself; write at most once a minute.
 
         `runner` comes from `find_runner` for the same `system_id`.
         """
-        before, last = ('manager_info', 'manager_contacted_at') if system_id else ('info', 'contacted_at')
-        known, now = json.loads(runner[before] or '{}'), self.clock()
-        said = {**known, **{name: value for name, value in info.items() if value}}
-        if runner[last] is not None and said == known and now - runner[last] < CONTACT_INTERVAL:
+        before, last = runner['info'], runner['contacted_at']
+        if system_id:
+            before, last = runner['manager_info'], runner['manager_contacted_at']
+        known, now = json.loads(before or '{}'), self.clock()
+        said = known.copy()
+        said.update((name, value) for name, value in info.items() if value)
+        if last is not None and said == known and now - last < CONTACT_INTERVAL:
             return
-        news = 'info = :info, ip_address = :ip_address, contacted_at = :now'
         values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now)
         with self.db.write() as c:
-            c.execute(f'UPDATE runner SET {news} WHERE id = :id', values)
+            c.execute("""
+                UPDATE runner
+                   SET info = :info, ip_address = :ip_address, contacted_at = :now
+                 WHERE id = :id
+                """, values)
             if system_id:
-                c.execute('INSERT INTO runner_manager VALUES (:id, :system_id, :info, :ip_address, :now, :now) '
-                          f'ON CONFLICT DO UPDATE SET {news}', values)
+                c.execute("""
+                    INSERT INTO runner_manager (runner_id, system_id, info, ip_address, created_at, contacted_at)
+                    VALUES (:id, :system_id, :info, :ip_address, :now, :now)
+                    ON CONFLICT DO UPDATE
+                       SET info = :info, ip_address = :ip_address, contacted_at = :now
+                    """, values)
 
     def queue_value(self, runner: Row) -> str:
         """Return the opaque value that changes whenever a job may have become claimable."""
@@ -3871,74 +4096,124 @@ JOB_ROWS = """
       LEFT JOIN runner ON runner.id = job.runner_id
     """
 
+JOB_FILTERS = {
+    'project_id': 'job.project_id = :project_id',
+    'pipeline_id': 'job.pipeline_id = :pipeline_id',
+    'runner_id': 'job.runner_id = :runner_id',
+    'scope': 'job.status IN (SELECT value FROM json_each(:scope))',
+    'latest': 'job.retried = 0',
+    'name': 'job.name = :name',
+    'before': 'job.id < :before',
+}
+
+
+def conditions(filters: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """Return the WHERE clause of the `filters` whose value is set; the values stay parameters."""
+    return ' AND '.join(text for name, text in filters.items() if values[name] is not None) or 'true'
+
 
 class Jobs(Runners):
     """Jobs as people and runners look at them: lists, tokens, traces, artifacts, and why a job waits."""
 
     def find_job(self, job: Row | int, project: Row | None = None) -> Row:
-        """Return a job (of `project`, if given) with all that JOB_ROWS holds; raise NotFound if there is none."""
-        return self._find('', f'{JOB_ROWS} WHERE job.id = :id '
-                          'AND (:project_id IS NULL OR job.project_id = :project_id)', now=self.clock(),
-                          id=job['id'] if isinstance(job, Row) else job, project_id=project and project['id'])
+        """Return a job (of `project`, if given) with all columns of JOB_ROWS; raise NotFound if there is none."""
+        job_id = job['id'] if isinstance(job, Row) else job
+        return self._find('', f"""
+            {JOB_ROWS}
+             WHERE job.id = :id
+               AND (:project_id IS NULL OR job.project_id = :project_id)
+            """, now=self.clock(), id=job_id, project_id=id_of(project))
 
-    def list_jobs(self, *, before: int | None = None, limit: int = 20, offset: int = 0, **filters: Any) -> list[Row]:
+    def list_jobs(self, *, project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
+                  scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
+                  before: int | None = None, limit: int = 20, offset: int = 0) -> list[Row]:
         """Return a page of jobs, newest first.
 
-        `filters` are `project`, `pipeline` and `runner` (rows), `scope` (statuses, all if empty) and
-        `include_retried` (true unless given). `before` is the id below which the page starts, for keyset paging.
+        The jobs are those of `project`, `pipeline` or `runner` (rows), in one of the statuses `scope`,
+        called `name`. `include_retried=False` leaves out jobs that a newer one replaced. `before` is
+        the id below which the page starts, for keyset paging.
         """
-        where, values = self._job_filter(before=before, **filters)
-        return self._all(f'{JOB_ROWS} WHERE {where} ORDER BY job.id DESC LIMIT :limit OFFSET :offset',
-                         **values, limit=limit, offset=offset, now=self.clock())
+        values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
+        values['before'] = before
+        return self._all(f"""
+            {JOB_ROWS}
+             WHERE {conditions(JOB_FILTERS, values)}
+             ORDER BY job.id DESC
+             LIMIT :limit OFFSET :offset
+            """, **values, limit=limit, offset=offset, now=self.clock())
 
-    def count_jobs(self, *, limit: int, **filters: Any) -> int:
-        """Return how many jobs `list_jobs` would find, `limit` if there are more."""
-        where, values = self._job_filter(**filters)
-        return self._all(f'SELECT count(*) AS jobs FROM (SELECT 1 FROM job WHERE {where} LIMIT :limit)',
-                         **values, limit=limit)[0]['jobs']
+    def count_jobs(self, *, project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
+                   scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
+                   limit: int) -> int:
+        """Return how many jobs `list_jobs` finds with the same filters; counting stops at `limit`."""
+        values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
+        found = self._all(f"""
+            SELECT count(*) AS jobs
+              FROM (SELECT 1
+                      FROM job
+                     WHERE {conditions(JOB_FILTERS, values)}
+                     LIMIT :limit)
+            """, **values, limit=limit)
+        return found[0]['jobs']
 
     @staticmethod
-    def _job_filter(project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
-                    scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
-                    before: int | None = None) -> tuple[str, dict[str, Any]]:
-        wanted: dict[str, Any] = {
-            'job.project_id = :project_id': project, 'job.pipeline_id = :pipeline_id': pipeline,
-            'job.runner_id = :runner_id': runner, 'job.id < :before': before, 'job.name = :name': name,
-            'job.status IN (SELECT value FROM json_each(:scope))': scope or None,
-            'job.retried = 0': None if include_retried else 1}
-        return ' AND '.join(text for text, value in wanted.items() if value is not None) or '1', dict(
-            project_id=project and project['id'], pipeline_id=pipeline and pipeline['id'],
-            runner_id=runner and runner['id'], scope=json.dumps(scope), before=before, name=name)
+    def _job_filters(project: Row | None, pipeline: Row | None, runner: Row | None, scope: Sequence[str],
+                     include_retried: bool, name: str | None) -> dict[str, Any]:
+        """Return the parameters of JOB_FILTERS; None leaves a filter out."""
+        return {
+            'project_id': id_of(project),
+            'pipeline_id': id_of(pipeline),
+            'runner_id': id_of(runner),
+            'scope': json.dumps(scope) if scope else None,
+            'latest': None if include_retried else True,
+            'name': name,
+            'before': None,
+        }
 
     def list_cards(self, pipeline: Row) -> list[Row]:
-        """Return the latest jobs of a pipeline in the order of its stages, with what an overview shows and no more."""
-        return self._all(  # a Row is searched from its first column: what each card reads stands first
-            'SELECT status, job.id, job.name, started_at, finished_at, needs, failure_reason, allow_failure, retried, '
-            "       CASE WHEN status IN ('manual', 'scheduled') THEN json_extract(spec, '$.manual_confirmation') END "
-            '       AS manual_confirmation, stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, '
-            '       resource_group, scheduled_at '
-            '  FROM job JOIN tag_set ON tag_set.id = job.tag_set_id '
-            ' WHERE pipeline_id = :id AND retried = 0 ORDER BY stage_idx, job.id', id=pipeline['id'])
+        """Return the latest jobs of a pipeline by stage, with the columns that an overview shows."""
+        return self._all("""
+            SELECT status, job.id, job.name, started_at, finished_at, needs, failure_reason, allow_failure, retried,
+                   CASE WHEN status IN ('manual', 'scheduled')
+                        THEN json_extract(spec, '$.manual_confirmation') END AS manual_confirmation,
+                   stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, resource_group, scheduled_at
+              FROM job
+              JOIN tag_set ON tag_set.id = job.tag_set_id
+             WHERE pipeline_id = :id AND retried = 0
+             ORDER BY stage_idx, job.id
+            """, id=pipeline['id'])
 
     def list_running(self) -> list[Row]:
         """Return the jobs that are with a runner, oldest first."""
-        return self._all(f'{JOB_ROWS} WHERE job.status IN {ALIVE} ORDER BY job.id', now=self.clock())
+        return self._all(f"""
+            {JOB_ROWS}
+             WHERE job.status IN {ALIVE}
+             ORDER BY job.id
+            """, now=self.clock())
 
     def list_queue(self, limit: int = 20) -> list[Row]:
         """Return the jobs that wait for a runner, oldest first."""
-        return self._all(f"{JOB_ROWS} WHERE job.status = 'pending' ORDER BY job.id LIMIT :limit",
-                         now=self.clock(), limit=limit)
+        return self._all(f"""
+            {JOB_ROWS}
+             WHERE job.status = 'pending'
+             ORDER BY job.id
+             LIMIT :limit
+            """, now=self.clock(), limit=limit)
 
     def authenticate_job(self, job_id: int, token: str, *, holder: bool = False) -> Row | None:
         """Return a job if `token` is its own and of its latest claim, or None.
 
-        `holder=True` also takes the token of the runner that holds the job and its project's
+        `holder=True` also accepts the token of the runner that holds the job and its project's
         `runners_token`, as the v1 pages promise. The job may be in any status. Raises NotFound when
         there is no such job.
         """
-        row = self._find('', 'SELECT job.*, runner.token_hash AS holder_hash, project.runners_token '
-                         'FROM job JOIN project ON project.id = job.project_id '
-                         'LEFT JOIN runner ON runner.id = job.runner_id WHERE job.id = :id', id=job_id)
+        row = self._find('', """
+            SELECT job.*, runner.token_hash AS holder_hash, project.runners_token
+              FROM job
+              JOIN project ON project.id = job.project_id
+              LEFT JOIN runner ON runner.id = job.runner_id
+             WHERE job.id = :id
+            """, id=job_id)
         digest = token_hash(token)
         known = [same_secret(digest, row['token_hash'])]
         if holder and row['token_hash']:
@@ -3947,25 +4222,30 @@ class Jobs(Runners):
 
     def find_job_by_token(self, token: str) -> Row | None:
         """Return the running job that a token belongs to, or None."""
-        return self._one(f'SELECT * FROM job INDEXED BY job_token WHERE token_hash = :hash AND status IN {ALIVE}',
-                         hash=token_hash(token))
+        return self._one(f"""
+            SELECT *
+              FROM job INDEXED BY job_token
+             WHERE token_hash = :hash AND status IN {ALIVE}
+            """, hash=token_hash(token))
 
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
         """Return the latest jobs that `job` waited for, with their archives."""
-        waited_for = 'job.stage_idx < :stage_idx' if job['needs'] is None else \
-            'job.name IN (SELECT value FROM json_each(:needs))'
-        return c.execute(
-            'SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name, '
-            '       artifact.filename AS artifacts_filename, artifact.size AS artifacts_size '
-            '  FROM job '
-            '  JOIN pipeline ON pipeline.id = job.pipeline_id '
-            '  JOIN project ON project.id = job.project_id '
-            "  LEFT JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
-            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
-            f' WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for} '
-            ' ORDER BY job.stage_idx, job.id',
-            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'],
-                 now=self.clock())).fetchall()
+        values = dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'], now=self.clock())
+        waited_for = 'job.stage_idx < :stage_idx'
+        if job['needs'] is not None:
+            waited_for = 'job.name IN (SELECT value FROM json_each(:needs))'
+        return c.execute(f"""
+            SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
+                   artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
+              FROM job
+              JOIN pipeline ON pipeline.id = job.pipeline_id
+              JOIN project ON project.id = job.project_id
+              LEFT JOIN artifact
+                     ON artifact.job_id = job.id AND artifact.file_type = 'archive'
+                    AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
+             WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for}
+             ORDER BY job.stage_idx, job.id
+            """, values).fetchall()
 
     def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
         """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
@@ -3975,8 +4255,10 @@ class Jobs(Runners):
     def _check_alive(self, job: Row) -> None:
         """Raise JobNotRunning unless `job` is still with its runner, by the same claim."""
         now = self._one('SELECT status, token_hash FROM job WHERE id = :id', id=job['id'])
-        if now is None or now['status'] not in ALIVE or not same_secret(now['token_hash'], job['token_hash']):
-            raise JobNotRunning(now['status'] if now else 'canceled')
+        if now is None:
+            raise JobNotRunning('canceled')
+        if now['status'] not in ALIVE or not same_secret(now['token_hash'], job['token_hash']):
+            raise JobNotRunning(now['status'])
 
     def trace_size(self, job: Row) -> int:
         """Return the length of a job's trace in bytes, 0 without one."""
@@ -3989,7 +4271,7 @@ class Jobs(Runners):
         except NotFound:
             if self.find_job(job)['status'] not in ALIVE:
                 raise
-            return open(os.devnull, 'rb')  # its claim makes the file in this moment
+            return open(os.devnull, 'rb')  # it was claimed this moment: its trace is still to be created
 
     def read_trace(self, job: Row | int) -> bytes:
         """Return a job's whole trace; raise NotFound before its claim and after an erase."""
@@ -3998,8 +4280,12 @@ class Jobs(Runners):
 
     def find_artifact(self, job_id: int, file_type: str = 'archive') -> Row:
         """Return a job's artifact; raise NotFound when it has none, or it was erased or has expired."""
-        return self._find('Artifacts', 'SELECT * FROM artifact WHERE job_id = :id AND file_type = :type '
-                          'AND (expire_at IS NULL OR expire_at > :now)', id=job_id, type=file_type, now=self.clock())
+        return self._find('Artifacts', """
+            SELECT *
+              FROM artifact
+             WHERE job_id = :id AND file_type = :type
+               AND (expire_at IS NULL OR expire_at > :now)
+            """, id=job_id, type=file_type, now=self.clock())
 
     def open_artifacts(self, job: Row | int, file_type: str = 'archive') -> tuple[Row, IO[bytes]]:
         """Return a job's artifact and its file opened for reading; raise NotFound when there is none."""
@@ -4008,33 +4294,46 @@ class Jobs(Runners):
 
     def find_job_with_artifacts(self, project: Row, ref: str, name: str) -> Row:
         """Return the newest job of that name with an archive in a successful pipeline of `ref`, or raise NotFound."""
-        return self._find(
-            '', 'SELECT job.* FROM pipeline '
-            '  JOIN job ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0 '
-            "  JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive' "
-            '            AND (artifact.expire_at IS NULL OR artifact.expire_at > :now) '
-            " WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success' "
-            ' ORDER BY pipeline.id DESC LIMIT 1', project_id=project['id'], ref=ref, name=name, now=self.clock())
+        return self._find('', """
+            SELECT job.*
+              FROM pipeline
+              JOIN job
+                ON job.pipeline_id = pipeline.id AND job.name = :name AND job.retried = 0
+              JOIN artifact
+                ON artifact.job_id = job.id AND artifact.file_type = 'archive'
+               AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
+             WHERE pipeline.project_id = :project_id AND pipeline.ref = :ref AND pipeline.status = 'success'
+             ORDER BY pipeline.id DESC
+             LIMIT 1
+            """, project_id=project['id'], ref=ref, name=name, now=self.clock())
 
     def keep_artifacts(self, job: Row) -> Row:
         """Let a job's artifacts never expire and return the job; raise NotFound when it has none."""
         with self.db.write() as c:
-            kept = c.execute('UPDATE artifact SET expire_at = NULL WHERE job_id = :id '
-                             'AND (expire_at IS NULL OR expire_at > :now)', dict(id=job['id'], now=self.clock()))
-            if not kept.rowcount:
+            kept = c.execute("""
+                UPDATE artifact
+                   SET expire_at = NULL
+                 WHERE job_id = :id AND (expire_at IS NULL OR expire_at > :now)
+                """, dict(id=job['id'], now=self.clock())).rowcount
+            if not kept:
                 raise NotFound('Artifacts')
         return self.find_job(job)
 
     def delete_artifacts(self, *, job: Row | None = None, project: Row | None = None) -> None:
         """Remove the artifacts of a job, or of all finished jobs of a project; traces stay."""
-        self._delete_artifacts('job_id = :job_id OR job_id IN '
-                               f'(SELECT id FROM job WHERE project_id = :project_id AND status IN {FINISHED})',
-                               job_id=job and job['id'], project_id=project and project['id'])
+        self._delete_artifacts(f"""
+            DELETE FROM artifact
+             WHERE job_id = :job_id
+                OR job_id IN (SELECT id
+                                FROM job
+                               WHERE project_id = :project_id AND status IN {FINISHED})
+            RETURNING stored_as
+            """, job_id=id_of(job), project_id=id_of(project))
 
-    def _delete_artifacts(self, where: str, **values: Any) -> None:
-        """Forget the artifacts that `where` names, then remove their files: nobody sees half of it."""
+    def _delete_artifacts(self, statement: str, **values: Any) -> None:
+        """Delete rows of `artifact` by a statement that returns `stored_as`, then the files."""
         with self.db.write() as c:
-            rows = c.execute(f'DELETE FROM artifact WHERE {where} RETURNING stored_as', values).fetchall()
+            rows = c.execute(statement, values).fetchall()
         self.artifacts.remove(row['stored_as'] for row in rows)
 
     def erase_job(self, job: Row) -> Row:
@@ -4044,15 +4343,27 @@ class Jobs(Runners):
         """
         has_trace = self.traces.size(job['id']) is not None
         with self.db.write() as c:
-            erased = c.execute(
-                "UPDATE job SET erased_at = :now, token_hash = NULL, dotenv = '[]' WHERE id = :id "
-                f'AND status IN {FINISHED} AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))',
-                dict(id=job['id'], now=self.clock(), has_trace=has_trace)).rowcount
+            erased = c.execute(f"""
+                UPDATE job
+                   SET erased_at = :now, token_hash = NULL, dotenv = '[]'
+                 WHERE id = :id AND status IN {FINISHED}
+                   AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))
+                """, dict(id=job['id'], now=self.clock(), has_trace=has_trace)).rowcount
         if not erased:
             raise Forbidden('Job is not erasable!')
         self.traces.remove(job['id'])
         self.delete_artifacts(job=job)
         return self.find_job(job)
+
+
+# Waiting ######################################################################################
+
+#: The statuses of jobs that are waiting for something: `pending_reason` says for what.
+WAITING = ('created', 'pending', 'waiting_for_resource', 'manual', 'scheduled')
+
+
+class Waiting(Jobs):
+    """Why a job is not running yet, in words."""
 
     def pending_reason(self, job: Row) -> str | None:
         """Return in words why a job is not running, or None when it is or has finished."""
@@ -4061,207 +4372,142 @@ class Jobs(Runners):
     def pending_reasons(self, jobs: Iterable[Row]) -> dict[int, str | None]:
         """Return what `pending_reason` says of each of many jobs, by id; what they share is looked up once."""
         once = functools.cache(lambda verb, *about: verb(*about))
-        reasons: dict[int, str | None] = {}
-        for job in jobs:
-            reason = None
-            if job['status'] == 'created':
-                unfinished = once(self._unfinished, job['pipeline_id'])
-                before = [name for name in json.loads(job['needs']) if name in unfinished] if job['needs'] else [
-                    *itertools.islice((name for name, stage in unfinished.items() if stage < job['stage_idx']), 6)]
-                reason = f'it waits for {", ".join(before[:5])}' + (', ...' if before[5:] else '')
-            elif job['status'] == 'pending':
-                reason = once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
-            elif job['status'] == 'waiting_for_resource':
-                reason = once(self._resource_holder, job['project_id'], job['resource_group'])
-            elif job['status'] == 'manual':
-                reason = 'it waits for somebody to play it'
-            elif job['status'] == 'scheduled':
-                reason = f'it is delayed until {iso_time(job["scheduled_at"])}'
-            reasons[job['id']] = reason
-        return reasons
+        return {job['id']: self._pending_reason(job, once) for job in jobs}
+
+    def _pending_reason(self, job: Row, once: Callable[..., Any]) -> str | None:
+        """Return why one job waits; `once` calls a verb, or remembers what it returned for the same arguments."""
+        status = job['status']
+        if status == 'created':
+            return self._waits_for(job, once(self._unfinished, job['pipeline_id']))
+        if status == 'pending':
+            return once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
+        if status == 'waiting_for_resource':
+            return once(self._resource_holder, job['project_id'], job['resource_group'])
+        if status == 'manual':
+            return 'it waits for somebody to play it'
+        if status == 'scheduled':
+            return f'it is delayed until {iso_time(job["scheduled_at"])}'
+        return None
+
+    @staticmethod
+    def _waits_for(job: Row, unfinished: Mapping[str, int]) -> str:
+        """Say which jobs stand before a created job: `unfinished` ones, by name with the place of their stage."""
+        if job['needs']:
+            before = [name for name in json.loads(job['needs']) if name in unfinished]
+        else:
+            before = [name for name, stage_idx in unfinished.items() if stage_idx < job['stage_idx']]
+        more = ', ...' if before[5:] else ''
+        return f'it waits for {", ".join(before[:5])}{more}'
 
     def _unfinished(self, pipeline_id: int) -> dict[str, int]:
         """Return the jobs of a pipeline that hold others back: their names and the places of their stages."""
-        return {row['name']: row['stage_idx'] for row in self._all(
-            'SELECT name, stage_idx FROM job WHERE pipeline_id = :id AND retried = 0 '
-            f"AND status NOT IN {FINISHED} AND NOT (status = 'manual' AND allow_failure) ORDER BY stage_idx, id",
-            id=pipeline_id)}
+        rows = self._all(f"""
+            SELECT name, stage_idx
+              FROM job
+             WHERE pipeline_id = :id AND retried = 0 AND status NOT IN {FINISHED}
+               AND NOT (status = 'manual' AND allow_failure)
+             ORDER BY stage_idx, id
+            """, id=pipeline_id)
+        return {row['name']: row['stage_idx'] for row in rows}
 
     def _resource_holder(self, project_id: int, name: str) -> str:
         """Say which job holds a resource group."""
-        holder = self._one('SELECT id, name FROM job WHERE project_id = :project_id AND resource_group = :name '
-                           "AND status IN ('pending', 'running', 'canceling')", project_id=project_id, name=name)
-        return (f'job {holder["id"]} ({holder["name"]})' if holder else 'another job') + \
-            f' holds the resource group {name}'
+        holder = self._one("""
+            SELECT id, name
+              FROM job
+             WHERE project_id = :project_id AND resource_group = :name
+               AND status IN ('pending', 'running', 'canceling')
+            """, project_id=project_id, name=name)
+        if holder is None:
+            return f'another job holds the resource group {name}'
+        return f'job {holder["id"]} ({holder["name"]}) holds the resource group {name}'
 
     def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str) -> str:
         """Say why no runner has taken a pending job of a project with these tags."""
         runners = self.list_runners(self.find_project(project_id))
-        served = {row['runner_id'] for row in self._all(
-            'SELECT runner_id FROM runner_tag_set WHERE tag_set_id = :id', id=tag_set_id)}
-        serving = [runner for runner in runners if runner['id'] in served]
-        active = [runner for runner in serving if runner['active']]
         if not runners:
             return 'no runner is registered for its project'
+        matches = self._all("""
+            SELECT runner_id
+              FROM runner_tag_set
+             WHERE tag_set_id = :id
+            """, id=tag_set_id)
+        served = {row['runner_id'] for row in matches}
+        serving = [runner for runner in runners if runner['id'] in served]
         if not serving:
-            missing = min(([tag for tag in json.loads(tags) if tag not in json.loads(runner['tags'])]
-                           for runner in runners), key=len)
-            return f'no runner has all of its tags; the nearest lacks {", ".join(missing)}' if missing \
-                else 'no runner takes jobs without tags'
+            return self._missing_tags(json.loads(tags), runners)
+        active = [runner for runner in serving if runner['active']]
         if not active:
             return 'every runner that could take it is paused'
-        online = [runner for runner in active if self.clock() - (runner['contacted_at'] or 0) < ONLINE_FOR]
+        now = self.clock()
+        online = [runner for runner in active if now - (runner['contacted_at'] or 0) < ONLINE_FOR]
         if not online:
             return 'every runner that could take it is offline'
-        busy = {row['runner_id'] for row in self._all(
-            f'SELECT DISTINCT runner_id FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')}
-        free = [runner for runner in online if runner['id'] not in busy]
-        return f'runner {free[0]["id"]} may take it when it asks again' if free else \
-            'every runner that could take it is busy'
+        alive = self._all(f"""
+            SELECT DISTINCT runner_id
+              FROM job INDEXED BY job_alive
+             WHERE status IN {ALIVE}
+            """)
+        busy = {row['runner_id'] for row in alive}
+        for runner in online:
+            if runner['id'] not in busy:
+                return f'runner {runner["id"]} may take it when it asks again'
+        return 'every runner that could take it is busy'
+
+    @staticmethod
+    def _missing_tags(tags: Sequence[str], runners: Iterable[Row]) -> str:
+        """Say which of a job's tags the nearest of the runners lacks."""
+        lacking = [sorted(set(tags) - set(json.loads(runner['tags']))) for runner in runners]
+        nearest = min(lacking, key=len)
+        if not nearest:
+            return 'no runner takes jobs without tags'
+        return f'no runner has all of its tags; the nearest lacks {", ".join(nearest)}'
 
 
-# Pipelines ####################################################################################
+# Processing ###################################################################################
 
-PIPELINE_ROWS = """
-    SELECT pipeline.*, project.path AS project_path, user.username, user.created_at AS user_created_at
-      FROM pipeline
-      JOIN project ON project.id = pipeline.project_id
-      LEFT JOIN user ON user.id = pipeline.user_id
+# The status of a job that is queued; one with a resource group first has to get hold of that.
+ENQUEUED = "CASE WHEN resource_group IS NULL THEN 'pending' ELSE 'waiting_for_resource' END"
+
+# The jobs `again` to be reset after a retry: those skipped in later stages, and whatever needs one of them.
+RESET_SKIPPED = """
+    WITH RECURSIVE again (name) AS (
+        SELECT name
+          FROM job
+         WHERE pipeline_id = :pipeline_id AND retried = 0
+           AND (name = :name OR status = 'skipped' AND needs IS NULL AND stage_idx > :stage_idx)
+        UNION
+        SELECT job.name
+          FROM again
+          JOIN job ON job.pipeline_id = :pipeline_id AND job.retried = 0
+         WHERE EXISTS (SELECT 1 FROM json_each(job.needs) WHERE value = again.name))
+    UPDATE job
+       SET status = 'created'
+     WHERE pipeline_id = :pipeline_id AND retried = 0 AND status = 'skipped'
+       AND name IN (SELECT name FROM again)
+    """
+
+# A job that its runner can end in good order is `canceling` until it did; any other is `canceled` at once.
+CANCEL_AT_ONCE = f"""
+    UPDATE job
+       SET status = 'canceled', finished_at = max(:now, coalesce(started_at, :now))
+     WHERE id IN (SELECT value FROM json_each(:ids)) AND status IN {CANCELABLE}
+       AND NOT (status = 'running'
+                AND EXISTS (SELECT 1
+                              FROM runner
+                              LEFT JOIN runner_manager AS manager
+                                     ON manager.runner_id = runner.id AND manager.system_id = job.system_id
+                              JOIN json_each(coalesce(manager.info, runner.info), '$.features') AS feature
+                             WHERE runner.id = job.runner_id AND feature.value = 'cancel_gracefully'))
     """
 
 
-# What a job becomes when it is queued: one with a resource group has to get hold of that first.
-ENQUEUED = "CASE WHEN resource_group IS NULL THEN 'pending' ELSE 'waiting_for_resource' END"
-
-
-class Pipelines(Jobs):
-    """Pipelines are created, processed, canceled, retried and removed here, and their jobs with them."""
-
-    def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
-                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
-                        tag: bool = False, before_sha: str | None = None) -> Row:
-        """Make a pipeline and start its first stage; return it.
-
-        `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
-        PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
-        at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
-        is when there is no repository to tell; `before_sha` what it pointed to before a push. Pipelines
-        of the ref for older commits are canceled as their `workflow:auto_cancel` has it. Raises
-        BadRequest when the ref, the file or a job in it will not do; nothing is made then.
-        """
-        project = self.find_project(project)
-        facts: dict[str, Any] = dict(
-            ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
-            project_id=project['id'], project_path=project['path'], project_name=project['name'],
-            default_branch=project['default_branch'])
-        given = [check_variable(variable) for variable in variables]
-        if sha is not None and content is not None:
-            facts['sha'] = check_sha(sha)
-            return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
-        with self._repository(project) as repository:
-            content = self._read_repository(repository, facts, content)
-            spec = self._spec(content, facts, given, repository)
-        return self._insert_pipeline(project, user, facts, given, spec)
-
-    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> PipelineSpec:
-        """Return what a pipeline file comes to for a push; raise BadRequest with all that is wrong with it.
-
-        `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
-        by default the default branch). With a project, included files are looked up in its repository.
-        """
-        facts: dict[str, Any] = dict(ref=ref or (project['default_branch'] if project else 'main'), tag=False, sha='',
-                                     source='push', before_sha='0' * 40)
-        if project is None or content is not None and not project['import_url']:
-            return compile_pipeline(content, facts=facts)
-        with self._repository(project) as repository:
-            content = self._read_repository(repository, facts, content)
-            return compile_pipeline(content, facts=facts, repository=repository)
-
-    @staticmethod
-    def _read_repository(repository: Any, facts: dict[str, Any], content: Any) -> Any:
-        """Complete the facts of a pipeline from its repository; return its file, unless there is `content` already."""
-        found, facts['tag'] = repository.resolve(facts['ref'])
-        facts['sha'] = check_sha(facts['sha']) if facts['sha'] else found
-        facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
-        if content is None:
-            content = repository.file(facts['sha'], PIPELINE_FILE)
-        if content is None:
-            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
-                                       f'at {facts["sha"][:8]}; add it or send content']})
-        return content
-
-    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
-              repository: Any) -> PipelineSpec:
-        """Return what a pipeline file comes to in this case; raise BadRequest when it has no job for it."""
-        spec = content
-        if not isinstance(content, PipelineSpec):
-            variables = {name: str(value) for name, value in pipeline_variables(facts).items() if value is not None}
-            variables.update((row['key'], row['value']) for row in self._job_variables(facts))
-            variables.update((variable['key'], variable['value']) for variable in given)
-            spec = compile_pipeline(content, repository=repository, facts=facts, variables=variables)
-        if not any(job.stage not in ('.pre', '.post') for job in spec.jobs):
-            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
-                                       f'{"tag" if facts["tag"] else "branch"} {facts["ref"]}']})
-        return spec
-
-    def _repository(self, project: Row) -> contextlib.AbstractContextManager[Any]:
-        if not project['import_url']:
-            raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
-                                       'send both sha and content']})
-        return Repository(project['import_url'], self.artifacts.incoming)
-
-    def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
-                         given: list[dict[str, Any]], spec: PipelineSpec) -> Row:
-        now, user_id = self.clock(), user and user['id']
-        stages = {stage: index for index, stage in enumerate(spec.stages)}
-        columns = {name: facts[name] for name in ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info')}
-        with self.db.write() as c:
-            iid = c.execute('UPDATE project SET last_iid = last_iid + 1 WHERE id = :id RETURNING last_iid',
-                            dict(id=project['id'])).fetchall()[0]['last_iid']
-            pipeline_id = insert(c, 'pipeline', **columns, project_id=project['id'], iid=iid, status='created',
-                                 name=spec.name, auto_cancel=spec.auto_cancel, variables=json.dumps(given),
-                                 user_id=user_id, created_at=now, updated_at=now)
-            for job in sorted(spec.jobs, key=lambda job: stages[job.stage]):
-                insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, name=job.name, stage=job.stage,
-                       stage_idx=stages[job.stage], status='created', when_=job.when, user_id=user_id,
-                       allow_failure=job.allow_failure, tag_set_id=self._tag_set(c, job.tag_list),
-                       shared=project['shared_runners_enabled'], timeout=job.timeout, created_at=now,
-                       needs=None if job.needs is None else json.dumps([need['name'] for need in job.needs]),
-                       resource_group=job.resource_group, interruptible=job.interruptible,
-                       spec=json.dumps(dataclasses.asdict(job), separators=(',', ':')))
-            self._supersede(c, facts, pipeline_id)
-            self._process(c, pipeline_id)
-        self._announce()
-        return self.find_pipeline(pipeline_id)
-
-    def _supersede(self, c: sqlite3.Connection, facts: Mapping[str, Any], pipeline_id: int) -> None:
-        """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
-        older = c.execute(
-            'SELECT id, auto_cancel FROM pipeline WHERE project_id = :project_id AND ref = :ref AND NOT tag '
-            "AND NOT :tag AND sha <> :sha AND id < :id AND auto_cancel <> 'none' AND finished_at IS NULL "
-            "AND status <> 'manual'",
-            {**facts, 'id': pipeline_id}).fetchall()
-        for pipeline in older:
-            self._cancel(c, "pipeline_id = :id AND (interruptible OR :auto_cancel = 'conservative' AND NOT EXISTS ("
-                            'SELECT 1 FROM job WHERE pipeline_id = :id AND retried = 0 '
-                            'AND started_at AND NOT interruptible))',
-                         id=pipeline['id'], auto_cancel=pipeline['auto_cancel'])
-            self._process(c, pipeline['id'])
-
-    @staticmethod
-    def _tag_set(c: sqlite3.Connection, tags: Iterable[str]) -> int:
-        """Return the row of a set of tags; a new one is matched with the runners there are."""
-        wanted = json.dumps(clean_tags(tags))
-        row = c.execute('SELECT id FROM tag_set WHERE tags = :tags', dict(tags=wanted)).fetchone()
-        if row:
-            return row['id']
-        tag_set_id = insert(c, 'tag_set', tags=wanted)
-        c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
-        return tag_set_id
+class Processing(Waiting):
+    """How jobs change: they start when those before them are done; people cancel, retry and play them."""
 
     @contextlib.contextmanager
     def _change(self, pipeline_id: int) -> Iterator[sqlite3.Connection]:
-        """Yield a transaction that changes jobs of a pipeline, which goes on at its end; then wake those who wait."""
+        """Yield a transaction that changes jobs of a pipeline; at its end process the pipeline, then wake waiters."""
         with self.db.write() as c:
             yield c
             self._process(c, pipeline_id)
@@ -4292,94 +4538,454 @@ class Pipelines(Jobs):
             self._hand_out_resources(c, jobs[0]['project_id'])
 
     def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
-        """Write down the status that a pipeline's jobs add up to."""
-        jobs = c.execute('SELECT status, allow_failure FROM job WHERE pipeline_id = :id AND retried = 0',
-                         dict(id=pipeline_id)).fetchall()
-        overall = composite_status((job['status'], job['allow_failure']) for job in jobs)
-        c.execute('UPDATE pipeline SET status = :status, updated_at = :now, '
-                  '                    finished_at = CASE WHEN :finished THEN '
-                  '                        coalesce(finished_at, max(:now, coalesce(started_at, :now))) END '
-                  'WHERE id = :id AND (status <> :status OR (finished_at IS NULL) = :finished)',
-                  dict(id=pipeline_id, status=overall, now=self.clock(), finished=overall in FINISHED))
+        """Update the pipeline's status from its jobs."""
+        jobs = c.execute("""
+            SELECT status, allow_failure
+              FROM job
+             WHERE pipeline_id = :id AND retried = 0
+            """, dict(id=pipeline_id)).fetchall()
+        status = composite_status((job['status'], job['allow_failure']) for job in jobs)
+        c.execute("""
+            UPDATE pipeline
+               SET status = :status, updated_at = :now,
+                   finished_at = CASE WHEN :finished
+                                      THEN coalesce(finished_at, max(:now, coalesce(started_at, :now))) END
+             WHERE id = :id
+               AND (status <> :status OR (finished_at IS NULL) = :finished)
+            """, dict(id=pipeline_id, status=status, now=self.clock(), finished=status in FINISHED))
 
     def _hand_out_resources(self, c: sqlite3.Connection, project_id: int) -> None:
         """Queue the oldest job that waits for each resource group of a project that no other job holds."""
-        queued = c.execute(
-            "UPDATE job SET status = 'pending', queued_at = :now WHERE id IN ("
-            '    SELECT min(waiting.id) FROM job AS waiting '
-            "     WHERE waiting.project_id = :project_id AND waiting.status = 'waiting_for_resource' "
-            '       AND waiting.resource_group IS NOT NULL '
-            '       AND NOT EXISTS (SELECT 1 FROM job AS holder '
-            '                        WHERE holder.project_id = :project_id '
-            '                          AND holder.resource_group = waiting.resource_group '
-            "                          AND holder.status IN ('pending', 'running', 'canceling')) "
-            '     GROUP BY waiting.resource_group) RETURNING pipeline_id',
-            dict(project_id=project_id, now=self.clock())).fetchall()
+        queued = c.execute("""
+            UPDATE job
+               SET status = 'pending', queued_at = :now
+             WHERE id IN (SELECT min(waiting.id)
+                            FROM job AS waiting
+                           WHERE waiting.project_id = :project_id AND waiting.status = 'waiting_for_resource'
+                             AND waiting.resource_group IS NOT NULL
+                             AND NOT EXISTS (SELECT 1
+                                               FROM job AS holder
+                                              WHERE holder.project_id = :project_id
+                                                AND holder.resource_group = waiting.resource_group
+                                                AND holder.status IN ('pending', 'running', 'canceling'))
+                           GROUP BY waiting.resource_group)
+            RETURNING pipeline_id
+            """, dict(project_id=project_id, now=self.clock())).fetchall()
         for row in queued:
             self._settle(c, row['pipeline_id'])
 
-    def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
-        """Return a pipeline (of `project`, if given) and its coverage; raise NotFound if there is none."""
-        return self._find(
-            'Pipeline', 'SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage '
-            f'FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id) WHERE :project_id IS NULL OR project_id = :project_id',
-            id=pipeline['id'] if isinstance(pipeline, Row) else pipeline, project_id=project and project['id'])
+    def cancel_job(self, job: Row) -> Row:
+        """Cancel a job that has not finished; a finished one stays as it is. Return the job.
 
-    PIPELINE_FILTERS: ClassVar[dict[str, str]] = {
-        **{name: f'pipeline.{name} = :{name}' for name in ('project_id', 'ref', 'sha', 'status', 'source', 'name')},
-        **{f'{name}_after': f'pipeline.{name}_at > :{name}_after' for name in ('created', 'updated')},
-        **{f'{name}_before': f'pipeline.{name}_at < :{name}_before' for name in ('created', 'updated')},
-        'username': 'user.username = :username', 'yaml_errors': 'NOT :yaml_errors',     # those make no pipeline here
-        'scope': "CASE :scope WHEN 'running' THEN pipeline.status = 'running' WHEN 'pending' THEN "
-                 "pipeline.status IN ('pending', 'created', 'waiting_for_resource') "
-                 "WHEN 'finished' THEN pipeline.finished_at IS NOT NULL "
-                 "ELSE pipeline.tag = (:scope = 'tags') AND pipeline.id IN ("
-                 'SELECT max(id) FROM pipeline WHERE project_id = :project_id GROUP BY ref, tag) END'}
-
-    def list_pipelines(self, project: Row | None = None, *, limit: int = 20, offset: int = 0, order_by: str = 'id',
-                       sort: str = 'desc', count_to: int = 10_001, **filters: Any) -> tuple[list[Row], int]:
-        """Return a page of a project's pipelines, or of all, newest first, and how many there are.
-
-        `filters` are keys of PIPELINE_FILTERS; `order_by` is `id`, `status`, `ref`, `updated_at` or
-        `user_id`, `sort` is `asc` or `desc`. Pipelines beyond `count_to` are not counted.
+        A job whose runner can end it gracefully is `canceling` until it has; a second cancel is final.
         """
-        filters['project_id'] = project and project['id']
-        where = ' AND '.join(text for name, text in self.PIPELINE_FILTERS.items()
-                             if filters.get(name) is not None) or '1'
-        order = order_by if order_by in ('status', 'ref', 'updated_at', 'user_id') else 'id'
-        way = 'ASC' if sort == 'asc' else 'DESC'
-        values = {**filters, 'limit': limit, 'offset': offset, 'count_to': count_to}
+        with self._change(job['pipeline_id']) as c:
+            self._cancel(c, [job])
+        return self.find_job(job)
+
+    def _cancel(self, c: sqlite3.Connection, jobs: Iterable[Row]) -> None:
+        """Cancel those of the jobs that have not finished."""
+        values = dict(now=self.clock(), ids=json.dumps([job['id'] for job in jobs]))
+        c.execute(CANCEL_AT_ONCE, values)
+        c.execute("""
+            UPDATE job
+               SET status = 'canceling'
+             WHERE id IN (SELECT value FROM json_each(:ids)) AND status = 'running'
+            """, values)
+
+    def retry_job(self, job: Row, user: Row | None = None) -> Row:
+        """Create a new pending job of a finished one and return it; the old one keeps its status.
+
+        Jobs that were skipped because of the old one are `created` again. Raises Forbidden when the
+        job has not finished or was retried already.
+        """
+        with self._change(job['pipeline_id']) as c:
+            retried = self._clone(c, job, user)
+            if retried is None:
+                raise Forbidden('Job is not retryable')
+        return self.find_job(retried)
+
+    def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
+               status: str = ENQUEUED) -> int | None:
+        """Replace a retryable job by a copy and return the copy's id; return None for any other job.
+
+        `status` is an SQL expression for the status of the copy.
+        """
+        replaced = c.execute(f"""
+            UPDATE job
+               SET retried = 1
+             WHERE id = :id AND retried = 0 AND status IN {RETRYABLE}
+            """, dict(id=job['id'])).rowcount
+        if not replaced:
+            return None
+        clone = c.execute(f"""
+            INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure,
+                             tag_set_id, shared, needs, resource_group, interruptible, timeout, user_id,
+                             created_at, queued_at, variables, spec)
+            SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {status}, when_,
+                   json_extract(spec, '$.allow_failure'),
+                   tag_set_id, project.shared_runners_enabled, needs, resource_group, interruptible, timeout,
+                   coalesce(:user_id, user_id),
+                   :now, :now, :variables, spec
+              FROM job
+              JOIN project ON project.id = job.project_id
+             WHERE job.id = :id
+            """, dict(id=job['id'], user_id=id_of(user), variables=variables, now=self.clock())).lastrowid
+        self._reset_skipped(c, job)
+        return clone
+
+    @staticmethod
+    def _reset_skipped(c: sqlite3.Connection, job: Row) -> None:
+        """Reset jobs skipped because of `job` to 'created'."""
+        c.execute(RESET_SKIPPED, dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], name=job['name']))
+
+    def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
+        """Queue a manual job and return it; one that has finished already is retried as a new job.
+
+        `variables` reach this run alone. Raises BadRequest when there is nothing to play.
+        """
+        given = json.dumps([check_variable(variable) for variable in variables])
+        values = dict(id=job['id'], now=self.clock(), user_id=id_of(user), variables=given)
+        played: int | None = job['id']
+        with self._change(job['pipeline_id']) as c:
+            queued = c.execute(f"""
+                UPDATE job
+                   SET status = {ENQUEUED}, queued_at = :now, variables = :variables,
+                       user_id = coalesce(:user_id, user_id)
+                 WHERE id = :id AND status IN {PLAYABLE}
+                """, values).rowcount
+            if queued:
+                self._reset_skipped(c, job)
+            elif job['when_'] == 'manual':
+                played = self._clone(c, job, user, given)
+            else:
+                played = None
+            if played is None:
+                raise BadRequest('Unplayable Job')
+        return self.find_job(played)
+
+
+# Pipelines ####################################################################################
+
+PIPELINE_ROWS = """
+    SELECT pipeline.*, project.path AS project_path, user.username, user.created_at AS user_created_at
+      FROM pipeline
+      JOIN project ON project.id = pipeline.project_id
+      LEFT JOIN user ON user.id = pipeline.user_id
+    """
+
+PIPELINE_FILTERS = {
+    'project_id': 'pipeline.project_id = :project_id',
+    'ref': 'pipeline.ref = :ref',
+    'sha': 'pipeline.sha = :sha',
+    'status': 'pipeline.status = :status',
+    'source': 'pipeline.source = :source',
+    'name': 'pipeline.name = :name',
+    'username': 'user.username = :username',
+    'created_after': 'pipeline.created_at > :created_after',
+    'created_before': 'pipeline.created_at < :created_before',
+    'updated_after': 'pipeline.updated_at > :updated_after',
+    'updated_before': 'pipeline.updated_at < :updated_before',
+    'yaml_errors': 'NOT :yaml_errors',      # a file with errors makes no pipeline here
+    'scope': """CASE :scope
+                WHEN 'running' THEN pipeline.status = 'running'
+                WHEN 'pending' THEN pipeline.status IN ('pending', 'created', 'waiting_for_resource')
+                WHEN 'finished' THEN pipeline.finished_at IS NOT NULL
+                ELSE pipeline.tag = (:scope = 'tags')
+                     AND pipeline.id IN (SELECT max(id)
+                                           FROM pipeline
+                                          WHERE project_id = :project_id
+                                          GROUP BY ref, tag)
+                END""",
+}
+PIPELINE_ORDERS = {name: name for name in ('id', 'status', 'ref', 'updated_at', 'user_id')}
+
+
+class Pipelines(Processing):
+    """Pipelines are created, listed, canceled, retried and removed here."""
+
+    def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
+                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
+                        tag: bool = False, before_sha: str | None = None) -> Row:
+        """Create a pipeline and start its first stage; return it.
+
+        `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
+        PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
+        at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
+        is when there is no repository to tell; `before_sha` what it pointed to before a push. Pipelines
+        of the ref for older commits are canceled according to `workflow:auto_cancel`. Raises BadRequest
+        when the ref, the file or a job is invalid; nothing is created then.
+        """
+        project = self.find_project(project)
+        facts: dict[str, Any] = dict(
+            ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
+            project_id=project['id'], project_path=project['path'], project_name=project['name'],
+            default_branch=project['default_branch'])
+        given = [check_variable(variable) for variable in variables]
+        if sha is not None and content is not None:
+            facts['sha'] = check_sha(sha)
+            return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
+        with self._repository(project) as repository:
+            content = self._read_repository(repository, facts, content)
+            spec = self._spec(content, facts, given, repository)
+        return self._insert_pipeline(project, user, facts, given, spec)
+
+    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> PipelineSpec:
+        """Compile a pipeline file as for a push; raise BadRequest with all that is wrong with it.
+
+        `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
+        by default the default branch). With a project, included files are looked up in its repository.
+        """
+        branch = 'main' if project is None else project['default_branch']
+        facts: dict[str, Any] = dict(ref=ref or branch, tag=False, sha='', source='push', before_sha='0' * 40)
+        if project is None or content is not None and not project['import_url']:
+            return compile_pipeline(content, facts=facts)
+        with self._repository(project) as repository:
+            content = self._read_repository(repository, facts, content)
+            return compile_pipeline(content, facts=facts, repository=repository)
+
+    @staticmethod
+    def _read_repository(repository: Repository, facts: dict[str, Any], content: Any) -> Any:
+        """Complete the facts of a pipeline from its repository; return `content`, or else the repository's file."""
+        found, facts['tag'] = repository.resolve(facts['ref'])
+        facts['sha'] = check_sha(facts['sha'] or found)
+        facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
+        if content is None:
+            content = repository.file(facts['sha'], PIPELINE_FILE)
+        if content is None:
+            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
+                                       f'at {facts["sha"][:8]}; add it or send content']})
+        return content
+
+    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
+              repository: Repository | None) -> PipelineSpec:
+        """Compile a pipeline file for these facts and variables; raise BadRequest when no job is left."""
+        spec = content
+        if not isinstance(content, PipelineSpec):
+            predefined = pipeline_variables(facts).items()
+            variables = {name: str(value) for name, value in predefined if value is not None}
+            variables.update((row['key'], row['value']) for row in self._job_variables(facts))
+            variables.update((variable['key'], variable['value']) for variable in given)
+            spec = compile_pipeline(content, repository=repository, facts=facts, variables=variables)
+        if all(job.stage in ('.pre', '.post') for job in spec.jobs):
+            kind = 'tag' if facts['tag'] else 'branch'
+            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
+                                       f'{kind} {facts["ref"]}']})
+        return spec
+
+    def _repository(self, project: Row) -> contextlib.AbstractContextManager[Repository]:
+        """Return a project's repository, to be entered; raise BadRequest when it has none."""
+        if not project['import_url']:
+            raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
+                                       'send both sha and content']})
+        return Repository(project['import_url'], self.artifacts.incoming)
+
+    def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
+                         given: list[dict[str, Any]], spec: PipelineSpec) -> Row:
+        """Store a pipeline and its jobs, cancel what it supersedes, and start it."""
+        now, user_id = self.clock(), id_of(user)
+        places = {stage: place for place, stage in enumerate(spec.stages)}
+        columns = {name: facts[name] for name in ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info')}
+        with self.db.write() as c:
+            numbered = c.execute("""
+                UPDATE project
+                   SET last_iid = last_iid + 1
+                 WHERE id = :id
+                RETURNING last_iid
+                """, dict(id=project['id'])).fetchall()
+            pipeline_id = insert(
+                c, 'pipeline', **columns, project_id=project['id'], iid=numbered[0]['last_iid'], status='created',
+                name=spec.name, auto_cancel=spec.auto_cancel, variables=json.dumps(given), user_id=user_id,
+                created_at=now, updated_at=now)
+            for job in sorted(spec.jobs, key=lambda job: places[job.stage]):
+                insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, user_id=user_id, created_at=now,
+                       stage_idx=places[job.stage], tag_set_id=self._tag_set(c, job.tag_list),
+                       shared=project['shared_runners_enabled'], **self._job_columns(job))
+            self._supersede(c, facts, pipeline_id)
+            self._process(c, pipeline_id)
+        self._announce()
+        return self.find_pipeline(pipeline_id)
+
+    @staticmethod
+    def _job_columns(job: JobSpec) -> dict[str, Any]:
+        """Return the columns of a new job that follow from its spec alone."""
+        needs = None
+        if job.needs is not None:
+            needs = json.dumps([need['name'] for need in job.needs])
+        return {
+            'name': job.name,
+            'stage': job.stage,
+            'status': 'created',
+            'when_': job.when,
+            'allow_failure': job.allow_failure,
+            'needs': needs,
+            'resource_group': job.resource_group,
+            'interruptible': job.interruptible,
+            'timeout': job.timeout,
+            'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':')),
+        }
+
+    def _supersede(self, c: sqlite3.Connection, facts: Mapping[str, Any], pipeline_id: int) -> None:
+        """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
+        if facts['tag']:
+            return
+        older = c.execute("""
+            SELECT id, auto_cancel
+              FROM pipeline
+             WHERE project_id = :project_id AND ref = :ref AND NOT tag
+               AND sha <> :sha AND id < :id AND auto_cancel <> 'none' AND finished_at IS NULL AND status <> 'manual'
+            """, dict(project_id=facts['project_id'], ref=facts['ref'], sha=facts['sha'], id=pipeline_id)).fetchall()
+        for pipeline in older:
+            redundant = c.execute("""
+                SELECT id
+                  FROM job
+                 WHERE pipeline_id = :id
+                   AND (interruptible
+                        OR :auto_cancel = 'conservative'
+                           AND NOT EXISTS (SELECT 1
+                                             FROM job
+                                            WHERE pipeline_id = :id AND retried = 0
+                                              AND started_at AND NOT interruptible))
+                """, dict(id=pipeline['id'], auto_cancel=pipeline['auto_cancel'])).fetchall()
+            self._cancel(c, redundant)
+            self._process(c, pipeline['id'])
+
+    @staticmethod
+    def _tag_set(c: sqlite3.Connection, tags: Iterable[str]) -> int:
+        """Return the id of a set of tags; a new set is matched with the runners there are."""
+        wanted = json.dumps(clean_tags(tags))
+        row = c.execute('SELECT id FROM tag_set WHERE tags = :tags', dict(tags=wanted)).fetchone()
+        if row:
+            return row['id']
+        tag_set_id = insert(c, 'tag_set', tags=wanted)
+        c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
+        return tag_set_id
+
+    def trigger_pipeline(self, trigger: Row, ref: str, *, sha: str | None = None, content: Any = None,
+                         variables: Iterable[Mapping[str, Any]] = (), tag: bool = False) -> Row:
+        """Create a pipeline on behalf of a trigger's owner; the keywords are those of `create_pipeline`."""
+        user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
+        pipeline = self.create_pipeline(trigger['project_id'], ref, sha=sha, content=content, variables=variables,
+                                        source='trigger', user=user, tag=tag)
+        with self.db.write() as c:
+            c.execute("""
+                UPDATE trigger_token
+                   SET last_used = :now
+                 WHERE id = :id
+                """, dict(now=self.clock(), id=trigger['id']))
+        return pipeline
+
+    def find_pipeline(self, pipeline: Row | int, project: Row | None = None) -> Row:
+        """Return a pipeline (of `project`, if given) and its `coverage`; raise NotFound if there is none."""
+        pipeline_id = pipeline['id'] if isinstance(pipeline, Row) else pipeline
+        return self._find('Pipeline', f"""
+            SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage
+              FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id)
+             WHERE :project_id IS NULL OR project_id = :project_id
+            """, id=pipeline_id, project_id=id_of(project))
+
+    def list_pipelines(self, project: Row | None = None, *, ref: str | None = None, sha: str | None = None,
+                       status: str | None = None, scope: str | None = None, source: str | None = None,
+                       name: str | None = None, username: str | None = None, created_after: float | None = None,
+                       created_before: float | None = None, updated_after: float | None = None,
+                       updated_before: float | None = None, yaml_errors: bool | None = None, order_by: str = 'id',
+                       sort: str = 'desc', limit: int = 20, offset: int = 0,
+                       count_to: int = 10_001) -> tuple[list[Row], int]:
+        """Return a page of a project's pipelines, or of all, newest first, and the number of all that match.
+
+        `scope` is GitLab's: `running`, `pending`, `finished`, `branches` or `tags` (the newest of each).
+        Moments are seconds since 1970. `order_by` is `id`, `status`, `ref`, `updated_at` or `user_id`,
+        `sort` is `asc` or `desc`. Counting stops at `count_to`.
+        """
+        values = dict(
+            project_id=id_of(project), ref=ref, sha=sha, status=status, scope=scope, source=source, name=name,
+            username=username, created_after=created_after, created_before=created_before,
+            updated_after=updated_after, updated_before=updated_before, yaml_errors=yaml_errors)
+        where = conditions(PIPELINE_FILTERS, values)
+        order = PIPELINE_ORDERS.get(order_by, 'id')
+        direction = DIRECTIONS.get(sort, 'DESC')
         with self.db.read() as c:
-            total, = c.execute('SELECT count(*) FROM (SELECT 1 FROM pipeline '
-                               'LEFT JOIN user ON user.id = pipeline.user_id '
-                               f'WHERE {where} LIMIT :count_to)', values).fetchone()
-            return c.execute(f'{PIPELINE_ROWS} WHERE {where} ORDER BY pipeline.{order} {way}, pipeline.id {way} '
-                             'LIMIT :limit OFFSET :offset', values).fetchall(), total
+            total, = c.execute(f"""
+                SELECT count(*)
+                  FROM (SELECT 1
+                          FROM pipeline
+                          LEFT JOIN user ON user.id = pipeline.user_id
+                         WHERE {where}
+                         LIMIT :count_to)
+                """, {**values, 'count_to': count_to}).fetchone()
+            rows = c.execute(f"""
+                {PIPELINE_ROWS}
+                 WHERE {where}
+                 ORDER BY pipeline.{order} {direction}, pipeline.id {direction}
+                 LIMIT :limit OFFSET :offset
+                """, {**values, 'limit': limit, 'offset': offset}).fetchall()
+        return rows, total
 
     def newest_pipelines(self, projects: Sequence[Row]) -> dict[int, Row]:
         """Return the newest pipelines of projects, by the project's id; one without any is left out."""
-        rows = self._all(f'{PIPELINE_ROWS} WHERE pipeline.id IN ('
-                         'SELECT (SELECT max(id) FROM pipeline WHERE project_id = value) FROM json_each(:ids))',
-                         ids=json.dumps([project['id'] for project in projects]))
+        ids = [project['id'] for project in projects]
+        rows = self._all(f"""
+            {PIPELINE_ROWS}
+             WHERE pipeline.id IN (SELECT (SELECT max(id) FROM pipeline WHERE project_id = value)
+                                     FROM json_each(:ids))
+            """, ids=json.dumps(ids))
         return {row['project_id']: row for row in rows}
 
     def list_stages(self, pipelines: Sequence[Row]) -> dict[int, list[tuple[str, str]]]:
         """Return the stages of pipelines, by the pipeline's id: names and statuses in order."""
-        stages: dict[int, dict[str, list[tuple[str, bool]]]] = {pipeline['id']: {} for pipeline in pipelines}
-        for row in self._all('SELECT DISTINCT pipeline_id, stage_idx, stage, status, allow_failure FROM job '
-                             'WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0 '
-                             'ORDER BY pipeline_id, stage_idx', ids=json.dumps(list(stages))):
-            stages[row['pipeline_id']].setdefault(row['stage'], []).append((row['status'], row['allow_failure']))
-        return {key: [(name, composite_status(jobs)) for name, jobs in found.items()] for key, found in stages.items()}
+        found: dict[int, dict[str, list[tuple[str, bool]]]] = {pipeline['id']: {} for pipeline in pipelines}
+        rows = self._all("""
+            SELECT DISTINCT pipeline_id, stage_idx, stage, status, allow_failure
+              FROM job
+             WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0
+             ORDER BY pipeline_id, stage_idx
+            """, ids=json.dumps(list(found)))
+        for row in rows:
+            stages = found[row['pipeline_id']]
+            stages.setdefault(row['stage'], []).append((row['status'], row['allow_failure']))
+        return {pipeline_id: [(stage, composite_status(jobs)) for stage, jobs in stages.items()]
+                for pipeline_id, stages in found.items()}
+
+    def cancel_pipeline(self, pipeline: Row) -> Row:
+        """Cancel every job of a pipeline that has not finished; return the pipeline."""
+        with self._change(pipeline['id']) as c:
+            jobs = c.execute('SELECT id FROM job WHERE pipeline_id = :id', dict(id=pipeline['id'])).fetchall()
+            self._cancel(c, jobs)
+        return self.find_pipeline(pipeline)
+
+    def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
+        """Retry every failed and canceled job of a pipeline and what was skipped after them; return it."""
+        with self._change(pipeline['id']) as c:
+            failed = c.execute("""
+                SELECT *
+                  FROM job
+                 WHERE pipeline_id = :id AND retried = 0 AND status IN ('failed', 'canceled')
+                 ORDER BY id
+                """, dict(id=pipeline['id'])).fetchall()
+            for job in failed:
+                self._clone(c, job, user, status="'created'")
+        return self.find_pipeline(pipeline)
 
     def delete_pipelines(self, pipelines: Sequence[Row]) -> None:
         """Remove pipelines with their jobs, traces and artifacts."""
         ids = json.dumps([pipeline['id'] for pipeline in pipelines])
-        jobs = self._all('SELECT id FROM job WHERE pipeline_id IN (SELECT value FROM json_each(:ids))', ids=ids)
-        self._delete_artifacts('job_id IN (SELECT id FROM job WHERE pipeline_id IN '
-                               '(SELECT value FROM json_each(:ids)))', ids=ids)
+        jobs = self._all("""
+            SELECT id
+              FROM job
+             WHERE pipeline_id IN (SELECT value FROM json_each(:ids))
+            """, ids=ids)
+        self._delete_artifacts("""
+            DELETE FROM artifact
+             WHERE job_id IN (SELECT id
+                                FROM job
+                               WHERE pipeline_id IN (SELECT value FROM json_each(:ids)))
+            RETURNING stored_as
+            """, ids=ids)
         with self.db.write() as c:
-            c.execute('DELETE FROM pipeline WHERE id IN (SELECT value FROM json_each(:ids))', dict(ids=ids))
+            c.execute("""
+                DELETE FROM pipeline
+                 WHERE id IN (SELECT value FROM json_each(:ids))
+                """, dict(ids=ids))
             for project_id in {pipeline['project_id'] for pipeline in pipelines}:
                 self._hand_out_resources(c, project_id)
         self._announce()
@@ -4392,143 +4998,8 @@ class Pipelines(Jobs):
         with self.db.write() as c:
             c.execute('DELETE FROM project WHERE id = :id', dict(id=project['id']))
 
-    def trigger_pipeline(self, trigger: Row, ref: str, **options: Any) -> Row:
-        """Make a pipeline on behalf of a trigger's owner; `options` are those of `create_pipeline`."""
-        user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
-        pipeline = self.create_pipeline(trigger['project_id'], ref, source='trigger', user=user, **options)
-        with self.db.write() as c:
-            c.execute('UPDATE trigger_token SET last_used = :now WHERE id = :id',
-                      dict(now=self.clock(), id=trigger['id']))
-        return pipeline
 
-    def cancel_pipeline(self, pipeline: Row) -> Row:
-        """Cancel every job of a pipeline that has not finished; return the pipeline."""
-        with self._change(pipeline['id']) as c:
-            self._cancel(c, 'pipeline_id = :id', id=pipeline['id'])
-        return self.find_pipeline(pipeline)
-
-    def retry_pipeline(self, pipeline: Row, user: Row | None = None) -> Row:
-        """Retry every failed and canceled job of a pipeline and what was skipped after them; return it."""
-        with self._change(pipeline['id']) as c:
-            failed = c.execute("SELECT * FROM job WHERE pipeline_id = :id AND retried = 0 "
-                               "AND status IN ('failed', 'canceled') ORDER BY id", dict(id=pipeline['id']))
-            for job in failed.fetchall():
-                self._clone(c, job, user, status="'created'")
-        return self.find_pipeline(pipeline)
-
-    def cancel_job(self, job: Row) -> Row:
-        """Cancel a job that has not finished; a finished one stays as it is. Return the job.
-
-        A runner that can end its job in good order is told to (`canceling`); a second cancel is final.
-        """
-        with self._change(job['pipeline_id']) as c:
-            self._cancel(c, 'id = :id', id=job['id'])
-        return self.find_job(job)
-
-    def _cancel(self, c: sqlite3.Connection, where: str, **values: Any) -> None:
-        """Cancel the jobs that `where` names, as far as they have not finished."""
-        values['now'] = self.clock()
-        c.execute("UPDATE job SET status = 'canceled', finished_at = max(:now, coalesce(started_at, :now)) "
-                  f"WHERE {where} AND status IN {CANCELABLE} "
-                  "AND NOT (status = 'running' AND EXISTS ("
-                  '    SELECT 1 FROM runner LEFT JOIN runner_manager AS manager '
-                  '           ON manager.runner_id = runner.id AND manager.system_id = job.system_id '
-                  "      JOIN json_each(coalesce(manager.info, runner.info), '$.features') AS feature "
-                  "     WHERE runner.id = job.runner_id AND feature.value = 'cancel_gracefully'))", values)
-        c.execute(f"UPDATE job SET status = 'canceling' WHERE {where} AND status = 'running'", values)
-
-    def retry_job(self, job: Row, user: Row | None = None) -> Row:
-        """Make a new pending job of a finished one and return it; the old one keeps its status.
-
-        What was skipped because of the old one waits again. Raises Forbidden when the job has not
-        finished or was retried already.
-        """
-        with self._change(job['pipeline_id']) as c:
-            retried = self._clone(c, job, user)
-            if retried is None:
-                raise Forbidden('Job is not retryable')
-        return self.find_job(retried)
-
-    def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
-               status: str = ENQUEUED) -> int | None:
-        """Put a copy in the place of a retryable job; return its id, or None if it is not retryable."""
-        if not c.execute(f'UPDATE job SET retried = 1 WHERE id = :id AND retried = 0 AND status IN {RETRYABLE}',
-                         dict(id=job['id'])).rowcount:
-            return None
-        clone = c.execute(
-            'INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure, '
-            '                 tag_set_id, shared, needs, resource_group, interruptible, timeout, user_id, '
-            '                 created_at, queued_at, variables, spec) '
-            f'SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {status}, when_, '
-            "       json_extract(spec, '$.allow_failure'), tag_set_id, project.shared_runners_enabled, needs, "
-            '       resource_group, interruptible, timeout, coalesce(:user_id, user_id), :now, :now, :variables, spec '
-            '  FROM job JOIN project ON project.id = job.project_id WHERE job.id = :id',
-            dict(id=job['id'], user_id=user and user['id'], variables=variables, now=self.clock())).lastrowid
-        self._reset_skipped(c, job)
-        return clone
-
-    @staticmethod
-    def _reset_skipped(c: sqlite3.Connection, job: Row) -> None:
-        """Let the jobs after `job` that were skipped wait for it again: of later stages, and what needs any of them."""
-        c.execute(
-            'WITH RECURSIVE again (name) AS ('
-            '    SELECT name FROM job WHERE pipeline_id = :pipeline_id AND retried = 0 '
-            "       AND (name = :name OR status = 'skipped' AND needs IS NULL AND stage_idx > :stage_idx) "
-            '    UNION SELECT job.name FROM again JOIN job ON job.pipeline_id = :pipeline_id AND job.retried = 0 '
-            '       AND EXISTS (SELECT 1 FROM json_each(job.needs) WHERE value = again.name)) '
-            "UPDATE job SET status = 'created' WHERE pipeline_id = :pipeline_id AND retried = 0 "
-            "AND status = 'skipped' AND name IN (SELECT name FROM again)",
-            dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], name=job['name']))
-
-    def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
-        """Queue a manual job and return it; one that has finished already is retried as a new job.
-
-        `variables` reach this run alone. Raises BadRequest when there is nothing to play.
-        """
-        given = json.dumps([check_variable(variable) for variable in variables])
-        with self._change(job['pipeline_id']) as c:
-            played: int | None = job['id']
-            if c.execute(f'UPDATE job SET status = {ENQUEUED}, queued_at = :now, variables = :variables, '
-                         '               user_id = coalesce(:user_id, user_id) '
-                         f'WHERE id = :id AND status IN {PLAYABLE}',
-                         dict(id=job['id'], now=self.clock(), user_id=user and user['id'], variables=given)).rowcount:
-                self._reset_skipped(c, job)
-            else:
-                played = self._clone(c, job, user, given) if job['when_'] == 'manual' else None
-            if played is None:
-                raise BadRequest('Unplayable Job')
-        return self.find_job(played)
-
-
-# Queue ########################################################################################
-
-# The oldest pending job among the sets of tags a runner serves: one seek for each set.
-OLDEST = """
-    SELECT min(oldest) AS id FROM (
-    SELECT (SELECT queued.id
-              FROM job AS queued INDEXED BY {index}
-             WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
-               AND {reach}
-               AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
-             ORDER BY queued.id
-             LIMIT 1) AS oldest
-      FROM runner_tag_set AS served {projects}
-     WHERE served.runner_id = :runner_id)
-    """
-QUEUES = {
-    'instance_type': OLDEST.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
-    'project_type': OLDEST.format(
-        index='job_pending_project', reach='queued.project_id = enabled.project_id',
-        projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
-}
-CLAIMS = {runner_type: f"""
-    UPDATE job
-       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
-           started_at = :now, attempts = attempts + 1
-     WHERE status = 'pending' AND id = ({oldest})
-    RETURNING id, pipeline_id
-    """ for runner_type, oldest in QUEUES.items()}
-
+# Retention ####################################################################################
 
 #: Every pipeline, oldest first, with what retention asks of it.
 PIPELINE_SIZES = """
@@ -4552,285 +5023,8 @@ PIPELINE_SIZES = """
     """
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A job that has just been handed to a runner.
-
-    `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
-    stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
-    those of the instance and the project.
-    """
-
-    job: Row
-    token: str
-    dependencies: Sequence[Row]
-    variables: Sequence[Row] = ()
-
-
-class Queue(Pipelines):
-    """What runners do: claim a job, append to its trace, store its artifacts, finish it; and the sweep behind them."""
-
-    def __init__(self, db: str | os.PathLike[str] | None, data: str | os.PathLike[str] | None,
-                 clock: Callable[[], float], fsync: bool, settings: Settings) -> None:
-        super().__init__(db, data, clock, fsync, settings)
-        self._listening_since = self._swept_at = clock()
-        self._ticked_at, self._tidied_at = time.monotonic(), 0.0
-
-    def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
-                    system_id: str | None = None) -> Claim | None:
-        """Hand the oldest job that a runner may take to it, or None when there is none.
-
-        The job is `running` from then on, with a token and an empty trace of its own. A paused runner
-        gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves jobs alone
-        that have waited for fewer seconds. `system_id` names the runner's machine.
-        """
-        now, token = self.clock(), new_token('mcb')
-        due = self._start_due(now)
-        if abs(now - self._swept_at) >= SWEEP_INTERVAL:
-            self.sweep()
-        if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
-            return None
-        wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
-                      job_age=job_age)
-        if self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is None:
-            return None  # an idle poll takes no lock
-        with self.db.write() as c:
-            claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
-            if not claimed:
-                return None
-            c.execute("UPDATE pipeline SET status = 'running', started_at = coalesce(started_at, :now), "
-                      "updated_at = :now WHERE id = :id AND status <> 'running'",
-                      dict(id=claimed[0]['pipeline_id'], now=now))
-            job = c.execute(f'{JOB_ROWS} WHERE job.id = :id', dict(id=claimed[0]['id'], now=now)).fetchone()
-            dependencies = self._dependencies(c, job)
-        self.traces.create(job['id'])
-        self._announce()
-        return Claim(job, token, dependencies, self._job_variables(job))
-
-    def _start_due(self, now: float) -> bool:
-        """Queue the delayed jobs whose time has come; tell whether there were any."""
-        due = self._all("""
-            SELECT DISTINCT pipeline_id
-              FROM job INDEXED BY job_scheduled
-             WHERE status = 'scheduled' AND scheduled_at <= :now
-            """, now=now)
-        for row in due:
-            pipeline_id = row['pipeline_id']
-            self._attempt(f'delayed jobs of pipeline {pipeline_id} stay', self._start_delayed, pipeline_id, now)
-        return bool(due)
-
-    def _start_delayed(self, pipeline_id: int, now: float) -> None:
-        """Queue the delayed jobs of one pipeline whose time has come."""
-        with self._change(pipeline_id) as c:
-            c.execute(f"""
-                UPDATE job
-                   SET status = {ENQUEUED}, queued_at = :now
-                 WHERE pipeline_id = :id AND status = 'scheduled' AND scheduled_at <= :now
-                """, dict(id=pipeline_id, now=now))
-
-    def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
-                   failure_reason: str | None = None, exit_code: int | None = None,
-                   checksum: str | None = None, bytesize: int | None = None) -> str:
-        """Take a runner's word on its job and return the job's status afterwards.
-
-        `success` and `failed` finish it and let its pipeline go on; anything else is a sign of life.
-        `trace` replaces the whole trace. Repeating the final state is no error. Raises JobNotRunning
-        when the job has left its runner in another way, and ChecksumMismatch while the trace does not
-        have the `checksum` (``crc32:`` and 8 digits) and `bytesize` that its runner counted.
-        """
-        if job['status'] == state and state in ('success', 'failed'):
-            return state
-        if job['status'] not in ALIVE:
-            raise JobNotRunning(job['status'])
-        if trace is not None:
-            with self._trace_limit(job):
-                self.traces.replace(job['id'], trace, lambda: self._check_alive(job))
-        if state not in ('success', 'failed'):
-            self.traces.heard(job['id'])
-            return job['status']
-        if checksum or bytesize is not None:
-            self._check_trace(job, checksum, bytesize)
-        if failure_reason not in FAILURE_REASONS:
-            failure_reason = 'unknown_failure'
-        status = self._finish(job, state, failure_reason if state == 'failed' else None, exit_code)
-        if status is None:
-            self._check_alive(job)
-        return status or state
-
-    def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
-        """Have a trace that does not match what its runner counted sent again, twice at most; then record it."""
-        size, stored = self.trace_size(job), self.traces.checksum(job['id'])
-        if (bytesize in (None, size)) and checksum in (None, stored):
-            return self.traces.settle(job['id'], complete=True)
-        refusals = json.loads(job['trace_state'] or '{"refusals": 0}')['refusals'] + 1
-        state = {'refusals': refusals, 'expected': {'checksum': checksum, 'bytesize': bytesize},
-                 'stored': {'checksum': stored, 'bytesize': size}}
-        with self.db.write() as c:
-            c.execute('UPDATE job SET trace_state = :state WHERE id = :id',
-                      dict(state=json.dumps(state), id=job['id']))
-        if refusals > MAX_TRACE_REFUSALS:
-            return log.warning('job %s: its trace is not what its runner counted: %s', job['id'], state)
-        if size >= (bytesize or 0):  # a shorter one is filled up: the runner learns its length from a 416
-            self.traces.restart(job['id'], lambda: self._check_alive(job))
-        raise ChecksumMismatch('send the trace again')
-
-    def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> str | None:
-        """Finish a job if it is still with the same claim, let its pipeline go on; return what it came to, if it was.
-
-        A job that was being canceled ends as canceled, whatever its runner says; a failed one is tried
-        again when it asked for that.
-        """
-        spec = stored_spec(job)
-        retry = spec['retry'] or {'max': 0, 'when': [], 'exit_codes': []}
-        coverage = self._coverage(job, spec['coverage']) if spec['coverage'] else None
-        with self._change(job['pipeline_id']) as c:
-            ended = c.execute(
-                "UPDATE job SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END, "
-                "               failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END, "
-                '               exit_code = :exit_code, allow_failure = allow_failure OR :allowed, '
-                '               coverage = :coverage, finished_at = max(:now, coalesce(started_at, :now)) '
-                f'WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash RETURNING *',
-                dict(id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code,
-                     token_hash=job['token_hash'], now=self.clock(), coverage=coverage,
-                     allowed=status == 'failed' and exit_code in spec['allow_failure_exit_codes'])).fetchall()
-            if ended:
-                tries, = c.execute('SELECT count(*) FROM job WHERE pipeline_id = :pipeline_id AND name = :name',
-                                   dict(pipeline_id=job['pipeline_id'], name=job['name'])).fetchone()
-                if ended[0]['status'] == 'failed' and tries <= retry['max'] and (
-                        {'always', failure_reason} & set(retry['when']) or exit_code in retry['exit_codes']):
-                    self._clone(c, ended[0], None)
-        self.traces.settle(job['id'])
-        return ended[0]['status'] if ended else None
-
-    def _coverage(self, job: Row, pattern: str) -> float | None:
-        """Return the last number that a job's coverage pattern finds in the end of its trace."""
-        until = time.monotonic() + PATTERN_TIMEOUT
-        with contextlib.suppress(NotFound, regex.error, TimeoutError), self.open_trace(job) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
-            for line in reversed(file.read().decode('utf-8', 'replace').splitlines()):
-                groups = regex.findall(pattern, line, timeout=max(until - time.monotonic(), 0.001))[-1:]
-                text = groups[0][-1] if groups and isinstance(groups[0], tuple) else ''.join(groups)   # its last group
-                if number := re.search(r'[0-9]+(?:\.[0-9]+)?', text):
-                    return float(number[0])
-        return None
-
-    @contextlib.contextmanager
-    def _trace_limit(self, job: Row) -> Iterator[None]:
-        """Fail the job whose trace outgrows the limit, and tell its runner."""
-        try:
-            yield
-        except TooLarge:
-            raise JobNotRunning(self._finish(job, 'failed', 'trace_size_exceeded') or 'failed') from None
-
-    def append_trace(self, job: Row, start: int, data: bytes) -> int:
-        """Add `data` to a running job's trace at byte `start`; return its length when it is on disk.
-
-        Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
-        does not end at `start`; JobNotRunning when the job has left its runner or outgrew max_trace_size.
-        """
-        with self._trace_limit(job):
-            return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
-
-    def store_artifacts(self, job: Row, part: PartFile, *, file_type: str = 'archive', file_format: str = 'zip',
-                        expire_in: str | None = None, replace: bool = False) -> None:
-        """Keep a received file as a running job's artifact of `file_type`.
-
-        `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
-        takes the first one's place with `replace`; without it, the same content again is no error and
-        other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
-        Raises JobNotRunning when the job has left its runner.
-        """
-        try:
-            lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
-        except ValueError as error:
-            raise BadRequest(f'expire_in: {error}') from None
-        dotenv = json.dumps(read_dotenv(part)) if file_type == 'dotenv' else None
-        self._check_alive(job)
-        stored_as, now = self.artifacts.store(job['id'], part), self.clock()
-        unwanted = [stored_as]
-        try:
-            with self.db.write() as c:
-                if not c.execute('UPDATE job SET dotenv = coalesce(:dotenv, dotenv) WHERE id = :id '
-                                 f'AND status IN {ALIVE} AND token_hash = :token_hash',
-                                 dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount:
-                    self._check_alive(job)
-                before = c.execute('SELECT * FROM artifact WHERE job_id = :id AND file_type = :type',
-                                   dict(id=job['id'], type=file_type)).fetchone()
-                if before and not replace:
-                    if before['sha256'] != part.sha256:
-                        raise BadRequest('another artifact of the same type already exists')
-                    return
-                c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before and before['id']))
-                insert(c, 'artifact', job_id=job['id'], file_type=file_type, file_format=file_format, size=part.size,
-                       filename=part.filename or 'artifacts.zip', stored_as=stored_as, sha256=part.sha256,
-                       created_at=now, expire_at=lifetime and now + lifetime)
-            unwanted = [before['stored_as']] if before else []
-        finally:
-            self.artifacts.remove(unwanted)
-        self.traces.heard(job['id'])
-
-    def sweep(self) -> None:
-        """Do what time has made due: free disk space, requeue or fail silent jobs, start delayed ones.
-
-        A server calls it every few seconds, `request_job` every half minute in other deployments; call
-        it after moving the clock. What fails is logged and tried again the next time; it stops nothing else.
-        """
-        now = self.clock()
-        self._note_gap(now)
-        self._attempt('expired artifacts stay', self._remove_expired, now)
-        if abs(now - self._tidied_at) >= TIDY_INTERVAL:
-            self._tidied_at = now
-            self._attempt('leftover files stay', self._collect_garbage)
-            self._attempt('old pipelines stay', self.prune)
-            self._attempt('old rows stay', self._tidy)
-            self._attempt('unused pages stay', self.db.shrink)
-        for job in self._attempt('silent jobs stay', self._alive_jobs) or []:
-            self._attempt(f'job {job["id"]} stays as it is', self._check_silence, job, now)
-        self._attempt('delayed jobs stay', self._start_due, now)
-
-    def _note_gap(self, now: float) -> None:
-        """Count silence anew when the machine was suspended or its clock set: no runner was silent then."""
-        asleep = now - self._swept_at - (time.monotonic() - self._ticked_at)
-        if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
-            self._listening_since = now
-        self._swept_at, self._ticked_at = now, time.monotonic()
-
-    def listen_anew(self) -> None:
-        """Count the silence of runners from now on, because this process could not hear them until now."""
-        self._listening_since = self.clock()
-
-    def _remove_expired(self, now: float) -> None:
-        if self._one('SELECT 1 FROM artifact WHERE expire_at <= :now', now=now):
-            self._delete_artifacts('expire_at <= :now', now=now)
-
-    def _alive_jobs(self) -> list[Row]:
-        return self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')
-
-    def _check_silence(self, job: Row, now: float) -> None:
-        """Requeue a job whose claim was never answered; fail a job whose runner fell silent."""
-        heard = self.traces.last_heard(job['id'])
-        silent = now - max(heard or job['started_at'], self._listening_since)
-        if heard is None and silent >= self.settings.claim_timeout:
-            self.traces.remove_unheard(job['id'], functools.partial(self._requeue, job))
-        elif silent >= self.settings.stuck_timeout:
-            log.info('job %s: its runner has been silent for %d s, so it failed', job['id'], silent)
-            self._finish(job, 'failed', 'stuck_or_timeout_failure')
-
-    def _requeue(self, job: Row) -> bool:
-        """Return a job whose claim was never answered to the queue, its old token void; tell whether it left."""
-        if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
-            log.info('job %s: %d claims were not answered, so it failed', job['id'], job['attempts'])
-            self._finish(job, 'failed', 'claims_unanswered')
-            return False
-        log.info('job %s: its claim was not answered, so it is pending again', job['id'])
-        with self._change(job['pipeline_id']) as c:
-            return c.execute("""
-                UPDATE job
-                   SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL
-                 WHERE id = :id AND status = 'running' AND token_hash = :token_hash
-                """, dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
-
-    # -- what keeps the disk and the database small
+class Retention(Pipelines):
+    """What keeps the disk and the database small: old pipelines, expired artifacts and leftovers go."""
 
     def prune(self, *, dry_run: bool = False) -> list[Row]:
         """Remove finished pipelines that are too old, or too much together; return them, oldest first.
@@ -4912,6 +5106,15 @@ class Queue(Pipelines):
         """Return how many bytes the artifacts and traces of a pipeline have."""
         return row['artifacts'] + sum(self.traces.size(job_id) or 0 for job_id in json.loads(row['jobs']))
 
+    def _remove_expired(self, now: float) -> None:
+        """Delete the artifacts whose time is over."""
+        if self._one('SELECT 1 FROM artifact WHERE expire_at <= :now', now=now):
+            self._delete_artifacts("""
+                DELETE FROM artifact
+                 WHERE expire_at <= :now
+                RETURNING stored_as
+                """, now=now)
+
     def _tidy(self) -> None:
         """Delete status changes that every callback has heard of, and tag sets that no job has."""
         with self.db.write() as c:
@@ -4958,17 +5161,429 @@ class Queue(Pipelines):
         return [row['value'] for row in self._all(statement, given=json.dumps(list(given)))]
 
 
+# Queue ########################################################################################
+
+# The oldest pending job among the tag sets that a runner serves: one seek for each set.
+OLDEST = """
+    SELECT min(oldest) AS id
+      FROM (SELECT (SELECT queued.id
+                      FROM job AS queued INDEXED BY {index}
+                     WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
+                       AND {reach}
+                       AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
+                     ORDER BY queued.id
+                     LIMIT 1) AS oldest
+              FROM runner_tag_set AS served {projects}
+             WHERE served.runner_id = :runner_id)
+    """
+QUEUES = {
+    'instance_type': OLDEST.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
+    'project_type': OLDEST.format(
+        index='job_pending_project', reach='queued.project_id = enabled.project_id',
+        projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
+}
+CLAIMS = {runner_type: f"""
+    UPDATE job
+       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
+           started_at = :now, attempts = attempts + 1
+     WHERE status = 'pending' AND id = ({oldest})
+    RETURNING id, pipeline_id
+    """ for runner_type, oldest in QUEUES.items()}
+
+# A job that was being canceled ends as canceled, whatever its runner says.
+FINISH = f"""
+    UPDATE job
+       SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END,
+           failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END,
+           exit_code = :exit_code, allow_failure = allow_failure OR :allowed,
+           coverage = :coverage, finished_at = max(:now, coalesce(started_at, :now))
+     WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash
+    RETURNING *
+    """
+
+
+#: Every pipeline, oldest first, with what retention asks of it.
+PIPELINE_SIZES = """
+    SELECT pipeline.id, pipeline.project_id, pipeline.ref, pipeline.status, pipeline.finished_at, live_ref.seen_at,
+           (SELECT json_group_array(job.id)
+              FROM job
+             WHERE job.pipeline_id = pipeline.id) AS jobs,
+           (SELECT coalesce(sum(artifact.size), 0)
+              FROM job
+              JOIN artifact ON artifact.job_id = job.id
+             WHERE job.pipeline_id = pipeline.id) AS artifacts,
+           pipeline.status = 'success' AND pipeline.id = (
+               SELECT max(other.id)
+                 FROM pipeline AS other
+                WHERE other.project_id = pipeline.project_id
+                  AND other.ref = pipeline.ref
+                  AND other.status = 'success') AS last_success
+      FROM pipeline
+      LEFT JOIN live_ref ON live_ref.project_id = pipeline.project_id AND live_ref.ref = pipeline.ref
+     ORDER BY pipeline.id
+    """
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that has just been handed to a runner.
+
+    `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
+    stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
+    those of the instance and the project.
+    """
+
+    job: Row
+    token: str
+    dependencies: Sequence[Row]
+    variables: Sequence[Row] = ()
+
+
+class Queue(Retention):
+    """What runners do: claim a job, append to its trace, store its artifacts, finish it; and the sweep behind them."""
+
+    def __init__(self, db: str | os.PathLike[str] | None, data: str | os.PathLike[str] | None,
+                 clock: Callable[[], float], fsync: bool, settings: Settings) -> None:
+        super().__init__(db, data, clock, fsync, settings)
+        self._listening_since = self._swept_at = clock()
+        self._ticked_at, self._tidied_at = time.monotonic(), 0.0
+
+    def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
+                    system_id: str | None = None) -> Claim | None:
+        """Claim the oldest job that a runner may take and return it, or None when there is none.
+
+        The job is `running` from then on, with a token and an empty trace of its own. A paused runner
+        gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves out jobs
+        that have waited for fewer seconds. `system_id` names the runner manager.
+        """
+        now, token = self.clock(), new_token('mcb')
+        due = self._start_due(now)
+        if abs(now - self._swept_at) >= SWEEP_INTERVAL:
+            self.sweep()
+        if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
+            return None
+        wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
+                      job_age=job_age)
+        if self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is None:
+            return None  # an idle poll takes no lock
+        with self.db.write() as c:
+            claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
+            if not claimed:
+                return None
+            self._start_pipeline(c, claimed[0]['pipeline_id'], now)
+            job = c.execute(f"""
+                {JOB_ROWS}
+                 WHERE job.id = :id
+                """, dict(id=claimed[0]['id'], now=now)).fetchone()
+            dependencies = self._dependencies(c, job)
+        self.traces.create(job['id'])
+        self._announce()
+        return Claim(job, token, dependencies, self._job_variables(job))
+
+    @staticmethod
+    def _start_pipeline(c: sqlite3.Connection, pipeline_id: int, now: float) -> None:
+        """Update a pipeline's status when one of its jobs starts to run."""
+        c.execute("""
+            UPDATE pipeline
+               SET status = 'running', started_at = coalesce(started_at, :now), updated_at = :now
+             WHERE id = :id AND status <> 'running'
+            """, dict(id=pipeline_id, now=now))
+
+    def _start_due(self, now: float) -> bool:
+        """Queue the delayed jobs whose time has come; tell whether there were any."""
+        due = self._all("""
+            SELECT DISTINCT pipeline_id
+              FROM job INDEXED BY job_scheduled
+             WHERE status = 'scheduled' AND scheduled_at <= :now
+            """, now=now)
+        for row in due:
+            pipeline_id = row['pipeline_id']
+            self._attempt(f'delayed jobs of pipeline {pipeline_id} stay', self._start_delayed, pipeline_id, now)
+        return bool(due)
+
+    def _start_delayed(self, pipeline_id: int, now: float) -> None:
+        """Queue the delayed jobs of one pipeline whose time has come."""
+        with self._change(pipeline_id) as c:
+            c.execute(f"""
+                UPDATE job
+                   SET status = {ENQUEUED}, queued_at = :now
+                 WHERE pipeline_id = :id AND status = 'scheduled' AND scheduled_at <= :now
+                """, dict(id=pipeline_id, now=now))
+
+    def update_job(self, job: Row, state: str | None = None, *, trace: bytes | None = None,
+                   failure_reason: str | None = None, exit_code: int | None = None,
+                   checksum: str | None = None, bytesize: int | None = None) -> str:
+        """Take a runner's report on its job and return the job's status afterwards.
+
+        `success` and `failed` finish it and let its pipeline go on; anything else is a sign of life.
+        `trace` replaces the whole trace. Repeating the final state is no error. Raises JobNotRunning
+        when the job has left its runner in another way, and ChecksumMismatch while the trace does not
+        have the `checksum` (``crc32:`` and 8 digits) and `bytesize` that its runner counted.
+        """
+        if job['status'] == state and state in ('success', 'failed'):
+            return state
+        if job['status'] not in ALIVE:
+            raise JobNotRunning(job['status'])
+        if trace is not None:
+            with self._trace_limit(job):
+                self.traces.replace(job['id'], trace, lambda: self._check_alive(job))
+        if state not in ('success', 'failed'):
+            self.traces.heard(job['id'])
+            return job['status']
+        if checksum or bytesize is not None:
+            self._check_trace(job, checksum, bytesize)
+        reason = None
+        if state == 'failed':
+            reason = failure_reason if failure_reason in FAILURE_REASONS else 'unknown_failure'
+        status = self._finish(job, state, reason, exit_code)
+        if status is None:
+            self._check_alive(job)
+        return status or state
+
+    def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
+        """Compare a trace with the runner's checksum; on mismatch ask for it again, at most twice, then record it."""
+        size, stored = self.trace_size(job), self.traces.checksum(job['id'])
+        if bytesize in (None, size) and checksum in (None, stored):
+            self.traces.settle(job['id'], complete=True)
+            return
+        before = json.loads(job['trace_state'] or '{"refusals": 0}')
+        refusals = before['refusals'] + 1
+        state = {
+            'refusals': refusals,
+            'expected': {'checksum': checksum, 'bytesize': bytesize},
+            'stored': {'checksum': stored, 'bytesize': size},
+        }
+        with self.db.write() as c:
+            c.execute("""
+                UPDATE job
+                   SET trace_state = :state
+                 WHERE id = :id
+                """, dict(state=json.dumps(state), id=job['id']))
+        if refusals > MAX_TRACE_REFUSALS:
+            log.warning('job %s: its trace is not what its runner counted: %s', job['id'], state)
+            return
+        if size >= (bytesize or 0):  # a shorter one is filled up: the runner learns its length from a 416
+            self.traces.restart(job['id'], lambda: self._check_alive(job))
+        raise ChecksumMismatch('send the trace again')
+
+    def _finish(self, job: Row, status: str, failure_reason: str | None, exit_code: int | None = None) -> str | None:
+        """Finish a job and process its pipeline; return the final status, or None if this claim was lost.
+
+        A failed job is retried when its `retry` says so.
+        """
+        spec = stored_spec(job)
+        coverage = None
+        if spec['coverage']:
+            coverage = self._coverage(job, spec['coverage'])
+        allowed = status == 'failed' and exit_code in spec['allow_failure_exit_codes']
+        with self._change(job['pipeline_id']) as c:
+            ended = c.execute(FINISH, dict(
+                id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code, allowed=allowed,
+                token_hash=job['token_hash'], now=self.clock(), coverage=coverage)).fetchall()
+            if ended and ended[0]['status'] == 'failed' and self._is_retried(c, job, spec, failure_reason, exit_code):
+                self._clone(c, ended[0], None)
+        self.traces.settle(job['id'])
+        if not ended:
+            return None
+        return ended[0]['status']
+
+    @staticmethod
+    def _is_retried(c: sqlite3.Connection, job: Row, spec: Mapping[str, Any], failure_reason: str | None,
+                    exit_code: int | None) -> bool:
+        """Tell whether a job that failed for this reason is to be retried by its spec's `retry`."""
+        retry = spec['retry']
+        if not retry:
+            return False
+        if not {'always', failure_reason} & set(retry['when']) and exit_code not in retry['exit_codes']:
+            return False
+        tries, = c.execute("""
+            SELECT count(*)
+              FROM job
+             WHERE pipeline_id = :pipeline_id AND name = :name
+            """, dict(pipeline_id=job['pipeline_id'], name=job['name'])).fetchone()
+        return tries <= retry['max']
+
+    def _coverage(self, job: Row, pattern: str) -> float | None:
+        """Return the last number that a job's coverage pattern finds in the end of its trace."""
+        until = time.monotonic() + PATTERN_TIMEOUT
+        with contextlib.suppress(NotFound, regex.error, TimeoutError), self.open_trace(job) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
+            lines = file.read().decode('utf-8', 'replace').splitlines()
+            for line in reversed(lines):
+                left = max(until - time.monotonic(), 0.001)
+                matches = regex.findall(pattern, line, timeout=left)
+                if not matches:
+                    continue
+                text = matches[-1]
+                if isinstance(text, tuple):
+                    text = text[-1]     # several groups: the last one counts
+                number = re.search(r'[0-9]+(?:\.[0-9]+)?', text)
+                if number:
+                    return float(number[0])
+        return None
+
+    @contextlib.contextmanager
+    def _trace_limit(self, job: Row) -> Iterator[None]:
+        """Fail a job whose trace outgrows the limit, and raise JobNotRunning for its runner."""
+        try:
+            yield
+        except TooLarge:
+            status = self._finish(job, 'failed', 'trace_size_exceeded')
+            raise JobNotRunning(status or 'failed') from None
+
+    def append_trace(self, job: Row, start: int, data: bytes) -> int:
+        """Append `data` to a running job's trace at byte `start`; return its length when it is on disk.
+
+        Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
+        does not end at `start`; JobNotRunning when the job has left its runner or outgrew max_trace_size.
+        """
+        with self._trace_limit(job):
+            return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
+
+    def store_artifacts(self, job: Row, part: PartFile, *, file_type: str = 'archive', file_format: str = 'zip',
+                        expire_in: str | None = None, replace: bool = False) -> None:
+        """Keep a received file as a running job's artifact of `file_type`.
+
+        `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
+        takes the first one's place with `replace`; without it, the same content again is no error and
+        other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
+        Raises JobNotRunning when the job has left its runner.
+        """
+        try:
+            lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
+        except ValueError as error:
+            raise BadRequest(f'expire_in: {error}') from None
+        dotenv = None
+        if file_type == 'dotenv':
+            dotenv = json.dumps(read_dotenv(part))
+        self._check_alive(job)
+        now = self.clock()
+        stored_as = self.artifacts.store(job['id'], part)
+        columns = dict(file_type=file_type, file_format=file_format, size=part.size, sha256=part.sha256,
+                       filename=part.filename or 'artifacts.zip', stored_as=stored_as, created_at=now,
+                       expire_at=lifetime and now + lifetime)
+        unwanted = [stored_as]
+        try:
+            unwanted = self._insert_artifact(job, columns, dotenv, replace)
+        finally:
+            self.artifacts.remove(unwanted)
+        self.traces.heard(job['id'])
+
+    def _insert_artifact(self, job: Row, columns: Mapping[str, Any], dotenv: str | None, replace: bool) -> list[str]:
+        """Store the row of an artifact; return the names of the files that no row refers to now."""
+        with self.db.write() as c:
+            held = c.execute(f"""
+                UPDATE job
+                   SET dotenv = coalesce(:dotenv, dotenv)
+                 WHERE id = :id AND status IN {ALIVE} AND token_hash = :token_hash
+                """, dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount
+            if not held:
+                self._check_alive(job)
+            before = c.execute("""
+                SELECT *
+                  FROM artifact
+                 WHERE job_id = :id AND file_type = :type
+                """, dict(id=job['id'], type=columns['file_type'])).fetchone()
+            if before and not replace:
+                if before['sha256'] != columns['sha256']:
+                    raise BadRequest('another artifact of the same type already exists')
+                return [columns['stored_as']]
+            if before:
+                c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before['id']))
+            insert(c, 'artifact', job_id=job['id'], **columns)
+        return [before['stored_as']] if before else []
+
+    def sweep(self) -> None:
+        """Do what time has made due: free disk space, requeue or fail silent jobs, start delayed ones.
+
+        A server calls it every few seconds, `request_job` every half minute in other deployments; call
+        it after moving the clock. What fails is logged and tried again the next time; it stops nothing else.
+        """
+        now = self.clock()
+        self._note_gap(now)
+        self._attempt('expired artifacts stay', self._remove_expired, now)
+        if abs(now - self._tidied_at) >= TIDY_INTERVAL:
+            self._tidied_at = now
+            self._attempt('leftover files stay', self._collect_garbage)
+            self._attempt('old pipelines stay', self.prune)
+            self._attempt('old rows stay', self._tidy)
+            self._attempt('unused pages stay', self.db.shrink)
+        for job in self._attempt('silent jobs stay', self._alive_jobs) or []:
+            self._attempt(f'job {job["id"]} stays as it is', self._check_silence, job, now)
+        self._attempt('delayed jobs stay', self._start_due, now)
+
+    def _note_gap(self, now: float) -> None:
+        """Count silence anew when the machine was suspended or its clock set: no runner was silent then."""
+        asleep = now - self._swept_at - (time.monotonic() - self._ticked_at)
+        if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
+            self._listening_since = now
+        self._swept_at, self._ticked_at = now, time.monotonic()
+
+    def listen_anew(self) -> None:
+        """Count the silence of runners from now on, because this process could not hear them until now."""
+        self._listening_since = self.clock()
+
+    def _alive_jobs(self) -> list[Row]:
+        return self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')
+
+    def _check_silence(self, job: Row, now: float) -> None:
+        """Requeue a job whose claim was never answered; fail a job whose runner fell silent."""
+        heard = self.traces.last_heard(job['id'])
+        silent = now - max(heard or job['started_at'], self._listening_since)
+        if heard is None and silent >= self.settings.claim_timeout:
+            self.traces.remove_unheard(job['id'], functools.partial(self._requeue, job))
+        elif silent >= self.settings.stuck_timeout:
+            log.info('job %s: its runner has been silent for %d s, so it failed', job['id'], silent)
+            self._finish(job, 'failed', 'stuck_or_timeout_failure')
+
+    def _requeue(self, job: Row) -> bool:
+        """Return a job whose claim was never answered to the queue, its old token void; tell whether it left."""
+        if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
+            log.info('job %s: %d claims were not answered, so it failed', job['id'], job['attempts'])
+            self._finish(job, 'failed', 'claims_unanswered')
+            return False
+        log.info('job %s: its claim was not answered, so it is pending again', job['id'])
+        with self._change(job['pipeline_id']) as c:
+            return c.execute("""
+                UPDATE job
+                   SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL
+                 WHERE id = :id AND status = 'running' AND token_hash = :token_hash
+                """, dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
+
+
 # Coordinator ##################################################################################
 
 class Coordinator(Queue):
-    """The verbs of the domain over one database file and one directory of traces and artifacts.
+    """A CI coordinator over one database file and one directory of traces and artifacts.
 
     `db` is the database's path, None for a temporary directory that is gone on `close`; `data` the
     directory for traces and artifacts, by default beside the database (``ci.sqlite``: ``ci-data``).
     Every moment is read from `clock` (seconds since 1970), so a test moves time instead of sleeping.
     `fsync=False` trades durability for speed in throw-away databases. The other keywords are the
-    fields of `Settings`. Verbs may be called from any thread and by several processes at once; they
-    take and return rows of the tables, and raise `CIError` and its leaves.
+    fields of `Settings`.
+
+    The methods may be called from any thread and by several processes at once. They take and return
+    rows of the tables (see Schema for the columns) and raise `CIError` and its subclasses: NotFound for
+    a missing thing, BadRequest, Forbidden or Conflict for a refusal, Busy for trouble that passes.
+
+    ====================  ========================================================================
+    pipelines             `create_pipeline`, `lint`, `find_pipeline`, `list_pipelines`, `list_stages`,
+                          `cancel_pipeline`, `retry_pipeline`, `delete_pipelines`, `prune`
+    jobs                  `find_job`, `list_jobs`, `count_jobs`, `list_queue`, `list_running`, `wait`,
+                          `pending_reason`, `cancel_job`, `retry_job`, `play_job`, `erase_job`
+    traces, artifacts     `read_trace`, `open_trace`, `find_artifact`, `open_artifacts`,
+                          `keep_artifacts`, `delete_artifacts`
+    projects              `create_project`, `find_project`, `list_projects`, `edit_project`,
+                          `delete_project`, `set_variable`, `list_variables`, `create_trigger`,
+                          `trigger_pipeline`
+    runners, for people   `create_runner`, `list_runners`, `edit_runner`, `enable_runner`,
+                          `unregister_runner`, `reset_runner_token`, `registration_token`
+    what runners do       `register_runner`, `verify_runner`, `request_job`, `append_trace`,
+                          `store_artifacts`, `update_job`
+    accounts              `create_private_token`, `find_user`, `list_private_tokens`,
+                          `revoke_private_token`, `create_sign_in_code`, `sign_in`, `sign_out`
+    operation             `sweep`, `backup`, `on_change`, `on_finish`, `close`
+    ====================  ========================================================================
     """
 
     def __init__(self, db: str | os.PathLike[str] | None = None, data: str | os.PathLike[str] | None = None, *,
@@ -4986,39 +5601,54 @@ class Coordinator(Queue):
         """Write a consistent copy of the database to `target`, while it is in use."""
         self.db.backup(Path(target))
 
-    def on_change(self, callback: Callable[[str, Row, str], Any]) -> None:
+    def on_change(self, callback: Callable[[str, Row, str], object]) -> None:
         """Call back, from a thread of its own, when a job or pipeline has changed its status.
 
-        `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had; a status
-        that was left again by then is passed over. What it raises is logged and stops nothing.
+        `callback` takes ``job`` or ``pipeline``, the row as it is then, and the status that it had
+        before. A status that has changed again is skipped. What it raises is logged and stops nothing.
         """
         newest = self._all('SELECT coalesce(max(id), 0) AS id FROM event')[0]['id']
         threading.Thread(target=self._tell, args=(callback, newest), daemon=True).start()
 
-    def on_finish(self, callback: Callable[[Row], Any]) -> None:
+    def on_finish(self, callback: Callable[[Row], object]) -> None:
         """Call back as `on_change` does, with the row of each job and pipeline that has finished."""
-        self.on_change(lambda kind, row, before: callback(row) if row['status'] in FINISHED else None)
+        def finished(kind: str, row: Row, before: str) -> None:
+            if row['status'] in FINISHED:
+                callback(row)
 
-    def _tell(self, callback: Callable[[str, Row, str], Any], position: int) -> None:
+        self.on_change(finished)
+
+    def _tell(self, callback: Callable[[str, Row, str], object], position: int) -> None:
         """Call back for each event after `position` until the coordinator is closed."""
         while not self.db.closed:
             try:
-                for event in self._all('SELECT * FROM event WHERE id > :position ORDER BY id LIMIT 100',
-                                       position=position):
-                    find = self.find_job if event['kind'] == 'job' else self.find_pipeline
-                    with contextlib.suppress(NotFound):  # removed meanwhile
-                        row = find(event['object_id'])
-                        try:
-                            if row['status'] == event['status']:  # otherwise a later event tells of it
-                                callback(event['kind'], row, event['before'])
-                        except Exception:
-                            log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
+                events = self._all("""
+                    SELECT *
+                      FROM event
+                     WHERE id > :position
+                     ORDER BY id
+                     LIMIT 100
+                    """, position=position)
+                for event in events:
+                    self._tell_event(callback, event)
                     position = event['id']
             except Busy:
                 continue  # closed, or in trouble that may pass
             finally:
                 with self._changed:
                     self._changed.wait(0.5)
+
+    def _tell_event(self, callback: Callable[[str, Row, str], object], event: Row) -> None:
+        """Call back for one event, unless its job or pipeline is gone or has changed again."""
+        find = self.find_job if event['kind'] == 'job' else self.find_pipeline
+        with contextlib.suppress(NotFound):
+            row = find(event['object_id'])
+            if row['status'] != event['status']:
+                return  # a later event tells of it
+            try:
+                callback(event['kind'], row, event['before'])
+            except Exception:
+                log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
 
     def wait(self, job: Row | int, timeout: float = 60) -> Row:
         """Return a job as soon as it has finished.
@@ -5032,8 +5662,8 @@ class Coordinator(Queue):
                 return row
             left = deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f'job {row["id"]} ({row["name"]}) is {row["status"]} after {timeout:g} s: '
-                                   + (self.pending_reason(row) or 'its runner has not finished it'))
+                reason = self.pending_reason(row) or 'its runner has not finished it'
+                raise TimeoutError(f'job {row["id"]} ({row["name"]}) is {row["status"]} after {timeout:g} s: {reason}')
             with self._changed:  # another process may change it, so look again soon in any case
                 self._changed.wait(min(left, 0.1))
 
