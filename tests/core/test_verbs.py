@@ -3,10 +3,9 @@
 import inspect
 
 import pytest
+from support import SHA
 
 import minici
-
-SHA = '1' * 40
 
 #: Calls with a keyword that does not exist.
 UNKNOWN = {
