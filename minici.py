@@ -3581,7 +3581,7 @@ class Accounts(Store):
 
 PROJECT_PATH = re.compile(r'[A-Za-z0-9_][\w.\-]*(?:/[A-Za-z0-9_][\w.\-]*){0,19}', re.ASCII)
 NO_PROJECT_PATH = re.compile(fr'[0-9]+$|(?:{RESERVED_PATHS})(?:/|$)|.*\.(?:git|atom|json)$')
-PROJECT_ORDERS = {'id': 'id', 'name': 'name', 'path': 'path'}
+PROJECT_SORTS = {'id': 'id', 'name': 'name', 'path': 'path'}
 DIRECTIONS = {'asc': 'ASC', 'desc': 'DESC'}
 
 
@@ -3665,7 +3665,7 @@ class Projects(Accounts):
 
         `order_by` is `name`, `path` or anything else for their age; `sort` is `asc` or `desc`.
         """
-        order = PROJECT_ORDERS.get(order_by, 'id')
+        order = PROJECT_SORTS.get(order_by, 'id')
         direction = DIRECTIONS.get(sort, 'DESC')
         wanted = search.lower()
         found = self._all("""
@@ -4698,7 +4698,7 @@ PIPELINE_FILTERS = {
                                           GROUP BY ref, tag)
                 END""",
 }
-PIPELINE_ORDERS = {name: name for name in ('id', 'status', 'ref', 'updated_at', 'user_id')}
+PIPELINE_SORTS = {name: name for name in ('id', 'status', 'ref', 'updated_at', 'user_id')}
 
 
 class Pipelines(Processing):
@@ -4902,7 +4902,7 @@ class Pipelines(Processing):
             username=username, created_after=created_after, created_before=created_before,
             updated_after=updated_after, updated_before=updated_before, yaml_errors=yaml_errors)
         where = conditions(PIPELINE_FILTERS, values)
-        order = PIPELINE_ORDERS.get(order_by, 'id')
+        order = PIPELINE_SORTS.get(order_by, 'id')
         direction = DIRECTIONS.get(sort, 'DESC')
         with self.db.read() as c:
             total, = c.execute(f"""
