@@ -5202,28 +5202,6 @@ FINISH = f"""
     """
 
 
-#: Every pipeline, oldest first, with what retention asks of it.
-PIPELINE_SIZES = """
-    SELECT pipeline.id, pipeline.project_id, pipeline.ref, pipeline.status, pipeline.finished_at, live_ref.seen_at,
-           (SELECT json_group_array(job.id)
-              FROM job
-             WHERE job.pipeline_id = pipeline.id) AS jobs,
-           (SELECT coalesce(sum(artifact.size), 0)
-              FROM job
-              JOIN artifact ON artifact.job_id = job.id
-             WHERE job.pipeline_id = pipeline.id) AS artifacts,
-           pipeline.status = 'success' AND pipeline.id = (
-               SELECT max(other.id)
-                 FROM pipeline AS other
-                WHERE other.project_id = pipeline.project_id
-                  AND other.ref = pipeline.ref
-                  AND other.status = 'success') AS last_success
-      FROM pipeline
-      LEFT JOIN live_ref ON live_ref.project_id = pipeline.project_id AND live_ref.ref = pipeline.ref
-     ORDER BY pipeline.id
-    """
-
-
 @dataclass(frozen=True)
 class Claim:
     """A job that has just been handed to a runner.
