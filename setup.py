@@ -1,4 +1,4 @@
-"""Install minici: one module and the command of the same name."""
+"""Install minici: one module, the package with its pages, and the command of the same name."""
 
 import re
 from pathlib import Path
@@ -32,12 +32,15 @@ setup(
         'Topic :: Internet :: WWW/HTTP :: WSGI :: Application',
     ],
     py_modules=['minici'],
+    packages=['minici_pages'],
+    package_dir={'minici_pages': 'examples/minici_pages'},
+    package_data={'minici_pages': ['templates/*.tpl', 'static/*']},
     python_requires='>=3.10',
     install_requires=['bottle>=0.13.4', 'waitress>=3.0.2,<4', 'multipart>=1.2', 'regex>=2024.4'],
     extras_require={
         'yaml': ['PyYAML>=6'],
         'test': ['PyYAML>=6', 'pytest>=8', 'pytest-xdist>=3', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9',
-                 'gitlab-runner-api==1.0.4', 'setuptools<81', 'gidgetlab[httpx]>=2,<3', 'ruff', 'mypy',
+                 'gitlab-runner-api==1.0.4', 'setuptools>=70.1,<81', 'gidgetlab[httpx]>=2,<3', 'ruff', 'mypy',
                  'types-PyYAML', 'types-regex', 'playwright>=1.49', 'axe-playwright-python>=0.1.8'],
     },
     entry_points={'console_scripts': ['minici = minici:main']},

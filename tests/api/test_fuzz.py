@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 from wsgiref.util import setup_testing_defaults
 
+import minici_pages
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
@@ -66,7 +67,7 @@ class Surface:
         self.routes = self.app.routes
         self.token, self.project, self.runner, self.claim = self.ci.create_private_token(), None, None, None
         self.cookie = f'minici_{self.ci.instance}={self.token}'
-        self.csrf = minici.csrf_token(minici.Call(self.ci, self.routes[0], {'HTTP_COOKIE': self.cookie}))
+        self.csrf = minici_pages.csrf_token(minici.Call(self.ci, self.routes[0], {'HTTP_COOKIE': self.cookie}))
 
     def ready(self):
         """Make sure that there is a project and a runner with a running job, and that the job has an archive."""

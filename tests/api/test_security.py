@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from urllib.parse import quote
 
+import minici_pages
 import pytest
 from support import ASSETS, DOORS, PLAIN, PUBLIC, SHA, Client, Clock, Runner, archive, is_open, is_page
 
@@ -99,7 +100,7 @@ class World:
                         'Authorization': f'Bearer {token}'}
         elif how == 'cookie':
             headers['Cookie'] = f'minici_{self.ci.instance}={token}'
-            body |= {'csrf': minici.csrf_token(minici.Call(self.ci, route, {'HTTP_COOKIE': headers['Cookie']})),
+            body |= {'csrf': minici_pages.csrf_token(minici.Call(self.ci, route, {'HTTP_COOKIE': headers['Cookie']})),
                      **changes}
         elif how == 'query':
             path += '?' + '&'.join(f'{name}={quote(token)}' for name in tokens)

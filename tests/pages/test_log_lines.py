@@ -3,7 +3,9 @@
 import random
 import re
 
+import minici_pages
 import pytest
+from minici_pages.logs import find_lines
 from support import Clock
 
 import minici
@@ -79,12 +81,12 @@ def test_lines_of_a_long_log_are_found_by_number_and_by_offset(traces, seed):
     edges = [block.offset + near for block in traces.blocks(1) for near in (-1, 0, 1) if block.offset + near >= 0]
     for at in [*edges, *(chance.randrange(len(data)) for _ in range(15)), len(data) - 1]:
         number = data.count(b'\n', 0, at) + 1
-        assert traces.find_lines(1, offset=at) == [(number, begins[number - 1])]
-        assert traces.find_lines(1, number=number) == [(number, begins[number - 1])]
+        assert find_lines(traces, 1, offset=at) == [(number, begins[number - 1])]
+        assert find_lines(traces, 1, number=number) == [(number, begins[number - 1])]
     for beyond in (0, -1, len(begins) + 1, 10 ** 17):
-        assert traces.find_lines(1, number=beyond) == []
+        assert find_lines(traces, 1, number=beyond) == []
     for beyond in (-1, len(data), 10 ** 17):
-        assert traces.find_lines(1, offset=beyond) == []
+        assert find_lines(traces, 1, offset=beyond) == []
 
 
 def test_matches_are_found_in_every_block_in_order_up_to_the_limit(traces):
@@ -92,39 +94,39 @@ def test_matches_are_found_in_every_block_in_order_up_to_the_limit(traces):
     begins = starts(data)
     wanted = [(n + 1, begins[n]) for n in range(0, 400_000, 1000)]
     assert len(list(traces.blocks(1))) > 3
-    assert traces.find_lines(1, pattern=re.compile(b'needle'), limit=1000) == wanted
-    assert traces.find_lines(1, pattern=re.compile(b'needle'), limit=7) == wanted[:7]
-    assert traces.find_lines(1, pattern=re.compile(b'needle')) == wanted[:1]
-    assert traces.find_lines(1, pattern=re.compile(b'nothing'), limit=7) == []
+    assert find_lines(traces, 1, pattern=re.compile(b'needle'), limit=1000) == wanted
+    assert find_lines(traces, 1, pattern=re.compile(b'needle'), limit=7) == wanted[:7]
+    assert find_lines(traces, 1, pattern=re.compile(b'needle')) == wanted[:1]
+    assert find_lines(traces, 1, pattern=re.compile(b'nothing'), limit=7) == []
 
 
 def test_match_at_the_end_of_a_log_without_a_last_newline_is_found(traces):
     write(traces, b'one\ntwo needle')
-    assert traces.find_lines(1, pattern=re.compile(b'needle')) == [(2, 4)]
+    assert find_lines(traces, 1, pattern=re.compile(b'needle')) == [(2, 4)]
 
 
 def test_line_with_two_matches_is_found_once(traces):
     write(traces, b'x needle needle\nneedle\n')
-    assert traces.find_lines(1, pattern=re.compile(b'needle'), limit=9) == [(1, 0), (2, 16)]
+    assert find_lines(traces, 1, pattern=re.compile(b'needle'), limit=9) == [(1, 0), (2, 16)]
 
 
 def test_colours_and_links_within_a_word_do_not_hide_it(traces):
     write(traces, b'\x1b]0;title\x07\x1b[1mnee\x1b[0m\x1b[31mdle\x1b[0m\n')
-    assert traces.find_lines(1, pattern=re.compile(b'^needle$')) == [(1, 0)]
-    assert traces.find_lines(1, pattern=re.compile(b'title')) == []
+    assert find_lines(traces, 1, pattern=re.compile(b'^needle$')) == [(1, 0)]
+    assert find_lines(traces, 1, pattern=re.compile(b'title')) == []
 
 
 def test_line_longer_than_a_block_is_one_line(traces):
     write(traces, b'first\n' + b'x' * (5 * MIB) + b'needle' + b'x' * MIB + b'\nlast needle\n')
-    assert traces.find_lines(1, number=2) == [(2, 6)]
+    assert find_lines(traces, 1, number=2) == [(2, 6)]
     last = 6 + 6 * MIB + 7
-    assert traces.find_lines(1, number=3) == [(3, last)]
-    assert traces.find_lines(1, offset=last + 3) == [(3, last)]
-    found = traces.find_lines(1, pattern=re.compile(b'needle'), limit=9)
+    assert find_lines(traces, 1, number=3) == [(3, last)]
+    assert find_lines(traces, 1, offset=last + 3) == [(3, last)]
+    found = find_lines(traces, 1, pattern=re.compile(b'needle'), limit=9)
     assert [number for number, _ in found] == [2, 3]
-    found = traces.find_lines(1, pattern=re.compile(b'x'), limit=9)
+    found = find_lines(traces, 1, pattern=re.compile(b'x'), limit=9)
     assert [number for number, _ in found] == [2]
-    (number, offset), = traces.find_lines(1, offset=6 + 4 * MIB)
+    (number, offset), = find_lines(traces, 1, offset=6 + 4 * MIB)
     assert number == 2
     assert 6 <= offset <= 6 + 4 * MIB
 
@@ -135,7 +137,7 @@ def test_line_longer_than_a_block_is_one_line(traces):
     ids=repr)
 def test_megabytes_of_anything_without_an_error_hold_none(traces, data):
     write(traces, (b'\x1b[' if data == b'; ' else b'') + data * (MIB // len(data)))
-    assert traces.find_lines(1, pattern=minici.ERROR_LINE) == []
+    assert find_lines(traces, 1, pattern=minici_pages.ERROR_LINE) == []
     assert b'\x1b' not in b''.join(traces.plain(1))
 
 

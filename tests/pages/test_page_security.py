@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from urllib.parse import quote, urlencode, urljoin
 
+import minici_pages
 import pytest
 from browsing import Browser, crawl, read_page
 from hypothesis import HealthCheck, Phase, given, settings
@@ -164,7 +165,7 @@ def test_each_form_does_something_when_it_comes_from_our_page(ci, site, browser)
 def test_form_without_the_csrf_token_of_this_browser_changes_nothing(ci, site, browser, how):
     other = Browser(ci, ci.create_private_token())
     csrf = {'none': None, 'empty': '', 'wrong': 'x' * 64, 'of another browser': other.csrf, 'in a header': None,
-            'of nobody': minici.csrf_token(minici.Call(ci, site.routes[0], {}))}[how]
+            'of nobody': minici_pages.csrf_token(minici.Call(ci, site.routes[0], {}))}[how]
     headers = {'X-CSRF-Token': browser.csrf} if how == 'in a header' else {}
     before = site.stored()
     for path, fields in {**site.forms, '/-/sign_out': {}}.items():

@@ -5,6 +5,7 @@ import json
 import re
 from urllib.parse import quote, unquote, urlsplit
 
+import minici_pages
 import pytest
 from browsing import Browser, crawl
 from hypothesis import HealthCheck, given, settings
@@ -201,7 +202,7 @@ def test_assets_are_kept_for_ever_under_an_address_that_changes_with_them(browse
     for asset, kind in ((page.one('link', rel='stylesheet')['href'], 'text/css; charset=utf-8'),
                         (page.one('script')['src'], 'text/javascript; charset=utf-8')):
         answer = browser.get(asset)
-        assert (answer.headers['Content-Type'], urlsplit(asset).query) == (kind, minici.ASSETS_VERSION)
+        assert (answer.headers['Content-Type'], urlsplit(asset).query) == (kind, minici_pages.ASSETS_VERSION)
         assert answer.headers['Cache-Control'] == 'public, max-age=31536000, immutable'
         assert len(answer.body) > 1000
 
@@ -211,7 +212,7 @@ def test_every_status_has_a_favicon_that_is_an_image(client, status):
     answer = client.call('GET', f'/-/favicon/{status}.svg', status=200)
     assert answer.headers['Content-Type'] == 'image/svg+xml'
     assert answer.text.startswith('<svg xmlns="http://www.w3.org/2000/svg" ')
-    assert minici.MARKS[status] in answer.text
+    assert minici_pages.MARKS[status] in answer.text
 
 
 def test_favicon_of_an_unknown_status_is_the_plain_one(client):
@@ -591,7 +592,7 @@ def test_allowed_failure_is_shown_as_a_warning(browser, run, runner):
     assert states(browser.open('/').one('a', class_='status')) == ['success']
 
 
-@pytest.mark.parametrize('reason, words', [*minici.FAILURES.items(), ('api_failure', 'api_failure')])
+@pytest.mark.parametrize('reason, words', [*minici_pages.FAILURES.items(), ('api_failure', 'api_failure')])
 def test_failure_is_told_in_words(ci, browser, job, reason, words):
     finish(ci, job, 'failed', failure_reason=reason)
     assert browser.open(JOB).one('p', class_='notice').text == f'It failed: {words}.'

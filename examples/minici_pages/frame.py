@@ -1,0 +1,180 @@
+"""The frame that all pages share: templates, headers, refusals, and how a page declares its route."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import urllib.parse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import bottle
+
+from minici import (
+    Call,
+    CIError,
+    NotFound,
+    Route,
+    Row,
+    Unauthorized,
+    empty_response,
+    error_response,
+    page_link,
+    route,
+    word,
+)
+
+from . import markup
+from .sessions import csrf_token, root
+
+HERE = Path(__file__).parent
+STYLE = (HERE / 'static' / 'minici.css').read_text(encoding='utf-8')
+SCRIPT = (HERE / 'static' / 'minici.js').read_text(encoding='utf-8')
+#: Part of the addresses of style and script, so that browsers may keep both for ever.
+ASSETS_VERSION = hashlib.sha256((STYLE + SCRIPT).encode()).hexdigest()[:12]
+PAGE_HEADERS = {
+    'Content-Type': 'text/html; charset=utf-8',
+    'Cache-Control': 'private, no-cache',
+    'Referrer-Policy': 'same-origin',
+    'X-Frame-Options': 'DENY',
+    'Cross-Origin-Opener-Policy': 'same-origin',
+    'Cross-Origin-Resource-Policy': 'same-origin',
+    'Content-Security-Policy': "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
+                               "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+}
+#: What an error page says when the refusal itself names nothing but its status.
+EXPLANATIONS = {
+    404: 'There is nothing at this address; it may have been removed.',
+    500: 'Something broke while this page was made. It is not your fault; the log of the server has the details.',
+    503: 'The server is busy or in trouble. Try again in a moment; if this stays, its log says why.',
+}
+#: The pages' own routes, in the order of their declaration.
+ROUTES: list[Route] = []
+T = TypeVar('T')
+
+
+# -- templates
+
+class Template(bottle.SimpleTemplate):
+    """A template whose values are escaped by their type: markup stays, everything else is text."""
+
+    def prepare(self, **options: object) -> None:
+        """Prepare as bottle does, with our way to escape."""
+        super().prepare(**options)
+        self._escape = markup.escape
+
+
+@functools.cache
+def template(name: str) -> Template:
+    """Return the template of that name, compiled once."""
+    return Template(name=name, lookup=[str(HERE / 'templates')])
+
+
+def project_path(row: Row) -> str:
+    """Return the path below which the pages about a project's pipeline or job stand."""
+    return f'/{row["project_path"]}/-'
+
+
+#: What every template may use.
+HELPERS: dict[str, object] = {
+    'about': markup.about,
+    'clock': markup.clock,
+    'mark': markup.mark,
+    'moment': markup.moment,
+    'page_link': page_link,
+    'project_path': project_path,
+    'quote': urllib.parse.quote,
+    'size_text': markup.size_text,
+    'span': markup.span,
+    'tag_marks': markup.tag_marks,
+    'version': ASSETS_VERSION,
+    'word': word,
+}
+
+
+# -- pages
+
+def page(call: Call, name: str, title: str, *, below: str = '', status: str = '', refusal: CIError | None = None,
+         **values: object) -> bottle.HTTPResponse:
+    """Return a page: the template `name`, which sees `values`, within the frame that all pages share.
+
+    `below` is the item of the navigation that the page belongs to, if that is not its title. The browser's tab shows
+    `status`. `refusal` says what was wrong with the form that came. A page that has not changed is answered with 304.
+    """
+    user = call.actor
+    names: dict[str, object] = dict(HELPERS)
+    names.update(
+        call=call,
+        root=root(call),
+        user=user,
+        owner=user is not None and user['scope'] == 'api',
+        csrf=csrf_token(call) if user else '',
+        public=call.ci.settings.public,
+        now=call.ci.clock(),
+        title=title,
+        below=below or title,
+        status=status,
+        problem=complaint(refusal) if refusal else '',
+    )
+    names.update(values)
+    content = markup.Markup(template(name).render(names))
+    body = template('layout').render(names, content=content).encode()
+    if refusal:
+        return bottle.HTTPResponse(body, refusal.status, {**PAGE_HEADERS, **refusal.headers})
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {**PAGE_HEADERS, 'ETag': etag}
+    if call.header('If-None-Match') == etag:
+        return empty_response(304, headers)
+    return bottle.HTTPResponse(body, 200, headers)
+
+
+def complaint(refusal: CIError) -> str:
+    """Return what was wrong, a line for each fault: a field's name stands before its fault, the status is left out."""
+    if isinstance(refusal.message, str):
+        return refusal.message.removeprefix(f'{refusal.status} {refusal.phrase} - ')
+    lines = []
+    for name, faults in refusal.message.items():
+        prefix = '' if name == 'base' else f'{name} '
+        lines += [prefix + fault for fault in faults]
+    return '\n'.join(lines)
+
+
+def page_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
+    """Show a refusal to a person, who may have to sign in first; anything but a browser gets JSON."""
+    if 'text/html' not in (call.header('Accept') or ''):
+        return error_response(error)
+    if isinstance(error, Unauthorized):
+        return sign_in_first(call)
+    title = f'{error.status} {error.phrase}'
+    explanation = complaint(error)
+    if explanation == title:
+        explanation = EXPLANATIONS.get(error.status, title)
+    return page(call, 'error', title, refusal=error, explanation=explanation)
+
+
+def sign_in_first(call: Call) -> bottle.HTTPResponse:
+    """Send a browser to the page for signing in, which leads back to a page but not to a form."""
+    if call.method != 'GET':
+        return seen(call, '/-/sign_in')
+    here = root(call) + call.environ['minici.path']
+    query = call.environ.get('QUERY_STRING')
+    if query:
+        here += f'?{query}'
+    return seen(call, f'/-/sign_in?next={urllib.parse.quote(here, safe="")}')
+
+
+def seen(call: Call, path: str, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """Send the browser on to a page of ours, as the answer to a form."""
+    return empty_response(303, {'Location': root(call) + path, **(headers or {})})
+
+
+#: Declares the handler of a page or form: as `minici.route` does, with refusals that people can read.
+web = functools.partial(route, refuse=page_refusal, table=ROUTES)
+
+
+def perform(action: str, **verbs: Callable[[], T]) -> T:
+    """Do what the last part of a form's address asks for, one of `verbs`."""
+    if action not in verbs:
+        raise NotFound('Action')
+    return verbs[action]()

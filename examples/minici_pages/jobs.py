@@ -1,0 +1,213 @@
+"""Jobs: the page of one, its log, its artifacts, and what can be done with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import bottle
+
+from minici import (
+    CANCELABLE,
+    PLAYABLE,
+    RETRYABLE,
+    Call,
+    InvalidParameter,
+    NotFound,
+    Row,
+    artifacts_response,
+    empty_response,
+    entry_response,
+    log_response,
+    word,
+)
+
+from .archives import list_entries
+from .frame import page, perform, project_path, seen, web
+from .logs import ERROR_LINE, find_lines, text_pattern
+from .markup import clock
+from .sessions import page_form, page_reader, page_user
+
+JOB_PATH = '/<project:project>/-/jobs/<job_id>'
+#: What a failure reason means, as the end of the sentence that begins with "Failed: ".
+FAILURES = {
+    'script_failure': 'its script ended with an error',
+    'runner_system_failure': 'its runner broke down',
+    'stuck_or_timeout_failure': 'its runner fell silent, or it ran for too long',
+    'job_execution_timeout': 'it ran for longer than its timeout',
+    'missing_dependency_failure': 'artifacts that it depends on are gone',
+    'runner_unsupported': 'its runner cannot do what it asks for',
+    'image_pull_failure': 'its image could not be pulled',
+    'trace_size_exceeded': 'its log outgrew max_trace_size',
+    'claims_unanswered': 'no runner that it was handed to ever answered',
+    'unknown_failure': 'its runner gave no reason',
+}
+#: Hits that a search of a log returns at most.
+MAX_HITS = 1000
+
+
+def commit_of(row: Row) -> dict[str, str]:
+    """Return the title and author of the commit of a pipeline or job, as far as they are known."""
+    known = json.loads(row['commit_info'] or '{}')
+    title = known.get('message', '').partition('\n')[0]
+    return {'title': title, 'author': known.get('author_name', '')}
+
+
+def job_mark(job: Row) -> str:
+    """Return the status that a job's mark shows: an allowed failure only warns."""
+    if job['status'] == 'failed' and job['allow_failure']:
+        return 'warning'
+    return job['status']
+
+
+def job_actions(job: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return what can be done with a job: for each verb its label and the question to confirm first."""
+    actions = []
+    if job['status'] in PLAYABLE:
+        label = 'Run' if job['status'] == 'manual' else 'Run now'
+        actions.append(('play', label, job['manual_confirmation'] or ''))
+    if job['status'] in CANCELABLE and job['status'] != 'manual':
+        actions.append(('cancel', 'Cancel', ''))
+    if job['status'] in RETRYABLE and not job['retried']:
+        actions.append(('retry', 'Retry', ''))
+    return actions
+
+
+def shown_job(call: Call) -> Row:
+    """Return the job that a page's path names."""
+    project = call.ci.find_project(call.path_params['project'])
+    return call.ci.find_job(call.path_params['job_id'], project)
+
+
+@web('GET', JOB_PATH, auth=page_reader)
+def job_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Show a job: its log, live, and what is known about it."""
+    job = shown_job(call)
+    spec = json.loads(job['spec'])
+    shown = dict(job)
+    shown['manual_confirmation'] = spec['manual_confirmation']
+    given = json.loads(job['pipeline_variables']) + json.loads(job['variables'])
+    variables = [*spec['variables'].items(), *((item['key'], None) for item in given)]
+    pipeline = call.ci.find_pipeline(job['pipeline_id'])
+    return page(
+        call, 'job', f'{word(job["status"])} · {job["name"]} #{job_id} · {project}',
+        below='Pipelines',
+        status=job_mark(job),
+        job=shown,
+        facts=job_facts(job, spec),
+        commit=commit_of(job),
+        runner_info=json.loads(job['runner_info'] or '{}'),
+        artifacts=json.loads(job['artifacts']),
+        variables=variables,
+        reason=call.ci.pending_reason(job),
+        failure=FAILURES.get(job['failure_reason'], job['failure_reason']),
+        trace_size=call.ci.traces.size(job_id),
+        attempts=call.ci.list_jobs(pipeline=pipeline, name=job['name'], limit=20),
+        job_mark=job_mark,
+        job_actions=job_actions,
+    )
+
+
+def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
+    """Return what is known about a job, by the name that the page gives it."""
+    facts = {}
+    taken = job['started_at'] or job['finished_at']
+    if taken and job['queued_at']:
+        facts['Queued for'] = clock(taken - job['queued_at'])
+    facts['Stage'] = job['stage']
+    if spec['needs'] is not None:
+        facts['Needs'] = ', '.join(need['name'] for need in spec['needs']) or 'nothing'
+    facts['Tag' if job['tag'] else 'Branch'] = job['ref']
+    if spec['environment']:
+        facts['Environment'] = spec['environment'].get('name')
+    if job['coverage'] is not None:
+        facts['Coverage'] = f'{job["coverage"]:g} %'
+    facts['Started by'] = job['username']
+    return facts
+
+
+@web('POST', f'{JOB_PATH}/<action>', auth=page_form)
+def job_action_route(call: Call, project: str, job_id: int, action: str) -> bottle.HTTPResponse:
+    """Cancel, retry, play or erase a job, or keep its artifacts."""
+    job, ci = shown_job(call), call.ci
+    job = perform(
+        action,
+        cancel=lambda: ci.cancel_job(job),
+        retry=lambda: ci.retry_job(job, call.actor),
+        play=lambda: ci.play_job(job, call.actor),
+        erase=lambda: ci.erase_job(job),
+        keep=lambda: ci.keep_artifacts(job),
+    )
+    if call.text('back') == 'pipeline':
+        return seen(call, f'{project_path(job)}/pipelines/{job["pipeline_id"]}')
+    return seen(call, f'{project_path(job)}/jobs/{job["id"]}')
+
+
+# -- the log
+
+@web('GET', f'{JOB_PATH}/raw', auth=page_reader)
+def raw_log_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's log as it is, or a range of it; an empty text while there is none."""
+    job = shown_job(call)
+    try:
+        return log_response(call, job)
+    except NotFound:
+        return empty_response(200, {'Content-Type': 'text/plain; charset=utf-8'})
+
+
+@web('GET', f'{JOB_PATH}/plain', auth=page_reader)
+def plain_log_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's log without colours and section marks."""
+    shown_job(call)
+    lines = call.ci.traces.plain(job_id) if call.ci.traces.size(job_id) else iter(())
+    return bottle.HTTPResponse(lines, 200, {
+        'Content-Type': 'text/plain; charset=utf-8',
+        'Content-Security-Policy': 'sandbox',
+        'Content-Disposition': f'inline; filename="{job_id}.txt"',
+    })
+
+
+@web('GET', f'{JOB_PATH}/lines', auth=page_reader)
+def log_lines_route(call: Call, project: str, job_id: int) -> dict[str, list[tuple[int, int]]]:
+    """Find lines of a log: by `number`, by the `offset` of a byte in them, by `search`, or all `errors`."""
+    shown_job(call)
+    number, offset, search = call.integer('number'), call.integer('offset'), call.text('search')
+    pattern = None
+    if search:
+        pattern = text_pattern(search)
+    elif call.flag('errors'):
+        pattern = ERROR_LINE
+    if pattern is None and number is None and offset is None:
+        raise InvalidParameter('number, offset, search, errors are missing, exactly one parameter must be provided')
+    if not call.ci.traces.size(job_id):
+        return {'lines': []}
+    limit = MAX_HITS if search else 1
+    found = find_lines(call.ci.traces, job_id, number=number, offset=offset, pattern=pattern, limit=limit)
+    return {'lines': found}
+
+
+# -- artifacts
+
+@web('GET', f'{JOB_PATH}/artifacts/browse', f'{JOB_PATH}/artifacts/browse/<folder:path>', auth=page_reader)
+def artifacts_route(call: Call, project: str, job_id: int, folder: str = '') -> bottle.HTTPResponse:
+    """Show a folder of a job's archive."""
+    job = shown_job(call)
+    artifact = call.ci.find_artifact(job_id)
+    if folder:
+        folder = folder.rstrip('/') + '/'
+    entries = list_entries(call.ci.artifacts, artifact['stored_as'], folder)
+    return page(call, 'artifacts', f'Artifacts · {job["name"]} #{job_id}', below='Pipelines',
+                job=job, folder=folder, artifact=artifact, entries=entries)
+
+
+@web('GET', f'{JOB_PATH}/artifacts/file/<path:path>', auth=page_user)
+def artifact_file_route(call: Call, project: str, job_id: int, path: str) -> bottle.HTTPResponse:
+    """Send one file out of a job's archive."""
+    return entry_response(call, shown_job(call), path)
+
+
+@web('GET', f'{JOB_PATH}/artifacts/download', auth=page_user)
+def artifacts_download_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+    """Send a job's archive, or the report of a `file_type`."""
+    return artifacts_response(call, shown_job(call), call.text('file_type') or 'archive')

@@ -1,0 +1,143 @@
+"""Pipelines: the list of them, the form for a new one, and the page of one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import urllib.parse
+
+import bottle
+
+from minici import BadRequest, Call, CIError, NotFound, Row, page_of, word
+
+from .frame import page, perform, project_path, seen, web
+from .jobs import FAILURES, commit_of, job_actions, job_mark
+from .sessions import page_form, page_owner, page_reader
+
+#: The statuses that the list can be filtered by, most wanted first.
+FILTERED_STATUSES = ('running', 'pending', 'success', 'failed', 'canceled', 'skipped', 'manual', 'scheduled', 'created')
+ICONS = {'cancel': '\u2715', 'retry': '\u21bb', 'play': '\u25b6\ufe0e'}
+
+
+@web('GET', '/', auth=page_reader)
+def pipelines_route(call: Call) -> bottle.HTTPResponse:
+    """Show the pipelines, newest first; filters are project, ref, status and sha."""
+    wanted = {name: call.text(name) or '' for name in ('project', 'ref', 'status', 'sha')}
+    number, per_page = page_of(call)
+    first = (number - 1) * per_page
+    project = call.ci.find_project(wanted['project']) if wanted['project'] else None
+    pipelines, total = call.ci.list_pipelines(
+        project, limit=per_page, offset=first, count_to=first + per_page + 1,
+        ref=wanted['ref'] or None, status=wanted['status'] or None, sha=wanted['sha'] or None)
+    projects = call.ci.list_projects(limit=100)[0]
+    if project is not None:
+        wanted['project'] = project['path']
+        projects = [project, *(row for row in projects if row['id'] != project['id'])]
+    newest = pipelines[0]['status'] if pipelines and number == 1 else ''
+    return page(
+        call, 'pipelines', 'Pipelines',
+        status=newest,
+        wanted=wanted,
+        pipelines=pipelines,
+        commit_of=commit_of,
+        stages=call.ci.list_stages(pipelines),
+        statuses=FILTERED_STATUSES,
+        number=number,
+        more=total > first + per_page,
+        projects=projects,
+        runners=call.ci.list_runners(),
+    )
+
+
+@web('GET', '/-/pipelines/new', auth=page_owner)
+def new_pipeline_page_route(call: Call, refusal: CIError | None = None) -> bottle.HTTPResponse:
+    """Show the form for a new pipeline."""
+    projects = call.ci.list_projects(limit=1000)[0]
+    return page(call, 'new_pipeline', 'New pipeline', below='Pipelines', refusal=refusal, projects=projects)
+
+
+@web('POST', '/-/pipelines/new', auth=page_form)
+def new_pipeline_route(call: Call) -> bottle.HTTPResponse:
+    """Create a pipeline from the form, or say what is wrong with it."""
+    try:
+        project = call.ci.find_project(call.text('project') or '')
+        pipeline = call.ci.create_pipeline(
+            project,
+            call.text('ref') or project['default_branch'],
+            sha=(call.text('sha') or '').strip() or None,
+            content=call.text('content') or None,
+            source='web',
+            user=call.actor,
+            variables=given_variables(call),
+        )
+    except (BadRequest, NotFound) as refusal:
+        return new_pipeline_page_route(call, refusal)
+    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
+
+
+def given_variables(call: Call) -> list[dict[str, str]]:
+    """Return the variables of the form; raise BadRequest for a line without an equals sign."""
+    variables = []
+    for line in (call.text('variables') or '').splitlines():
+        name, equals, value = line.strip().partition('=')
+        if equals:
+            variables.append({'key': name, 'value': value})
+        elif name:
+            raise BadRequest({'variables': ['must be a line NAME=value for each']})
+    return variables
+
+
+@web('GET', '/<project:project>/-/pipelines/<pipeline_id>', auth=page_reader)
+def pipeline_route(call: Call, project: str, pipeline_id: int) -> bottle.HTTPResponse:
+    """Show a pipeline: its stages and jobs, and why the jobs that wait do."""
+    pipeline = find_pipeline(call, project, pipeline_id)
+    jobs = call.ci.list_cards(pipeline)
+    stages = [(name, list(group)) for name, group in itertools.groupby(jobs, lambda job: job['stage'])]
+    return page(
+        call, 'pipeline', f'{word(pipeline["status"])} · #{pipeline_id} · {pipeline["ref"]} · {project}',
+        below='Pipelines',
+        status=pipeline['status'],
+        pipeline=pipeline,
+        commit=commit_of(pipeline),
+        stages=stages,
+        statuses={job['status'] for job in jobs},
+        reasons=call.ci.pending_reasons(jobs),
+        failures=FAILURES,
+        icons=ICONS,
+        job_mark=job_mark,
+        job_actions=job_actions,
+        needs_of=needs_of,
+    )
+
+
+def find_pipeline(call: Call, project: str, pipeline_id: int) -> Row:
+    """Return the pipeline that a page's path names."""
+    return call.ci.find_pipeline(pipeline_id, call.ci.find_project(project))
+
+
+def needs_of(job: Row) -> str:
+    """Return the names of the jobs that a job needs, '' when it waits for the stages before."""
+    if not job['needs']:
+        return ''
+    return ', '.join(json.loads(job['needs'])) or 'nothing'
+
+
+@web('POST', '/<project:project>/-/pipelines/<pipeline_id>/<action>', auth=page_form)
+def pipeline_action_route(call: Call, project: str, pipeline_id: int, action: str) -> bottle.HTTPResponse:
+    """Cancel or retry a pipeline."""
+    pipeline = find_pipeline(call, project, pipeline_id)
+    perform(
+        action,
+        cancel=lambda: call.ci.cancel_pipeline(pipeline),
+        retry=lambda: call.ci.retry_pipeline(pipeline, call.actor),
+    )
+    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline_id}')
+
+
+@web('GET', '/<project:project>/-/pipelines', '/<project:project>/-/commit/<sha>', auth=page_reader)
+def project_pipelines_route(call: Call, project: str, sha: str = '') -> bottle.HTTPResponse:
+    """Lead to the pipelines of a project, or of one of its commits."""
+    filters = {'project': project}
+    if sha:
+        filters['sha'] = sha
+    return seen(call, '/?' + urllib.parse.urlencode(filters, safe='/'))

@@ -1,0 +1,101 @@
+"""Projects: the list of them and the page of one, with its variables and triggers."""
+
+from __future__ import annotations
+
+import urllib.parse
+
+import bottle
+
+from minici import BadRequest, Call, CIError, Row, page_of, redacted_url
+
+from .frame import page, seen, web
+from .jobs import commit_of
+from .sessions import page_form, page_reader
+
+
+@web('GET', '/-/projects', auth=page_reader)
+def projects_route(call: Call, refusal: CIError | None = None) -> bottle.HTTPResponse:
+    """Show the projects."""
+    number, per_page = page_of(call)
+    search = call.text('search') or ''
+    rows, total = call.ci.list_projects(search=search, limit=per_page, offset=(number - 1) * per_page)
+    return page(
+        call, 'projects', 'Projects',
+        refusal=refusal,
+        projects=rows,
+        search=search,
+        newest=call.ci.newest_pipelines(rows),
+        number=number,
+        more=total > number * per_page,
+    )
+
+
+@web('POST', '/-/projects', auth=page_form)
+def add_project_route(call: Call) -> bottle.HTTPResponse:
+    """Create a project from the form, or say what is wrong with it."""
+    try:
+        project = call.ci.create_project(
+            (call.text('path') or '').strip(),
+            import_url=(call.text('import_url') or '').strip() or None,
+            default_branch=call.text('default_branch') or 'main',
+        )
+    except BadRequest as refusal:
+        return projects_route(call, refusal)
+    return seen(call, f'/{project["path"]}')
+
+
+@web('GET', '/<project:project>', auth=page_reader)
+def project_route(call: Call, project: str) -> bottle.HTTPResponse:
+    """Show a project: its newest pipelines, badge, variables, triggers and tokens."""
+    row = call.ci.find_project(project)
+    pipelines, _ = call.ci.list_pipelines(row, limit=5, count_to=1)
+    return page(
+        call, 'project', row['path'],
+        below='Projects',
+        status=pipelines[0]['status'] if pipelines else '',
+        project=row,
+        address=redacted_url(row['import_url']),
+        pipelines=pipelines,
+        commit_of=commit_of,
+        stages=call.ci.list_stages(pipelines),
+        variables=call.ci.list_variables(row),
+        triggers=call.ci.list_triggers(row),
+        badge=badge_url(call, row),
+    )
+
+
+def badge_url(call: Call, project: Row) -> str:
+    """Return the address of the badge of a project's default branch."""
+    path = urllib.parse.quote(project['path'], safe='')
+    branch = urllib.parse.quote(project['default_branch'])
+    return f'{call.base_url}/api/v4/projects/{path}/badges/{branch}/pipeline.svg'
+
+
+@web('POST', '/<project:project>/-/variables', auth=page_form)
+def variables_route(call: Call, project: str) -> bottle.HTTPResponse:
+    """Set a variable of a project, or remove it."""
+    row = call.ci.find_project(project)
+    if call.has('remove'):
+        call.ci.delete_variable(row, call.text('remove') or '')
+    else:
+        call.ci.set_variable(
+            row,
+            call.text('key') or '',
+            call.text('value') or '',
+            variable_type=call.text('variable_type') or 'env_var',
+            masked=bool(call.flag('masked')),
+            protected=bool(call.flag('protected')),
+        )
+    return seen(call, f'/{row["path"]}#variables')
+
+
+@web('POST', '/<project:project>/-/triggers', auth=page_form)
+def triggers_route(call: Call, project: str) -> bottle.HTTPResponse:
+    """Create a trigger token of a project, or remove one."""
+    row = call.ci.find_project(project)
+    if call.has('remove'):
+        trigger = call.ci.find_trigger(row, call.integer('remove') or 0)
+        call.ci.edit_trigger(trigger, None)
+    else:
+        call.ci.create_trigger(row, call.actor, call.text('description') or '')
+    return seen(call, f'/{row["path"]}#triggers')
