@@ -14,7 +14,7 @@ no page. Everything is rendered here; the script makes logs live and keeps the r
 
 from typing import NoReturn
 
-from minici import Call, NotFound
+from minici import NotFound
 
 from . import assets, jobs, pipelines, projects, runners, signing_in, tokens  # noqa: F401
 from .frame import ASSETS_VERSION, ROUTES, web
@@ -26,7 +26,7 @@ from .sessions import csrf_token, page_reader
 __all__ = ['ASSETS_VERSION', 'ERROR_LINE', 'FAILURES', 'MARKS', 'ROUTES', 'csrf_token']
 
 
-@web('GET', '/-/<rest:path>', '/<project:project>/-/<rest:path>', auth=page_reader)
-def no_page_route(call: Call, rest: str, project: str = '') -> NoReturn:
+@web('GET', '/-/<rest:path>', '/<project:project_path>/-/<rest:path>', auth=page_reader)
+def no_page_route() -> NoReturn:
     """Say that there is no such page: whatever no other route has taken."""
     raise NotFound()

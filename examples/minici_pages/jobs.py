@@ -20,6 +20,7 @@ from minici import (
     empty_response,
     entry_response,
     log_response,
+    stored_spec,
     word,
 )
 
@@ -29,7 +30,7 @@ from .logs import ERROR_LINE, find_lines, text_pattern
 from .markup import clock
 from .sessions import page_form, page_reader, page_user
 
-JOB_PATH = '/<project:project>/-/jobs/<job_id>'
+JOB_PATH = '/<project:project_path>/-/jobs/<job:job>'
 #: What a failure reason means, as the end of the sentence that begins with "Failed: ".
 FAILURES = {
     'script_failure': 'its script ended with an error',
@@ -74,24 +75,18 @@ def job_actions(job: Mapping[str, str]) -> list[tuple[str, str, str]]:
     return actions
 
 
-def shown_job(call: Call) -> Row:
-    """Return the job that a page's path names."""
-    project = call.ci.find_project(call.path_params['project'])
-    return call.ci.find_job(call.path_params['job_id'], project)
-
-
 @web('GET', JOB_PATH, auth=page_reader)
-def job_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Show a job: its log, live, and what is known about it."""
-    job = shown_job(call)
-    spec = json.loads(job['spec'])
+    spec = stored_spec(job)
     shown = dict(job)
     shown['manual_confirmation'] = spec['manual_confirmation']
     given = json.loads(job['pipeline_variables']) + json.loads(job['variables'])
     variables = [*spec['variables'].items(), *((item['key'], None) for item in given)]
     pipeline = call.ci.find_pipeline(job['pipeline_id'])
+    number, project = job['id'], job['project_path']
     return page(
-        call, 'job', f'{word(job["status"])} · {job["name"]} #{job_id} · {project}',
+        call, 'job', f'{word(job["status"])} · {job["name"]} #{number} · {project}',
         below='Pipelines',
         status=job_mark(job),
         job=shown,
@@ -102,7 +97,7 @@ def job_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
         variables=variables,
         reason=call.ci.pending_reason(job),
         failure=FAILURES.get(job['failure_reason'], job['failure_reason']),
-        trace_size=call.ci.traces.size(job_id),
+        trace_size=call.ci.traces.size(job['id']),
         attempts=call.ci.list_jobs(pipeline=pipeline, name=job['name'], limit=20),
         job_mark=job_mark,
         job_actions=job_actions,
@@ -128,9 +123,9 @@ def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
 
 
 @web('POST', f'{JOB_PATH}/<action>', auth=page_form)
-def job_action_route(call: Call, project: str, job_id: int, action: str) -> bottle.HTTPResponse:
+def job_action_route(call: Call, job: Row, action: str) -> bottle.HTTPResponse:
     """Cancel, retry, play or erase a job, or keep its artifacts."""
-    job, ci = shown_job(call), call.ci
+    ci = call.ci
     job = perform(
         action,
         cancel=lambda: ci.cancel_job(job),
@@ -147,9 +142,8 @@ def job_action_route(call: Call, project: str, job_id: int, action: str) -> bott
 # -- the log
 
 @web('GET', f'{JOB_PATH}/raw', auth=page_reader)
-def raw_log_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+def raw_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's log as it is, or a range of it; an empty text while there is none."""
-    job = shown_job(call)
     try:
         return log_response(call, job)
     except NotFound:
@@ -157,21 +151,19 @@ def raw_log_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
 
 
 @web('GET', f'{JOB_PATH}/plain', auth=page_reader)
-def plain_log_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+def plain_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's log without colours and section marks."""
-    shown_job(call)
-    lines = call.ci.traces.plain(job_id) if call.ci.traces.size(job_id) else iter(())
+    lines = call.ci.traces.plain(job['id']) if call.ci.traces.size(job['id']) else iter(())
     return bottle.HTTPResponse(lines, 200, {
         'Content-Type': 'text/plain; charset=utf-8',
         'Content-Security-Policy': 'sandbox',
-        'Content-Disposition': f'inline; filename="{job_id}.txt"',
+        'Content-Disposition': f'inline; filename="{job["id"]}.txt"',
     })
 
 
 @web('GET', f'{JOB_PATH}/lines', auth=page_reader)
-def log_lines_route(call: Call, project: str, job_id: int) -> dict[str, list[tuple[int, int]]]:
+def log_lines_route(call: Call, job: Row) -> dict[str, list[tuple[int, int]]]:
     """Find lines of a log: by `number`, by the `offset` of a byte in them, by `search`, or all `errors`."""
-    shown_job(call)
     number, offset, search = call.integer('number'), call.integer('offset'), call.text('search')
     pattern = None
     if search:
@@ -180,34 +172,33 @@ def log_lines_route(call: Call, project: str, job_id: int) -> dict[str, list[tup
         pattern = ERROR_LINE
     if pattern is None and number is None and offset is None:
         raise InvalidParameter('number, offset, search, errors are missing, exactly one parameter must be provided')
-    if not call.ci.traces.size(job_id):
+    if not call.ci.traces.size(job['id']):
         return {'lines': []}
     limit = MAX_HITS if search else 1
-    found = find_lines(call.ci.traces, job_id, number=number, offset=offset, pattern=pattern, limit=limit)
+    found = find_lines(call.ci.traces, job['id'], number=number, offset=offset, pattern=pattern, limit=limit)
     return {'lines': found}
 
 
 # -- artifacts
 
 @web('GET', f'{JOB_PATH}/artifacts/browse', f'{JOB_PATH}/artifacts/browse/<folder:path>', auth=page_reader)
-def artifacts_route(call: Call, project: str, job_id: int, folder: str = '') -> bottle.HTTPResponse:
+def artifacts_route(call: Call, job: Row, folder: str = '') -> bottle.HTTPResponse:
     """Show a folder of a job's archive."""
-    job = shown_job(call)
-    artifact = call.ci.find_artifact(job_id)
+    artifact = call.ci.find_artifact(job['id'])
     if folder:
         folder = folder.rstrip('/') + '/'
     entries = list_entries(call.ci.artifacts, artifact['stored_as'], folder)
-    return page(call, 'artifacts', f'Artifacts · {job["name"]} #{job_id}', below='Pipelines',
+    return page(call, 'artifacts', f'Artifacts · {job["name"]} #{job["id"]}', below='Pipelines',
                 job=job, folder=folder, artifact=artifact, entries=entries)
 
 
 @web('GET', f'{JOB_PATH}/artifacts/file/<path:path>', auth=page_user)
-def artifact_file_route(call: Call, project: str, job_id: int, path: str) -> bottle.HTTPResponse:
+def artifact_file_route(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
     """Send one file out of a job's archive."""
-    return entry_response(call, shown_job(call), path)
+    return entry_response(call, job, path)
 
 
 @web('GET', f'{JOB_PATH}/artifacts/download', auth=page_user)
-def artifacts_download_route(call: Call, project: str, job_id: int) -> bottle.HTTPResponse:
+def artifacts_download_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's archive, or the report of a `file_type`."""
-    return artifacts_response(call, shown_job(call), call.text('file_type') or 'archive')
+    return artifacts_response(call, job, call.text('file_type') or 'archive')

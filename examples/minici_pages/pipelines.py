@@ -87,14 +87,14 @@ def given_variables(call: Call) -> list[dict[str, str]]:
     return variables
 
 
-@web('GET', '/<project:project>/-/pipelines/<pipeline_id>', auth=page_reader)
-def pipeline_route(call: Call, project: str, pipeline_id: int) -> bottle.HTTPResponse:
+@web('GET', '/<project:project_path>/-/pipelines/<pipeline:pipeline>', auth=page_reader)
+def pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     """Show a pipeline: its stages and jobs, and why the jobs that wait do."""
-    pipeline = find_pipeline(call, project, pipeline_id)
     jobs = call.ci.list_cards(pipeline)
     stages = [(name, list(group)) for name, group in itertools.groupby(jobs, lambda job: job['stage'])]
+    number, project = pipeline['id'], pipeline['project_path']
     return page(
-        call, 'pipeline', f'{word(pipeline["status"])} · #{pipeline_id} · {pipeline["ref"]} · {project}',
+        call, 'pipeline', f'{word(pipeline["status"])} · #{number} · {pipeline["ref"]} · {project}',
         below='Pipelines',
         status=pipeline['status'],
         pipeline=pipeline,
@@ -110,11 +110,6 @@ def pipeline_route(call: Call, project: str, pipeline_id: int) -> bottle.HTTPRes
     )
 
 
-def find_pipeline(call: Call, project: str, pipeline_id: int) -> Row:
-    """Return the pipeline that a page's path names."""
-    return call.ci.find_pipeline(pipeline_id, call.ci.find_project(project))
-
-
 def needs_of(job: Row) -> str:
     """Return the names of the jobs that a job needs, '' when it waits for the stages before."""
     if not job['needs']:
@@ -122,22 +117,21 @@ def needs_of(job: Row) -> str:
     return ', '.join(json.loads(job['needs'])) or 'nothing'
 
 
-@web('POST', '/<project:project>/-/pipelines/<pipeline_id>/<action>', auth=page_form)
-def pipeline_action_route(call: Call, project: str, pipeline_id: int, action: str) -> bottle.HTTPResponse:
+@web('POST', '/<project:project_path>/-/pipelines/<pipeline:pipeline>/<action>', auth=page_form)
+def pipeline_action_route(call: Call, pipeline: Row, action: str) -> bottle.HTTPResponse:
     """Cancel or retry a pipeline."""
-    pipeline = find_pipeline(call, project, pipeline_id)
     perform(
         action,
         cancel=lambda: call.ci.cancel_pipeline(pipeline),
         retry=lambda: call.ci.retry_pipeline(pipeline, call.actor),
     )
-    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline_id}')
+    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
 
 
-@web('GET', '/<project:project>/-/pipelines', '/<project:project>/-/commit/<sha>', auth=page_reader)
-def project_pipelines_route(call: Call, project: str, sha: str = '') -> bottle.HTTPResponse:
+@web('GET', '/<project:project_path>/-/pipelines', '/<project:project_path>/-/commit/<sha>', auth=page_reader)
+def project_pipelines_route(call: Call, project: Row, sha: str = '') -> bottle.HTTPResponse:
     """Lead to the pipelines of a project, or of one of its commits."""
-    filters = {'project': project}
+    filters = {'project': project['path']}
     if sha:
         filters['sha'] = sha
     return seen(call, '/?' + urllib.parse.urlencode(filters, safe='/'))

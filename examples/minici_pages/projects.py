@@ -44,23 +44,22 @@ def add_project_route(call: Call) -> bottle.HTTPResponse:
     return seen(call, f'/{project["path"]}')
 
 
-@web('GET', '/<project:project>', auth=page_reader)
-def project_route(call: Call, project: str) -> bottle.HTTPResponse:
+@web('GET', '/<project:project_path>', auth=page_reader)
+def project_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Show a project: its newest pipelines, badge, variables, triggers and tokens."""
-    row = call.ci.find_project(project)
-    pipelines, _ = call.ci.list_pipelines(row, limit=5, count_to=1)
+    pipelines, _ = call.ci.list_pipelines(project, limit=5, count_to=1)
     return page(
-        call, 'project', row['path'],
+        call, 'project', project['path'],
         below='Projects',
         status=pipelines[0]['status'] if pipelines else '',
-        project=row,
-        address=redacted_url(row['import_url']),
+        project=project,
+        address=redacted_url(project['import_url']),
         pipelines=pipelines,
         commit_of=commit_of,
         stages=call.ci.list_stages(pipelines),
-        variables=call.ci.list_variables(row),
-        triggers=call.ci.list_triggers(row),
-        badge=badge_url(call, row),
+        variables=call.ci.list_variables(project),
+        triggers=call.ci.list_triggers(project),
+        badge=badge_url(call, project),
     )
 
 
@@ -71,31 +70,29 @@ def badge_url(call: Call, project: Row) -> str:
     return f'{call.base_url}/api/v4/projects/{path}/badges/{branch}/pipeline.svg'
 
 
-@web('POST', '/<project:project>/-/variables', auth=page_form)
-def variables_route(call: Call, project: str) -> bottle.HTTPResponse:
+@web('POST', '/<project:project_path>/-/variables', auth=page_form)
+def variables_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Set a variable of a project, or remove it."""
-    row = call.ci.find_project(project)
     if call.has('remove'):
-        call.ci.delete_variable(row, call.text('remove') or '')
+        call.ci.delete_variable(project, call.text('remove') or '')
     else:
         call.ci.set_variable(
-            row,
+            project,
             call.text('key') or '',
             call.text('value') or '',
             variable_type=call.text('variable_type') or 'env_var',
             masked=bool(call.flag('masked')),
             protected=bool(call.flag('protected')),
         )
-    return seen(call, f'/{row["path"]}#variables')
+    return seen(call, f'/{project["path"]}#variables')
 
 
-@web('POST', '/<project:project>/-/triggers', auth=page_form)
-def triggers_route(call: Call, project: str) -> bottle.HTTPResponse:
+@web('POST', '/<project:project_path>/-/triggers', auth=page_form)
+def triggers_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Create a trigger token of a project, or remove one."""
-    row = call.ci.find_project(project)
     if call.has('remove'):
-        trigger = call.ci.find_trigger(row, call.integer('remove') or 0)
+        trigger = call.ci.find_trigger(project, call.integer('remove') or 0)
         call.ci.edit_trigger(trigger, None)
     else:
-        call.ci.create_trigger(row, call.actor, call.text('description') or '')
-    return seen(call, f'/{row["path"]}#triggers')
+        call.ci.create_trigger(project, call.actor, call.text('description') or '')
+    return seen(call, f'/{project["path"]}#triggers')

@@ -38,10 +38,10 @@ def runner_state(row: Row, now: float) -> str:
     return 'paused' if state['paused'] else state['status']
 
 
-@web('POST', '/-/runners/<runner_id>/<action>', auth=page_form)
-def runner_action_route(call: Call, runner_id: int, action: str) -> bottle.HTTPResponse:
+@web('POST', '/-/runners/<runner:runner>/<action>', auth=page_form)
+def runner_action_route(call: Call, runner: Row, action: str) -> bottle.HTTPResponse:
     """Pause a runner, let it go on, or remove it."""
-    runner, ci = call.ci.find_runner_by_id(runner_id), call.ci
+    ci = call.ci
     perform(
         action,
         pause=lambda: ci.edit_runner(runner, active=False),
