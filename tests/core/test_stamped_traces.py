@@ -4,6 +4,7 @@ import random
 import re
 
 import pytest
+from minici_pages.logs import find_lines
 from support import Clock, stamped
 
 import minici
@@ -77,36 +78,36 @@ def test_megabytes_of_stamped_lines_read_the_same_as_without_stamps(traces):
     assert max(len(block.data) for block in blocks) <= 4 * MIB
     assert b''.join(traces.plain(4)) == b''.join(traces.plain(3))
     for number in (1, 2, 100, 200, 201, 202):
-        (_, begin), = traces.find_lines(3, number=number)
-        (found, offset), = traces.find_lines(4, number=number)
+        (_, begin), = find_lines(traces, 3, number=number)
+        (found, offset), = find_lines(traces, 4, number=number)
         assert found == number
         assert stamped(log)[offset + 32:].startswith(log[begin:begin + 8])
-        assert traces.find_lines(4, offset=offset) == [(number, offset)]
-    assert [number for number, _ in traces.find_lines(4, pattern=re.compile(b'end'), limit=9)] == [202]
+        assert find_lines(traces, 4, offset=offset) == [(number, offset)]
+    assert [number for number, _ in find_lines(traces, 4, pattern=re.compile(b'end'), limit=9)] == [202]
 
 
 def test_line_numbers_and_offsets_count_a_continued_line_once(traces):
     log = stamped(LOG)
-    numbers = [number for number, _ in traces.find_lines(1, pattern=re.compile(b'.'), limit=99)]
-    found = traces.find_lines(2, pattern=re.compile(b'.'), limit=99)
+    numbers = [number for number, _ in find_lines(traces, 1, pattern=re.compile(b'.'), limit=99)]
+    found = find_lines(traces, 2, pattern=re.compile(b'.'), limit=99)
     assert [number for number, _ in found] == numbers
     assert all(re.match(rb'.{27} 01[OE] ', log[offset:]) for _, offset in found)
     for at in range(0, len(log), 7):
-        (number, offset), = traces.find_lines(2, offset=at)
+        (number, offset), = find_lines(traces, 2, offset=at)
         assert offset <= at
-        assert traces.find_lines(2, number=number) == [(number, offset)]
+        assert find_lines(traces, 2, number=number) == [(number, offset)]
 
 
 def test_search_neither_sees_stamps_nor_the_cuts_between_them(traces):
-    assert traces.find_lines(2, pattern=re.compile(b'2026|01o'), limit=9) == []
-    assert [number for number, _ in traces.find_lines(2, pattern=re.compile(b'xend-of-long'))] == [7]
+    assert find_lines(traces, 2, pattern=re.compile(b'2026|01o'), limit=9) == []
+    assert [number for number, _ in find_lines(traces, 2, pattern=re.compile(b'xend-of-long'))] == [7]
 
 
 def test_log_without_stamps_may_print_lines_that_look_stamped(traces):
     log = b'cat of another log:\n' + stamped(b'a\rb\nc\n')
     traces.replace(3, log, lambda: None)
     assert b''.join(traces.plain(3)) == log.replace(b'a\r', b'a')
-    assert [number for number, _ in traces.find_lines(3, pattern=re.compile(b'.'), limit=9)] == [1, 2, 3, 4]
+    assert [number for number, _ in find_lines(traces, 3, pattern=re.compile(b'.'), limit=9)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize('write', [bytes, stamped], ids=['without', 'stamped'])
