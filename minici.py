@@ -426,11 +426,6 @@ def pipeline_variables(facts: Record) -> dict[str, Any]:
     }
 
 
-def new_token(prefix: str) -> str:
-    """Return a fresh secret of 160 random bits behind `prefix`, which tells people what it is for."""
-    return f'{prefix}-{secrets.token_hex(20)}'
-
-
 def token_hash(token: str) -> str:
     """Return what is stored of a token: a random secret needs no salt, and is looked up by this."""
     return hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()
@@ -3383,6 +3378,14 @@ class Store:
             log.exception('%s for now', failure)
         return None
 
+    def new_token(self, prefix: str) -> str:
+        """Return a fresh secret of 160 random bits behind `prefix`, which tells people what it is for."""
+        return f'{prefix}-{self.random_hex(20)}'
+
+    def random_hex(self, size: int) -> str:
+        """Return `size` random bytes in hexadecimal; a test double overrides this to make the same ones in each run."""
+        return secrets.token_hex(size)
+
     def _announce(self) -> None:
         """Wake the threads that wait for a change of a job."""
         with self._changed:
@@ -3407,7 +3410,7 @@ class Accounts(Store):
         """Give a new database its identity and tokens; the environment may set them for automation."""
         if self._one("SELECT 1 FROM setting WHERE key = 'instance'"):
             return
-        registration_token = os.environ.get('MINICI_REGISTRATION_TOKEN') or new_token('mcg')
+        registration_token = os.environ.get('MINICI_REGISTRATION_TOKEN') or self.new_token('mcg')
         private_token = os.environ.get('MINICI_PRIVATE_TOKEN')
         with self.db.write() as c:
             c.execute("""
@@ -3417,7 +3420,7 @@ class Accounts(Store):
             founded = c.execute("""
                 INSERT OR IGNORE INTO setting
                 VALUES ('instance', :name)
-                """, dict(name=secrets.token_hex(8))).rowcount
+                """, dict(name=self.random_hex(8))).rowcount
             if founded and private_token:
                 self._insert_private_token(c, private_token, 'root', 'api')
 
@@ -3458,7 +3461,7 @@ class Accounts(Store):
             raise BadRequest({'scope': ['must be api or read_api']})
         if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}', username):
             raise BadRequest({'username': ['must be letters, digits, "_", "-" and "."']})
-        token, now = new_token('mcp'), self.clock()
+        token, now = self.new_token('mcp'), self.clock()
         expires_at = lifetime and now + lifetime
         with self.db.write() as c:
             self._insert_private_token(c, token, username, scope, description, expires_at)
@@ -3494,7 +3497,7 @@ class Accounts(Store):
 
     def create_sign_in_code(self) -> str:
         """Return a new code that signs in one browser once; the previous code stops working."""
-        code = new_token('mcs')
+        code = self.new_token('mcs')
         with self.db.write() as c:
             c.execute("""
                 INSERT OR REPLACE INTO setting
@@ -3557,7 +3560,7 @@ class Projects(Accounts):
                 raise BadRequest({'path': ['has already been taken']})
             project_id = insert(
                 c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
-                default_branch=default_branch, runners_token=path, webhook_token=new_token('mcw'),
+                default_branch=default_branch, runners_token=path, webhook_token=self.new_token('mcw'),
                 shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
                 build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
             self._set_runners_token(c, project_id)
@@ -3572,10 +3575,9 @@ class Projects(Accounts):
         if build_timeout is not None and build_timeout < 1:
             raise BadRequest({'build_timeout': ['must be a number of seconds']})
 
-    @staticmethod
-    def _set_runners_token(c: sqlite3.Connection, project_id: int) -> str:
+    def _set_runners_token(self, c: sqlite3.Connection, project_id: int) -> str:
         """Give a project a new registration token, which names the project, and return it."""
-        token = new_token(f'mcg-{project_id}')
+        token = self.new_token(f'mcg-{project_id}')
         c.execute("""
             UPDATE project
                SET runners_token = :token
@@ -3588,7 +3590,7 @@ class Projects(Accounts):
         with self.db.write() as c:
             if project is not None:
                 return self._set_runners_token(c, project['id'])
-            token = new_token('mcg')
+            token = self.new_token('mcg')
             c.execute("""
                 UPDATE setting
                    SET value = :token
@@ -3731,7 +3733,7 @@ class Projects(Accounts):
         """Create a token that starts pipelines of a project on a user's behalf, and return its row."""
         now = self.clock()
         with self.db.write() as c:
-            trigger_id = insert(c, 'trigger_token', project_id=project['id'], token=new_token('mct'),
+            trigger_id = insert(c, 'trigger_token', project_id=project['id'], token=self.new_token('mct'),
                                 user_id=user['id'], description=description, created_at=now, updated_at=now)
         return self.find_trigger(project, trigger_id)
 
@@ -3795,7 +3797,7 @@ class Runners(Projects):
         """
         project = self._project_of_registration(token)
         return self._insert_runner(
-            new_token('mcr'), project, info=info or {}, ip_address=ip_address, description=description,
+            self.new_token('mcr'), project, info=info or {}, ip_address=ip_address, description=description,
             maintenance_note=maintenance_note, tag_list=tag_list, run_untagged=run_untagged, locked=locked,
             active=active, access_level=access_level, maximum_timeout=maximum_timeout)
 
@@ -3810,7 +3812,7 @@ class Runners(Projects):
         at least) caps the timeout of its jobs. Raises BadRequest for settings that contradict each other.
         """
         return self._insert_runner(
-            new_token('glrt'), project, creator_id=id_of(user), description=description,
+            self.new_token('glrt'), project, creator_id=id_of(user), description=description,
             maintenance_note=maintenance_note, tag_list=tag_list, run_untagged=run_untagged, locked=locked,
             active=active, access_level=access_level, maximum_timeout=maximum_timeout)
 
@@ -3946,7 +3948,7 @@ class Runners(Projects):
     def reset_runner_token(self, runner: Row) -> str:
         """Give a runner a new token and return it; the old one stops working."""
         prefix = 'mcr' if runner['creator_id'] is None else 'glrt'
-        token = new_token(prefix)
+        token = self.new_token(prefix)
         with self.db.write() as c:
             c.execute("""
                 UPDATE runner
@@ -5179,7 +5181,7 @@ class Queue(Retention):
         gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves out jobs
         that have waited for fewer seconds. `system_id` names the runner manager.
         """
-        now, token = self.clock(), new_token('mcb')
+        now, token = self.clock(), self.new_token('mcb')
         due = self._start_due(now)
         if abs(now - self._swept_at) >= SWEEP_INTERVAL:
             self.sweep()
