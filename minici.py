@@ -156,37 +156,135 @@ COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and fi
 MAX_COUNTED = 10_000                # rows beyond which a list is served without totals, as GitLab does
 WATCHED_INTERVAL = 3                # seconds between two PATCHes while somebody reads the trace
 QUIET_INTERVAL = 30                 # seconds between two PATCHes while nobody does
+MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases and references are expanded
+MAX_FILE_TEXT = 16 * MIB            # characters in them, and in all scripts of a pipeline
+MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
+MAX_TIMEOUT = 30 * 86400            # seconds a job may ask for
+MAX_START_IN = 7 * 86400            # seconds a job may be delayed
+MAX_INCLUDES = 150                  # files that one pipeline may be made of
+MAX_DEPTH = 11                      # levels of `extends` and of `!reference`
+MAX_PARALLEL = 200                  # jobs that one `parallel` may make
+MAX_NEEDS = 50                      # jobs that one job may need by name
+MAX_PROBLEMS = 20                   # messages about one file
+MAX_DURATION = 1000 * 31557600      # seconds
+
+DURATION_UNITS = {
+    1: ('s', 'sec', 'secs', 'second', 'seconds'),
+    60: ('m', 'min', 'mins', 'minute', 'minutes'),
+    3600: ('h', 'hr', 'hrs', 'hour', 'hours'),
+    86400: ('d', 'dy', 'day', 'days'),
+    7 * 86400: ('w', 'wk', 'wks', 'week', 'weeks'),
+    30 * 86400: ('mo', 'mos', 'month', 'months'),
+    31557600: ('y', 'yr', 'yrs', 'year', 'years'),
+}
+SECONDS_PER = {name: seconds for seconds, names in DURATION_UNITS.items() for name in names}
+DURATION_PART = re.compile(r'([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]+)(?:\s|,|(?<=\s)(?:and|with|plus)\b)*')
 
 
-def setting(default: Any, kind: str, help: str) -> Any:
-    """Declare one setting: its default, the kind of value it takes (`read_setting`) and what it means."""
-    return field(default=default, metadata={'kind': kind, 'help': help})
+def parse_duration(text: str) -> float | None:
+    """Return the seconds in a human duration, or None for one without end (``never``, ``0``).
+
+    Takes what GitLab takes: ``7 days``, ``1h30m``, ``4 weeks and 3 days``, ``4:01:01``, ``90``.
+    Raises ValueError for anything else.
+    """
+    words = text.strip().lower()
+    if words == 'never':
+        return None
+    if clock := re.fullmatch(r'([0-9]{1,9}):([0-5]?[0-9])(?::([0-5]?[0-9]))?', words):
+        large, small, seconds = clock.groups()
+        if seconds is None:
+            words = f'{large} minutes {small} seconds'
+        else:
+            words = f'{large} hours {small} minutes {seconds} seconds'
+    if re.fullmatch(r'[0-9]{1,12}(\.[0-9]{1,6})?', words):
+        words += 's'
+    total, position = 0.0, 0
+    while position < len(words) or not words:
+        match = DURATION_PART.match(words, position)
+        if not match or match[2] not in SECONDS_PER:
+            raise ValueError(f'{text[:80]!r} is not a duration such as "7 days", "1h 30m" or "never"')
+        total += float(match[1]) * SECONDS_PER[match[2]]
+        position = match.end()
+    if total > MAX_DURATION:
+        raise ValueError(f'{text[:80]!r} is longer than a thousand years; say "never"')
+    return total or None
+
+
+def parse_timeout(value: float | str) -> float:
+    """Return the seconds in a duration that has an end; raise ValueError for anything else."""
+    seconds = parse_duration(str(value))
+    if seconds is None:
+        raise ValueError(f'{value!r} is not a time greater than zero')
+    return seconds
+
+
+def parse_lifetime(text: str) -> str:
+    """Return `text` if it is a duration or ``never``; raise ValueError for anything else."""
+    parse_duration(text)
+    return text
+
+
+def parse_size(value: int | str) -> int:
+    """Return the bytes that `value` (``1048576``, ``100M``, ``1.5 GiB``) stands for, or raise ValueError."""
+    text = str(value)
+    match = re.fullmatch(r'\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmg]?)(?:i?b)?\s*', text, re.I)
+    if not match:
+        raise ValueError(f'{text!r} is not a size such as "500K", "100M" or "2G"')
+    unit = {'': 1, 'k': KIB, 'm': MIB, 'g': GIB}[match[2].lower()]
+    return int(float(match[1]) * unit)
+
+
+def parse_url(text: str) -> str:
+    """Return an http address without a trailing slash, or '' for none; raise ValueError for anything else."""
+    if text and not re.fullmatch(r'https?://[^\s/?#@"\'<>]+(/[^\s?#"\'<>]*)?', text):
+        raise ValueError(f'{text!r} is not an address such as https://ci.example.com')
+    return text.rstrip('/')
+
+
+def setting(default: Any, parser: Callable[[Any], Any], meaning: str) -> Any:
+    """Declare one setting: its default, the parser of its values and what it means.
+
+    The parser gets a text from the command line or a value from Python; it raises ValueError for a bad one.
+    """
+    return field(default=default, metadata={'parser': parser, 'help': meaning})
 
 
 @dataclass(frozen=True)
 class Settings:
     """What an operator may change; each is a keyword of `Coordinator` and a command-line option."""
 
-    max_trace_size: int = setting(100 * MIB, 'size', 'bytes of one trace; a job that writes more fails')
-    max_artifacts_size: int = setting(GIB, 'size', 'bytes of one uploaded archive or report')
-    artifacts_expire_in: str = setting('never', 'expiry', 'lifetime of artifacts that name none')
-    stuck_timeout: float = setting(600, 'duration', 'silence after which a running job fails')
-    claim_timeout: float = setting(120, 'duration', 'silence after which an unanswered claim is requeued')
-    job_timeout: float = setting(3600, 'duration', 'time a job may run when neither it nor its project says')
-    retention_age: str = setting('30 days', 'expiry', 'age at which finished pipelines are removed')
-    retention_size: int = setting(10 * GIB, 'size', 'bytes of traces and artifacts beyond which the oldest are removed')
-    external_url: str = setting('', 'url', 'address that people and runners use, when a proxy hides it')
-    public: bool = setting(False, 'flag', 'let anybody read the pages and badges')
+    max_trace_size: int = setting(100 * MIB, parse_size, 'bytes of one trace; a job that writes more fails')
+    max_artifacts_size: int = setting(GIB, parse_size, 'bytes of one uploaded archive or report')
+    artifacts_expire_in: str = setting('never', parse_lifetime, 'lifetime of artifacts that name none')
+    stuck_timeout: float = setting(600, parse_timeout, 'silence after which a running job fails')
+    claim_timeout: float = setting(120, parse_timeout, 'silence after which an unanswered claim is requeued')
+    job_timeout: float = setting(3600, parse_timeout, 'time a job may run when neither it nor its project says')
+    retention_age: str = setting('30 days', parse_lifetime, 'age at which finished pipelines are removed')
+    retention_size: int = setting(10 * GIB, parse_size,
+                                  'bytes of traces and artifacts beyond which the oldest are removed')
+    external_url: str = setting('', parse_url, 'address that people and runners use, when a proxy hides it')
+    public: bool = setting(False, bool, 'let anybody read the pages and badges')
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Settings:
+        """Return settings with the `given` values; raise TypeError for an unknown name, ValueError for a bad value."""
+        parsers = {item.name: item.metadata['parser'] for item in dataclasses.fields(cls)}
+        values = {}
+        for name, value in given.items():
+            if name not in parsers:
+                raise TypeError(f'{name!r} is not a setting; they are {", ".join(parsers)}')
+            values[name] = parsers[name](value)
+        return cls(**values)
 
 
 # Errors #######################################################################################
 
 class CIError(Exception):
-    """A refusal that the caller can be told; each leaf knows its HTTP status, none knows a web framework.
+    """The base of all errors that minici raises for its caller; each subclass has an HTTP status.
 
-    `detail` says what was wrong: a text is put behind the status's own phrase, as GitLab does; a
-    mapping of field names to lists of texts is a validation error and stands alone. `headers` travel
-    with the answer. `body_key` is the JSON member that carries the text (GitLab uses two).
+    `detail` says what was wrong: a text follows the status's own phrase, as in GitLab; a mapping of
+    field names to lists of texts is a validation error and stands alone. `headers` are sent with the
+    answer. `body_key` is the member of the JSON body that holds the text (GitLab uses two).
     """
 
     status = 500
@@ -194,12 +292,16 @@ class CIError(Exception):
     body_key = 'message'
 
     def __init__(self, detail: str | Mapping[str, Any] = '', headers: Mapping[str, str] | None = None) -> None:
-        self.detail, self.headers = detail, dict(headers or {})
-        super().__init__(self.message if isinstance(self.message, str) else json.dumps(self.message))
+        self.detail = detail
+        self.headers = dict(headers or {})
+        shown = self.message
+        if not isinstance(shown, str):
+            shown = json.dumps(shown)
+        super().__init__(shown)
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, a text for each thing."""
+        """The error messages as a flat list."""
         if isinstance(self.message, str):
             return [self.message]
         return [text for texts in self.message.values() for text in texts]
@@ -207,18 +309,21 @@ class CIError(Exception):
     @property
     def message(self) -> str | Mapping[str, Any]:
         """What the answer says: GitLab's ``403 Forbidden - reason``, or the validation errors."""
-        if isinstance(self.detail, str):
-            return f'{self.status} {self.phrase}' + (f' - {self.detail}' if self.detail else '')
-        return self.detail
+        if not isinstance(self.detail, str):
+            return self.detail
+        text = f'{self.status} {self.phrase}'
+        if self.detail:
+            text += f' - {self.detail}'
+        return text
 
 
 class BadRequest(CIError):
-    """The request contradicts itself or the rules."""
+    """The request breaks a rule."""
     status, phrase = 400, 'Bad request'
 
 
 class InvalidParameter(BadRequest):
-    """A parameter is missing or malformed; GitLab's framework says so without a status in the text."""
+    """A parameter is missing or malformed; GitLab's framework reports this without a status in the text."""
     body_key = 'error'
 
     @property
@@ -227,17 +332,17 @@ class InvalidParameter(BadRequest):
 
 
 class Unauthorized(CIError):
-    """No valid credentials came along."""
+    """The request has no valid credentials."""
     status, phrase = 401, 'Unauthorized'
 
 
 class Forbidden(CIError):
-    """The credentials do not reach this far, or the state forbids it."""
+    """The credentials do not allow this, or the state of the thing does not."""
     status, phrase = 403, 'Forbidden'
 
 
 class JobNotRunning(Forbidden):
-    """The job has left its runner (or never had one); `job_status` says where it went."""
+    """The job is no longer with its runner, or never was; `job_status` is its status."""
 
     def __init__(self, job_status: str) -> None:
         self.job_status = job_status
@@ -250,27 +355,29 @@ class NotFound(CIError):
 
     @property
     def message(self) -> str | Mapping[str, Any]:
-        return f'404 {self.detail} Not Found' if self.detail else '404 Not Found'
+        if self.detail:
+            return f'404 {self.detail} Not Found'
+        return '404 Not Found'
 
 
 class MethodNotAllowed(CIError):
-    """The address exists, the method does not."""
+    """The address exists, but not for this method."""
     status, phrase = 405, 'Not Allowed'
     body_key = 'error'
 
 
 class Conflict(CIError):
-    """Somebody else was there first."""
+    """The request conflicts with what somebody else did first."""
     status, phrase = 409, 'Conflict'
 
 
 class TooLarge(CIError):
-    """A body or file is over its limit."""
+    """A body or file is larger than its limit."""
     status, phrase = 413, 'Request Entity Too Large'
 
 
 class ChecksumMismatch(CIError):
-    """The trace on disk is not the one that its runner sent; it is to send everything again."""
+    """The stored trace differs from the one that its runner sent; the runner is to send it all again."""
     status, phrase = 412, 'Precondition Failed'
 
 
@@ -289,7 +396,7 @@ class RangeMismatch(CIError):
 
 
 class Busy(CIError):
-    """Trouble on our side; a runner tries again instead of killing its job, as it would on 403 or 404."""
+    """The server has trouble that may pass; a runner retries, instead of killing its job as on 403 or 404."""
     status, phrase = 503, 'Service Unavailable'
 
     def __init__(self, detail: str) -> None:
@@ -443,83 +550,6 @@ def iso_time(seconds: float | None, digits: str = 'milliseconds') -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec=digits)[:-6] + 'Z'
-
-
-DURATION_UNITS = {
-    1: ('s', 'sec', 'secs', 'second', 'seconds'),
-    60: ('m', 'min', 'mins', 'minute', 'minutes'),
-    3600: ('h', 'hr', 'hrs', 'hour', 'hours'),
-    86400: ('d', 'dy', 'day', 'days'),
-    7 * 86400: ('w', 'wk', 'wks', 'week', 'weeks'),
-    30 * 86400: ('mo', 'mos', 'month', 'months'),
-    31557600: ('y', 'yr', 'yrs', 'year', 'years'),
-}
-MAX_DURATION = 1000 * 31557600      # seconds
-SECONDS_PER = {name: seconds for seconds, names in DURATION_UNITS.items() for name in names}
-
-
-def parse_duration(text: str) -> float | None:
-    """Return the seconds in a human duration, or None for one without end (``never``, ``0``).
-
-    Takes what GitLab takes: ``7 days``, ``1h30m``, ``4 weeks and 3 days``, ``4:01:01``, ``90``.
-    Raises ValueError for anything else.
-    """
-    words = text.strip().lower()
-    if words == 'never':
-        return None
-    clock = re.fullmatch(r'([0-9]{1,9}):([0-5]?[0-9])(?::([0-5]?[0-9]))?', words)
-    if clock:
-        hours, minutes, seconds = int(clock[1]), int(clock[2]), int(clock[3] or 0)
-        words = str(hours * 3600 + minutes * 60 + seconds if clock[3] else hours * 60 + minutes)
-    if re.fullmatch(r'[0-9]{1,12}(\.[0-9]{1,6})?', words):
-        words += 's'
-    part = re.compile(r'([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]+)(?:\s|,|(?<=\s)(?:and|with|plus)\b)*')
-    total, position = 0.0, 0
-    while position < len(words) or not words:
-        match = part.match(words, position)
-        if not match or match[2] not in SECONDS_PER:
-            raise ValueError(f'{text[:80]!r} is not a duration such as "7 days", "1h 30m" or "never"')
-        total += float(match[1]) * SECONDS_PER[match[2]]
-        position = match.end()
-    if total > MAX_DURATION:
-        raise ValueError(f'{text[:80]!r} is longer than a thousand years; say "never"')
-    return total or None
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that `text` (``1048576``, ``100M``, ``1.5 GiB``) stands for, or raise ValueError."""
-    match = re.fullmatch(r'\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmg]?)(?:i?b)?\s*', text, re.I)
-    if not match:
-        raise ValueError(f'{text!r} is not a size such as "500K", "100M" or "2G"')
-    return int(float(match[1]) * {'': 1, 'k': KIB, 'm': MIB, 'g': GIB}[match[2].lower()])
-
-
-def read_setting(kind: str, value: Any) -> Any:
-    """Return a setting's `value`, which may be a text from the command line, as its `kind` stores it.
-
-    Raises ValueError for a value that is not of that kind.
-    """
-    if kind == 'size':
-        return parse_size(str(value))
-    if kind == 'flag':
-        return bool(value)
-    if kind == 'duration':
-        seconds = parse_duration(str(value))
-        if seconds is None:
-            raise ValueError(f'{value!r} is not a time greater than zero')
-        return seconds
-    if kind == 'expiry':
-        parse_duration(value)
-    if kind == 'url' and value and not re.fullmatch(r'https?://[^\s/?#@"\'<>]+(/[^\s?#"\'<>]*)?', value):
-        raise ValueError(f'{value!r} is not an address such as https://ci.example.com')
-    return value.rstrip('/') if kind == 'url' else value
-
-
-def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Return Settings with the `given` values; raise TypeError for an unknown name, ValueError for a bad value."""
-    kinds = {item.name: item.metadata['kind'] for item in dataclasses.fields(Settings)}
-    values = {name: read_setting(kinds[name], value) if name in kinds else value for name, value in given.items()}
-    return Settings(**values)
 
 
 def trace_offset(content_range: str | None) -> int:
@@ -750,16 +780,6 @@ class Course:
 # its rules decide whether it is in. Nothing here touches files or git: `Facts` answers what is asked.
 
 DEFAULT_STAGES = ('build', 'test', 'deploy')
-MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases and references are expanded
-MAX_FILE_TEXT = 16 * MIB            # characters in them, and in all scripts of a pipeline
-MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
-MAX_TIMEOUT = 30 * 86400            # seconds a job may ask for
-MAX_START_IN = 7 * 86400            # seconds a job may be delayed
-MAX_INCLUDES = 150                  # files that one pipeline may be made of
-MAX_DEPTH = 11                      # levels of `extends` and of `!reference`
-MAX_PARALLEL = 200                  # jobs that one `parallel` may make
-MAX_NEEDS = 50                      # jobs that one job may need by name
-MAX_PROBLEMS = 20                   # messages about one file
 #: The words in only and except that stand for where a pipeline came from.
 SOURCE_WORDS = {'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigger', 'schedules': 'schedule',
                 'pipelines': 'pipeline', 'external': 'external', 'chat': 'chat',
@@ -5513,7 +5533,7 @@ class Coordinator(Queue):
 
     def __init__(self, db: str | os.PathLike[str] | None = None, data: str | os.PathLike[str] | None = None, *,
                  clock: Callable[[], float] = time.time, fsync: bool = True, **settings: Any) -> None:
-        super().__init__(db, data, clock, fsync, read_settings(settings))
+        super().__init__(db, data, clock, fsync, Settings.read(settings))
         self._found_installation()
 
     def __enter__(self) -> Coordinator:
@@ -8178,21 +8198,21 @@ def port_number(text: str) -> int:
 def add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     """Add the option of one field of `Settings`."""
     option = '--' + item.name.replace('_', '-')
-    kind, meaning = item.metadata['kind'], item.metadata['help']
-    if kind == 'flag':
+    parse, meaning = item.metadata['parser'], item.metadata['help']
+    if parse is bool:
         parser.add_argument(option, action='store_true', help=meaning)
         return
     shown = item.default or 'none'
-    reader = setting_reader(kind)
-    parser.add_argument(option, type=reader, default=item.default, metavar=kind.upper(),
+    metavar = parse.__name__.removeprefix('parse_').upper()
+    parser.add_argument(option, type=setting_reader(parse), default=item.default, metavar=metavar,
                         help=f'{meaning} (default: {shown})')
 
 
-def setting_reader(kind: str) -> Callable[[str], Any]:
-    """Return the function with which argparse reads settings of a kind."""
+def setting_reader(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a setting's parser with errors that argparse shows as they are."""
     def read(text: str) -> Any:
         try:
-            return read_setting(kind, text)
+            return parse(text)
         except ValueError as problem:
             raise argparse.ArgumentTypeError(str(problem)) from None
     return read
