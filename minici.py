@@ -7154,7 +7154,7 @@ def authorize_build_artifacts_route(call: Call, job: Row) -> JSON:
     if job['status'] not in ALIVE:
         raise JobNotRunning(job['status'])
     limit = call.ci.settings.max_artifacts_size
-    if call.integer('filesize') > limit:
+    if call.integer('filesize', 0) > limit:
         raise TooLarge(f'{limit} bytes are taken at most (the setting max_artifacts_size)')
     return {'MaximumSize': limit}
 
