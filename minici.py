@@ -66,6 +66,7 @@ import mimetypes
 import os
 import re
 import secrets
+import selectors
 import shutil
 import signal
 import socket
@@ -86,6 +87,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol, TypeAlias
 
 import bottle
@@ -148,7 +150,15 @@ MAX_DOTENV = 64 * KIB               # bytes of an unpacked dotenv report
 LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's other writers
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
 RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
-GIT_TIMEOUT = 60                    # seconds one git call may take
+GIT_TIMEOUT = 60                    # seconds that all git calls for one pipeline may take
+MAX_GIT_CALLS = 300                 # calls of git for one pipeline
+MAX_GIT_OUTPUT = 8 * MIB            # bytes that one call of git may print
+MAX_GIT_PATHS = 20_000              # files of a commit, or files that differ between two
+MAX_GIT_FILE = 2 * MIB              # bytes of one file that is read from a repository
+MAX_COMMIT_MESSAGE = 64 * KIB       # bytes of a commit's message that are kept
+MAX_GIT_COMPLAINT = 16 * KIB        # bytes of what git complains about that are read
+MAX_GIT_MEMORY = 512 * MIB          # bytes of memory of one git process, mapped files aside (Linux)
+MAX_PATH = 4096                     # bytes of a path that a file of git's names
 GIT_LOCAL_TIMEOUT = 600             # seconds one git call may take for the person at the command line
 PATTERN_TIMEOUT = 5.0               # seconds a pattern of a pipeline file may search
 SIGNED_IN_FOR = 30 * 86400          # seconds a browser stays signed in
@@ -1908,33 +1918,70 @@ def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str = 'ma
 
 
 # Repositories #################################################################################
+#
+# git obeys the configuration of the repository that it runs in: a remote's `uploadpack`, a file system
+# monitor, filters and hooks are commands. So it only runs in directories that minici has made, whose
+# configuration is ours, and never learns what a repository on this machine configures for itself.
 
-def run_git(arguments: Sequence[str], directory: str | Path | None, *, given: bytes = b'', timeout: float = GIT_TIMEOUT,
-            **environment: str) -> subprocess.CompletedProcess[bytes]:
+#: The settings of every git of ours: no pack is mapped whole, and large files are streamed.
+GIT_CONFIG = {
+    'core.bigFileThreshold': '1m',
+    'core.packedGitWindowSize': '32m',
+    'core.packedGitLimit': '256m',
+    'core.fsmonitor': 'false',
+    'core.hooksPath': os.devnull,
+    'protocol.version': '2',
+}
+#: Answers git's question for a password from the environment, which `ps` does not show.
+CREDENTIAL_HELPER = ('!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" '
+                     '"$MINICI_GIT_USERNAME" "$MINICI_GIT_PASSWORD"; }; f')
+
+
+class Unreadable(BadRequest):
+    """A repository cannot be read."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__({'base': [f'The repository cannot be read: {reason}']})
+
+
+class OutputTooLong(Unreadable):
+    """A call of git prints more than it may; `printed` is the beginning."""
+
+    def __init__(self, limit: int, printed: bytes) -> None:
+        super().__init__(f'git prints more than {limit} bytes')
+        self.printed = printed
+
+
+def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = b'', timeout: float = GIT_TIMEOUT,
+            limit: int | None = None, environment: Mapping[str, str] = MappingProxyType({})
+            ) -> subprocess.CompletedProcess[bytes]:
     """Run git in a directory, with `given` as its standard input, and return its exit status and output.
 
     git asks nobody anything, speaks only the protocols that an `import_url` may have, and is killed with
     all that it started after `timeout` seconds. It sees none of our own variables for git; `environment`
-    adds some. Raises BadRequest when git is missing or takes too long.
+    adds some. Raises Unreadable when git is missing or takes too long, OutputTooLong when it prints more
+    than `limit` bytes; with a limit its memory is limited, too.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
     variables.update(GIT_TERMINAL_PROMPT='0', GIT_ASKPASS='', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file',
-                     GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1', LC_ALL='C', **environment)
+                     GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1', GIT_NO_LAZY_FETCH='1',
+                     GIT_OPTIONAL_LOCKS='0', LC_ALL='C')
+    variables.update(environment)
     try:
-        with subprocess.Popen(['git', *arguments], cwd=directory or None, env=variables, stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as git:
-            try:
-                printed, said = git.communicate(given, timeout)
-            except BaseException:
-                if hasattr(os, 'killpg'):
-                    os.killpg(git.pid, signal.SIGKILL)  # git-remote-https would wait on without it
-                git.kill()
-                raise
-    except subprocess.TimeoutExpired:
-        raise BadRequest({'base': ['The repository cannot be read: git took too long']}) from None
+        with tempfile.TemporaryFile() as source:
+            source.write(given)
+            source.seek(0)
+            with subprocess.Popen(['git', *arguments], cwd=directory, env=variables, stdin=source, bufsize=0,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+                if limit is not None:
+                    limit_memory(process)
+                try:
+                    printed, said = read_both(process, limit, time.monotonic() + timeout)
+                finally:
+                    end_group(process)
     except OSError as error:
-        raise BadRequest({'base': [f'The repository cannot be read: {error}']}) from None
-    return subprocess.CompletedProcess(git.args, git.returncode, printed, said)
+        raise Unreadable(str(error)) from None
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
 
 
 def git_reason(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -1943,112 +1990,330 @@ def git_reason(done: subprocess.CompletedProcess[bytes]) -> str:
     return next((line for line in lines if line.startswith('fatal: ')), lines[-1])
 
 
-class Repository:
-    """A git repository, read by a few git calls; a remote one is fetched into a scratch directory.
+class Git:
+    """Runs git in one directory of ours, with a deadline for all calls together and a limit on what each prints."""
 
-    `url` is a project's `import_url`. Every failure is a BadRequest that says what git said.
-    """
+    def __init__(self, directory: Path, url: str = '') -> None:
+        """Prepare to run in `directory`; `url` is the address that may be asked, with its credentials."""
+        self.directory = directory
+        self.url, self._username, self._password = split_credentials(url)
+        self._deadline = time.monotonic() + GIT_TIMEOUT
+        self._calls = 0
 
-    def __init__(self, url: str, scratch: Path) -> None:
-        self._url = check_import_url(url)
-        self._local = url.startswith('file://')
-        self._scratch = scratch
-        self._directory = urllib.parse.unquote(url[len('file://'):]) if self._local else ''
+    def _environment(self) -> dict[str, str]:
+        """Return the variables that give git its directory, our settings and the credentials."""
+        environment = {'GIT_DIR': str(self.directory)}
+        pairs = [*GIT_CONFIG.items()]
+        if self._username or self._password:
+            environment.update(MINICI_GIT_USERNAME=self._username, MINICI_GIT_PASSWORD=self._password)
+            pairs += [('credential.helper', ''), ('credential.helper', CREDENTIAL_HELPER)]
+        environment['GIT_CONFIG_COUNT'] = str(len(pairs))
+        for index, (name, value) in enumerate(pairs):
+            environment[f'GIT_CONFIG_KEY_{index}'] = name
+            environment[f'GIT_CONFIG_VALUE_{index}'] = value
+        return environment
 
-    def __enter__(self) -> Repository:
-        if not self._local:
-            self._directory = tempfile.mkdtemp('.git', dir=self._scratch)
-            try:
-                self._git('init', '--quiet', '--bare', '--end-of-options', self._directory)
-            except CIError:
-                self.__exit__()
-                raise
-        return self
+    def run(self, *arguments: str, missing_ok: bool = False, limit: int = MAX_GIT_OUTPUT,
+            cut: bool = False) -> bytes | None:
+        """Run git and return what it printed, or None if it fails and `missing_ok`.
 
-    def __exit__(self, *exc_info: object) -> None:
-        if not self._local:
-            shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _git(self, *arguments: str, missing_ok: bool = False) -> bytes | None:
-        """Run git and return what it printed, or None if it fails and may."""
-        done = run_git(arguments, self._directory)
+        Output beyond `limit` bytes is left out with `cut`, else refused. Raises Unreadable, which says
+        what git said, when it fails, prints or takes too much.
+        """
+        self._calls += 1
+        if self._calls > MAX_GIT_CALLS:
+            raise Unreadable(f'the pipeline needs more than {MAX_GIT_CALLS} calls of git')
+        left = max(0.0, self._deadline - time.monotonic())
+        try:
+            done = run_git(arguments, self.directory, timeout=left, limit=limit, environment=self._environment())
+        except OutputTooLong as error:
+            if cut:
+                return error.printed
+            raise
         if done.returncode == 0:
             return done.stdout
         if missing_ok:
             return None
         reason = git_reason(done)
-        user = urllib.parse.urlsplit(self._url).netloc.rpartition('@')[0]
-        for secret in filter(None, (user, urllib.parse.unquote(user))):
-            reason = reason.replace(secret, '***')
-        raise BadRequest({'base': [f'The repository cannot be read: {reason}']})
+        for secret in (self._username, self._password):
+            if secret:
+                reason = reason.replace(secret, '***').replace(urllib.parse.quote(secret, safe=''), '***')
+        raise Unreadable(reason)
+
+
+def split_credentials(url: str) -> tuple[str, str, str]:
+    """Return an address without its credentials, the user's name and the password; ssh keeps its user's name."""
+    scheme, separator, rest = url.partition('://')
+    authority, slash, path = rest.partition('/')
+    user, at, host = authority.rpartition('@')
+    if not at:
+        return url, '', ''
+    name, _, password = user.partition(':')
+    kept = f'{name}@' if scheme == 'ssh' and name else ''
+    bare = f'{scheme}{separator}{kept}{host}{slash}{path}'
+    return bare, urllib.parse.unquote(name), urllib.parse.unquote(password)
+
+
+def limit_memory(process: subprocess.Popen[bytes]) -> None:
+    """Limit the memory of a child process, where the system can do that to a process that runs already."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import resource
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MAX_GIT_MEMORY, MAX_GIT_MEMORY))
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a process and its children: git-remote-https would wait on without its parent."""
+    if process.poll() is None and hasattr(os, 'killpg'):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
+def read_both(process: subprocess.Popen[bytes], limit: int | None, ends: float) -> tuple[bytes, bytes]:
+    """Return what a process prints, and what it complains of.
+
+    Raises OutputTooLong when it prints more than `limit` bytes, Unreadable when it has not finished at
+    `ends`, by the monotonic clock.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    printed, said = bytearray(), bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, printed)
+        selector.register(process.stderr, selectors.EVENT_READ, said)
+        while selector.get_map():
+            ready = selector.select(max(0.0, ends - time.monotonic()))
+            if not ready:
+                raise Unreadable('git took too long')
+            for key, _ in ready:
+                chunk = os.read(key.fd, COPY_CHUNK)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                elif key.data is printed or len(said) < MAX_GIT_COMPLAINT:
+                    key.data.extend(chunk)
+            if limit is not None and len(printed) > limit:
+                raise OutputTooLong(limit, bytes(printed[:limit]))
+    try:
+        process.wait(max(0.01, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise Unreadable('git took too long') from None
+    return bytes(printed), bytes(said)
+
+
+def make_repository(git: Git) -> None:
+    """Make the directory that `git` runs in an empty bare repository."""
+    git.directory.mkdir(mode=0o700)
+    git.run('init', '--quiet', '--bare', '--template=', '--end-of-options', str(git.directory))
+
+
+def full_names(ref: str) -> dict[str, bool]:
+    """Return the full names that a ref can have, the preferred one first, and whether each is a tag's."""
+    if ref.startswith(('refs/heads/', 'refs/tags/')):
+        return {ref: ref.startswith('refs/tags/')}
+    return {f'refs/heads/{ref}': False, f'refs/tags/{ref}': True}
+
+
+def git_directory(path: Path) -> tuple[Path, Path]:
+    """Return where a repository on this machine keeps its HEAD, and its objects and refs; raise if it is none."""
+    inside = path / '.git'
+    found = path
+    if inside.exists():
+        found = inside
+    if found.is_file():     # a worktree, or a submodule: the file says where
+        with found.open(errors='surrogateescape') as file:
+            pointer = file.read(MAX_PATH)
+        found = path / pointer.removeprefix('gitdir:').strip()
+    common = found / 'commondir'
+    shared = found
+    if common.is_file():
+        with common.open(errors='surrogateescape') as file:
+            shared = found / file.read(MAX_PATH).strip()
+    if not ((found / 'HEAD').is_file() and (shared / 'objects').is_dir() and (shared / 'refs').is_dir()):
+        raise FileNotFoundError(path)
+    return found, shared
+
+
+def borrow_repository(path: Path, directory: Path) -> None:
+    """Make `directory` a bare repository of ours that shows the objects and refs of the one at `path`.
+
+    Nothing is copied, and git never reads the configuration at `path`: of that file only the two facts
+    are taken over without which the objects and refs could not be read. Raises BadRequest if there is
+    no repository at `path`, or minici may not read it: the answer does not say which.
+    """
+    try:
+        found, shared = git_directory(path)
+        head = (found / 'HEAD').read_bytes()[:MAX_PATH]
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for name in ('objects', 'refs', 'packed-refs', 'shallow', 'reftable'):
+            if (shared / name).exists():
+                (directory / name).symlink_to((shared / name).resolve())
+        (directory / 'HEAD').write_bytes(head)
+        extensions = stored_extensions(shared / 'config')
+        config = '[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n' + ''.join(extensions)
+        (directory / 'config').write_text(config)
+    except (OSError, ValueError):
+        raise Unreadable(f'{path} is no git repository that minici may read') from None
+
+
+def stored_extensions(config: Path) -> list[str]:
+    """Return the lines of a repository's configuration file that say how its objects and refs are stored."""
+    if not config.is_file():
+        return []
+    text = config.read_text(errors='replace')
+    sections = re.findall(r'^\s*\[extensions\]([^\[]*)', text, re.M | re.I)
+    lines = re.findall(r'^\s*((?:objectformat|refstorage)\s*=\s*[a-z0-9]+)\s*$', '\n'.join(sections), re.M | re.I)
+    return [f'\t{line}\n' for line in lines]
+
+
+class Repository:
+    """A git repository, read by a few git calls within a directory of ours.
+
+    `url` is a project's `import_url`: one on this machine is borrowed, a remote one is fetched, commit by
+    commit as they are asked for. Every failure is a BadRequest that says what git said.
+    """
+
+    def __init__(self, url: str, scratch: Path) -> None:
+        self._url = check_import_url(url)
+        self._scratch = scratch
+        self._local = url.startswith('file://')
+
+    def __enter__(self) -> Repository:
+        self._temporary = Path(tempfile.mkdtemp('.git', dir=self._scratch))
+        directory = self._temporary / 'repository.git'
+        try:
+            if self._local:
+                path = urllib.parse.unquote(self._url.removeprefix('file://'))
+                borrow_repository(Path(path), directory)
+                self._git = Git(directory, str(directory))
+            else:
+                self._git = Git(directory, self._url)
+                make_repository(self._git)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _fetch(self, refspec: str, *, missing_ok: bool = False) -> None:
+        """Fetch one commit of a remote repository, by its id or a ref."""
+        if not self._local:
+            self._git.run('fetch', '--quiet', '--no-tags', '--depth=1', '--end-of-options', self._git.url, refspec,
+                          missing_ok=missing_ok)
 
     def default_branch(self) -> str:
         """Return the branch that HEAD names."""
-        listed = self._git('ls-remote', '--symref', '--end-of-options', self._url, 'HEAD') or b''
-        for line in listed.decode().splitlines():
+        printed = self._git.run('ls-remote', '--symref', '--end-of-options', self._git.url, 'HEAD') or b''
+        for line in printed.decode().splitlines():
             if line.startswith('ref: refs/heads/'):
-                return line[len('ref: refs/heads/'):].partition('\t')[0]
+                branch, _, _ = line.removeprefix('ref: refs/heads/').partition('\t')
+                return branch
         raise BadRequest({'base': ['The repository has no branch checked out; name a ref']})
 
     def resolve(self, ref: str) -> tuple[str, bool]:
-        """Return the sha that a branch or tag points to, and whether it is a tag; fetch it if need be."""
-        check_ref(ref)
-        names = {f'refs/heads/{ref}': False, f'refs/tags/{ref}': True}
-        listed = (self._git('ls-remote', '--end-of-options', self._url, *names, f'refs/tags/{ref}^{{}}')
-                  or b'').decode().splitlines()
-        shas = {name: sha for sha, _, name in (line.partition('\t') for line in listed)}
+        """Return the sha that a branch or tag points to, and whether it is a tag; fetch it if need be.
+
+        `ref` is a short name, or a full one such as ``refs/tags/v1``. Of a branch and a tag with the
+        same short name the branch is meant.
+        """
+        name, sha, tag = self._listed(ref)
+        self._fetch(f'+{name}:{name}')
+        return sha, tag
+
+    def _listed(self, ref: str) -> tuple[str, str, bool]:
+        """Return the full name of a branch or tag, its commit, and whether it is a tag; raise BadRequest if unknown."""
+        names = full_names(check_ref(ref))
+        peeled = [f'{name}^{{}}' for name, tag in names.items() if tag]
+        printed = self._git.run('ls-remote', '--end-of-options', self._git.url, *names, *peeled) or b''
+        lines = [line.partition('\t') for line in printed.decode().splitlines()]
+        shas = {name: sha for sha, _, name in lines}
         for name, tag in names.items():
             if name in shas:
-                if not self._local:
-                    self._git('fetch', '--quiet', '--no-tags', '--depth=1', '--end-of-options', self._url,
-                              f'+{name}:{name}')
-                return shas.get(f'{name}^{{}}', shas[name]), tag
+                return name, shas.get(f'{name}^{{}}', shas[name]), tag
         raise BadRequest({'base': ['Reference not found']})
 
+    def contains(self, ref: str, sha: str) -> bool:
+        """Tell whether a commit is part of the history of a branch or tag."""
+        name, tip, _ = self._listed(ref)
+        if tip == check_sha(sha):
+            return True
+        history = self._git if self._local else self._fetch_history(name)
+        return history.run('merge-base', '--is-ancestor', sha, name, missing_ok=True) is not None
+
+    def _fetch_history(self, name: str) -> Git:
+        """Return a repository of ours with all commits of a ref, but none of their files if the server can do that."""
+        directory = self._temporary / 'history.git'
+        history = Git(directory, self._url)
+        if not directory.exists():
+            make_repository(history)
+        history.run('fetch', '--quiet', '--no-tags', '--filter=tree:0', '--end-of-options', history.url,
+                    f'+{name}:{name}')
+        return history
+
     def commit(self, sha: str) -> dict[str, Any]:
-        """Return the message, author, committer, dates and parents of a commit."""
-        check_sha(sha)
-        raw = self._git('cat-file', 'commit', sha, missing_ok=True)
-        if raw is None and not self._local:
-            self._git('fetch', '--quiet', '--no-tags', '--depth=1', '--end-of-options', self._url, sha, missing_ok=True)
-            raw = self._git('cat-file', 'commit', sha, missing_ok=True)
+        """Return the message, author, committer, dates and parents of a commit.
+
+        A message is cut after MAX_COMMIT_MESSAGE bytes.
+        """
+        raw = self._raw_commit(check_sha(sha))
+        if raw is None:
+            self._fetch(sha, missing_ok=True)
+            raw = self._raw_commit(sha)
         if raw is None:
             raise BadRequest({'base': [f'The commit {sha[:8]} is not in the repository']})
-        parents = re.findall(rb'^parent ([0-9a-f]+)$', raw.partition(b'\n\n')[0], re.M)  # a shallow `show` hides them
+        header, _, _ = raw.partition(b'\n\n')
+        parents = re.findall(rb'^parent ([0-9a-f]+)$', header, re.M)    # in a shallow history `log` hides them
         layout = {'author_name': '%an', 'author_email': '%ae', 'authored_date': '%aI', 'committer_name': '%cn',
                   'committer_email': '%ce', 'committed_date': '%cI', 'message': '%B'}
-        shown = self._git('show', '--no-patch', '--no-show-signature', '--encoding=UTF-8',
-                          f'--format={"%x00".join(layout.values())}', '--end-of-options', sha) or b''
-        found = dict(zip(layout, shown.decode('utf-8', 'replace').split('\0', 6), strict=True))
-        return {**found, 'message': found['message'].rstrip('\n') + '\n',
-                'parent_ids': [parent.decode() for parent in parents]}
+        shown = self._git.run('log', '--no-walk', '--no-show-signature', '--encoding=UTF-8',
+                              f'--format={"%x00".join(layout.values())}', '--end-of-options', sha,
+                              limit=MAX_COMMIT_MESSAGE, cut=True) or b''
+        values = shown.decode('utf-8', 'replace').split('\0', len(layout) - 1)
+        found: dict[str, Any] = dict(itertools.zip_longest(layout, values, fillvalue=''))
+        found['message'] = found['message'].rstrip('\n') + '\n'
+        found['parent_ids'] = [parent.decode() for parent in parents]
+        return found
+
+    def _raw_commit(self, sha: str) -> bytes | None:
+        return self._git.run('cat-file', 'commit', sha, missing_ok=True, limit=MAX_COMMIT_MESSAGE, cut=True)
 
     def refs(self) -> set[str]:
         """Return the names of all branches and tags."""
-        listed = self._git('ls-remote', '--quiet', '--heads', '--tags', '--end-of-options', self._url) or b''
-        found = re.findall(r'\trefs/(?:heads|tags)/(.+)', listed.decode('utf-8', 'replace'))
+        printed = self._git.run('ls-remote', '--quiet', '--heads', '--tags', '--end-of-options', self._git.url) or b''
+        found = re.findall(r'\trefs/(?:heads|tags)/(.+)', printed.decode('utf-8', 'replace'))
         return set(found)
 
     def file(self, sha: str, path: str) -> bytes | None:
         """Return a file as it is at a commit, or None when the commit has no such file."""
-        return self._git('cat-file', 'blob', f'{check_sha(sha)}:{path}', missing_ok=True)
+        try:
+            return self._git.run('cat-file', 'blob', f'{check_sha(sha)}:{path}', missing_ok=True, limit=MAX_GIT_FILE)
+        except OutputTooLong:
+            raise Unreadable(f'{path} has more than {MAX_GIT_FILE} bytes') from None
 
     def files(self, sha: str) -> list[str]:
         """Return the paths of all files at a commit."""
-        listed = self._git('ls-tree', '-r', '-z', '--name-only', check_sha(sha)) or b''
-        return listed.decode('utf-8', 'replace').split('\0')[:-1]
+        return self._paths('ls-tree', '-r', '-z', '--name-only', check_sha(sha))
+
+    def _paths(self, *arguments: str) -> list[str]:
+        """Return the paths that git lists with NUL after each."""
+        printed = self._git.run(*arguments) or b''
+        if printed.count(b'\0') > MAX_GIT_PATHS:
+            raise Unreadable(f'git {arguments[0]} lists more than {MAX_GIT_PATHS} paths')
+        return printed.decode('utf-8', 'replace').split('\0')[:-1]
 
     def changes(self, base: str, sha: str) -> list[str] | None:
         """Return the paths that differ between a commit (or ref) and a later commit, None when that cannot be told."""
         if not set(base) - {'0'}:
             return None
         try:
-            earlier = self.resolve(base)[0] if not re.fullmatch('[0-9a-f]{40,64}', base) else base
+            earlier = base
+            if not re.fullmatch('[0-9a-f]{40,64}', base):
+                earlier, _ = self.resolve(base)
             self.commit(earlier)
         except BadRequest:
             return None
-        listed = self._git('diff', '--name-only', '-z', '--no-renames', earlier, check_sha(sha)) or b''
-        return listed.decode('utf-8', 'replace').split('\0')[:-1]
+        return self._paths('diff-tree', '-r', '--name-only', '-z', '--no-renames', earlier, check_sha(sha))
 
 
 class Checkout:
@@ -2112,9 +2377,13 @@ class Checkout:
 
         Raises BadRequest, with git's reason, when it fails.
         """
-        done = run_git(arguments, self._store, given=given, timeout=GIT_LOCAL_TIMEOUT, GIT_DIR=str(self._store),
-                       GIT_WORK_TREE=str(self.root), GIT_INDEX_FILE=str(self._store / index), **self._configuration,
-                       **environment)
+        places = {
+            'GIT_DIR': str(self._store),
+            'GIT_WORK_TREE': str(self.root),
+            'GIT_INDEX_FILE': str(self._store / index),
+        }
+        done = run_git(arguments, self._store, given=given, timeout=GIT_LOCAL_TIMEOUT,
+                       environment={**self._configuration, **places, **environment})
         if done.returncode:
             raise BadRequest({'base': [f'The checkout {self.root} cannot be read: {git_reason(done)}']})
         return done.stdout
@@ -2125,8 +2394,6 @@ class Checkout:
         return {
             'GIT_CONFIG_GLOBAL': str(self._store / 'minici.gitconfig'),
             'GIT_ATTR_NOSYSTEM': '1',
-            'GIT_NO_LAZY_FETCH': '1',   # a partial clone would run what its configuration names
-            'GIT_OPTIONAL_LOCKS': '0',
         }
 
     def snapshot(self, ref: str, *, tag: bool = False, hidden: Iterable[Path] = ()) -> tuple[str, bool]:
@@ -2157,9 +2424,6 @@ class Checkout:
         lines = ['[gc]', '\tauto = 0', '[core]', '\tuntrackedCache = false']
         if ignored:
             lines.append(f'\texcludesFile = {quoted_for_git(ignored)}')
-        lines.append('[safe]')
-        for place in (self.root, self.root / '.git', self._git_directory, self._common_directory):
-            lines.append(f'\tdirectory = {quoted_for_git(str(place))}')
         (self._store / 'minici.gitconfig').write_text('\n'.join(lines) + '\n')
         excluded = ''
         if self._common_directory and (self._common_directory / 'info' / 'exclude').is_file():
@@ -2173,7 +2437,13 @@ class Checkout:
         """Fetch the branches and tags of the checkout; return the commit that is checked out, '' without one."""
         if self._git_directory is None:
             return ''
-        url = 'file://' + urllib.parse.quote(str(self.root))
+        with tempfile.TemporaryDirectory(dir=self._store) as temporary:
+            borrowed = Path(temporary, 'checkout.git')
+            borrow_repository(self.root, borrowed)
+            return self._fetch_borrowed(str(borrowed))
+
+    def _fetch_borrowed(self, url: str) -> str:
+        """Fetch all of the repository at `url`; return the commit that is checked out, '' without one."""
         if not self.git('ls-remote', '--end-of-options', url, 'HEAD'):
             return ''
         self.git('fetch', '--quiet', '--force', '--prune', '--update-shallow', '--no-auto-gc', '--no-write-fetch-head',
