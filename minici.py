@@ -2297,9 +2297,12 @@ class Repository:
 
     def _paths(self, *arguments: str) -> list[str]:
         """Return the paths that git lists with NUL after each."""
-        printed = self._git.run(*arguments) or b''
+        try:
+            printed = self._git.run(*arguments) or b''
+        except OutputTooLong:
+            raise Unreadable(f'git {arguments[0]} lists more than {MAX_GIT_PATHS} files') from None
         if printed.count(b'\0') > MAX_GIT_PATHS:
-            raise Unreadable(f'git {arguments[0]} lists more than {MAX_GIT_PATHS} paths')
+            raise Unreadable(f'git {arguments[0]} lists more than {MAX_GIT_PATHS} files')
         return printed.decode('utf-8', 'replace').split('\0')[:-1]
 
     def changes(self, base: str, sha: str) -> list[str] | None:
