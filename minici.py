@@ -523,6 +523,10 @@ def pipeline_variables(facts: Record) -> dict[str, Any]:
     """
     path, ref = facts['project_path'], facts['ref']
     namespace, _, name = path.rpartition('/')
+    request = merge_request_of(facts)
+    if request:
+        ref = request['source_branch']
+    kinds = ('CI_COMMIT_TAG', 'CI_BUILD_TAG') if facts['tag'] else ('CI_COMMIT_BRANCH',)
     commit = json.loads(facts['commit_info'] or '{"message": ""}')
     title, _, description = commit['message'].partition('\n')
     triggered = 'true' if facts['source'] == 'trigger' else None
@@ -536,10 +540,50 @@ def pipeline_variables(facts: Record) -> dict[str, Any]:
         'CI_COMMIT_BEFORE_SHA': facts['before_sha'], 'CI_BUILD_BEFORE_SHA': facts['before_sha'],
         'CI_COMMIT_REF_NAME': ref, 'CI_BUILD_REF_NAME': ref, 'CI_COMMIT_REF_SLUG': slug(ref),
         'CI_BUILD_REF_SLUG': slug(ref), 'CI_COMMIT_REF_PROTECTED': str(is_protected(facts)).lower(),
-        **dict.fromkeys(('CI_COMMIT_TAG', 'CI_BUILD_TAG') if facts['tag'] else ('CI_COMMIT_BRANCH',), ref),
+        **dict.fromkeys(() if request else kinds, ref),
         'CI_COMMIT_MESSAGE': commit['message'], 'CI_COMMIT_TITLE': title, 'CI_COMMIT_DESCRIPTION': description.strip(),
         'CI_COMMIT_AUTHOR': f'{commit["author_name"]} <{commit["author_email"]}>' if 'author_name' in commit else None,
         'CI_COMMIT_TIMESTAMP': commit.get('committed_date'),
+        **merge_request_variables(request, facts),
+    }
+
+
+def merge_request_of(facts: Record) -> dict[str, Any]:
+    """Return what is known of a pipeline's merge request; nothing when it has none."""
+    if 'merge_request' not in facts.keys():     # noqa: SIM118 - a Row is no mapping
+        return {}
+    return json.loads(facts['merge_request'] or '{}')
+
+
+def merge_request_variables(request: Mapping[str, Any], facts: Record) -> dict[str, Any]:
+    """Return the predefined variables of a merge request pipeline; nothing when there is no merge request.
+
+    `request` has `iid`, `source_branch` and `target_branch`, and as far as it is known `title`,
+    `description`, `labels`, `draft`, `source_project_path`, `source_project_url`, `project_url` and
+    `base_sha`, the commit that it is compared with.
+    """
+    if not request:
+        return {}
+    project_path = facts['project_path']
+    return {
+        'CI_MERGE_REQUEST_ID': request['iid'],
+        'CI_MERGE_REQUEST_IID': request['iid'],
+        'CI_MERGE_REQUEST_REF_PATH': facts['ref'],
+        'CI_MERGE_REQUEST_EVENT_TYPE': 'detached',
+        'CI_MERGE_REQUEST_TITLE': request.get('title'),
+        'CI_MERGE_REQUEST_DESCRIPTION': request.get('description'),
+        'CI_MERGE_REQUEST_LABELS': ','.join(request.get('labels') or ()) or None,
+        'CI_MERGE_REQUEST_DRAFT': str(bool(request.get('draft'))).lower(),
+        'CI_MERGE_REQUEST_SOURCE_BRANCH_NAME': request['source_branch'],
+        'CI_MERGE_REQUEST_TARGET_BRANCH_NAME': request['target_branch'],
+        'CI_MERGE_REQUEST_TARGET_BRANCH_PROTECTED': str(request['target_branch'] == facts['default_branch']).lower(),
+        'CI_MERGE_REQUEST_SOURCE_PROJECT_PATH': request.get('source_project_path') or project_path,
+        'CI_MERGE_REQUEST_SOURCE_PROJECT_URL': request.get('source_project_url'),
+        'CI_MERGE_REQUEST_PROJECT_ID': facts['project_id'],
+        'CI_MERGE_REQUEST_PROJECT_PATH': project_path,
+        'CI_MERGE_REQUEST_PROJECT_URL': request.get('project_url'),
+        'CI_MERGE_REQUEST_DIFF_BASE_SHA': request.get('base_sha'),
+        'CI_MERGE_REQUEST_SQUASH_ON_MERGE': 'false',
     }
 
 
@@ -2754,6 +2798,31 @@ CREATE TABLE live_ref (             -- refs of old pipelines that their reposito
 
 CREATE INDEX job_of_tag_set ON job (tag_set_id);
 CREATE INDEX job_count ON job (status) WHERE id > 0;    -- true of every job: only the query that counts them says so
+""", """
+-- Where pipelines come from: schedules, and merge requests of forges.
+
+CREATE TABLE pipeline_schedule (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    description TEXT NOT NULL,
+    ref         TEXT NOT NULL,      -- branch or tag, or its full name
+    cron        TEXT NOT NULL,      -- five fields
+    cron_timezone TEXT NOT NULL,    -- as in the tz database: 'UTC', 'Europe/Berlin'
+    active      INTEGER NOT NULL,
+    variables   TEXT NOT NULL,      -- JSON list of {key, value, variable_type, raw}
+    inputs      TEXT NOT NULL,      -- JSON object
+    user_id     INTEGER REFERENCES user,    -- its owner
+    next_run_at REAL,               -- NULL: it never runs
+    created_at  REAL NOT NULL,
+    updated_at  REAL NOT NULL
+);
+CREATE INDEX schedule_of_project ON pipeline_schedule (project_id, id);
+CREATE INDEX schedule_due ON pipeline_schedule (next_run_at) WHERE active;
+
+ALTER TABLE pipeline ADD COLUMN schedule_id INTEGER REFERENCES pipeline_schedule ON DELETE SET NULL;
+ALTER TABLE pipeline ADD COLUMN merge_request TEXT; -- JSON: what is known of the merge request; NULL: there is none
+CREATE INDEX pipeline_of_schedule ON pipeline (schedule_id, id) WHERE schedule_id IS NOT NULL;
+ALTER TABLE project ADD COLUMN fork_pipelines INTEGER NOT NULL DEFAULT 0;  -- whether forks' merge requests run here
 """)
 
 
@@ -4315,7 +4384,7 @@ JOB_ROWS = """
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
            pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
-           pipeline.commit_info, pipeline.created_at AS pipeline_created_at,
+           pipeline.commit_info, pipeline.merge_request, pipeline.created_at AS pipeline_created_at,
            pipeline.updated_at AS pipeline_updated_at,
            project.path AS project_path, project.name AS project_name, project.import_url,
            project.default_branch, project.build_timeout, project.allow_git_fetch,
@@ -4941,34 +5010,78 @@ PIPELINE_FILTERS = {
 PIPELINE_SORTS = {name: name for name in ('id', 'status', 'ref', 'updated_at', 'user_id')}
 
 
+#: The facts of a plan that are columns of its pipeline.
+PIPELINE_FACTS = ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info', 'merge_request', 'schedule_id')
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """A pipeline that has been compiled and not yet been created.
+
+    `facts` are columns of its row and of its project's, `variables` those that it is given, `spec` its jobs.
+    """
+
+    project: Row
+    facts: Mapping[str, Any]
+    variables: Sequence[Mapping[str, Any]]
+    spec: PipelineSpec
+    user: Row | None = None
+
+
 class Pipelines(Processing):
     """Pipelines are created, listed, canceled, retried and removed here."""
 
     def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
                         variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
-                        tag: bool = False, before_sha: str | None = None) -> Row:
+                        tag: bool = False, before_sha: str | None = None,
+                        merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None) -> Row:
         """Create a pipeline and start its first stage; return it.
+
+        The keywords are those of `plan_pipeline`. Pipelines of the ref for older commits are canceled
+        according to `workflow:auto_cancel`. Raises BadRequest when the ref, the file or a job is invalid;
+        nothing is created then.
+        """
+        return self.create_planned(self.plan_pipeline(
+            project, ref, sha=sha, content=content, variables=variables, source=source, user=user, tag=tag,
+            before_sha=before_sha, merge_request=merge_request, schedule=schedule))
+
+    def plan_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
+                      variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
+                      tag: bool = False, before_sha: str | None = None,
+                      merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None) -> PipelinePlan:
+        """Compile the pipeline of a ref, for `create_planned`.
 
         `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
         PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
         at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
-        is when there is no repository to tell; `before_sha` what it pointed to before a push. Pipelines
-        of the ref for older commits are canceled according to `workflow:auto_cancel`. Raises BadRequest
-        when the ref, the file or a job is invalid; nothing is created then.
+        is when there is no repository to tell; `before_sha` what it pointed to before a push.
+        `merge_request` is what `merge_request_variables` takes; `schedule` what runs it. Raises
+        BadRequest when the ref, the file or a job is invalid.
         """
         project = self.find_project(project)
         facts: dict[str, Any] = dict(
             ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
             project_id=project['id'], project_path=project['path'], project_name=project['name'],
-            default_branch=project['default_branch'])
+            default_branch=project['default_branch'], schedule_id=id_of(schedule),
+            merge_request=json.dumps(merge_request) if merge_request else None)
         given = [check_variable(variable) for variable in variables]
         if sha is not None and content is not None:
             facts['sha'] = check_sha(sha)
-            return self._insert_pipeline(project, user, facts, given, self._spec(content, facts, given, None))
+            return PipelinePlan(project, facts, given, self._spec(content, facts, given, None), user)
         with self._repository(project) as repository:
             content = self._read_repository(repository, facts, content)
-            spec = self._spec(content, facts, given, repository)
-        return self._insert_pipeline(project, user, facts, given, spec)
+            return PipelinePlan(project, facts, given, self._spec(content, facts, given, repository), user)
+
+    def create_planned(self, plan: PipelinePlan) -> Row:
+        """Create the pipeline of a plan and start its first stage; return it.
+
+        Raises BadRequest when the plan has no job outside `.pre` and `.post`.
+        """
+        if all(job.stage in ('.pre', '.post') for job in plan.spec.jobs):
+            kind = 'tag' if plan.facts['tag'] else 'branch'
+            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
+                                       f'{kind} {plan.facts["ref"]}']})
+        return self._insert_pipeline(plan.project, plan.user, plan.facts, plan.variables, plan.spec)
 
     def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> PipelineSpec:
         """Compile a pipeline file as for a push; raise BadRequest with all that is wrong with it.
@@ -4999,18 +5112,16 @@ class Pipelines(Processing):
 
     def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
               repository: Repository | None) -> PipelineSpec:
-        """Compile a pipeline file for these facts and variables; raise BadRequest when no job is left."""
+        """Compile a pipeline file for these facts and variables."""
         spec = content
         if not isinstance(content, PipelineSpec):
             predefined = pipeline_variables(facts).items()
             variables = {name: str(value) for name, value in predefined if value is not None}
             variables.update((row['key'], row['value']) for row in self._job_variables(facts))
             variables.update((variable['key'], variable['value']) for variable in given)
-            spec = compile_pipeline(content, repository=repository, facts=facts, variables=variables)
-        if all(job.stage in ('.pre', '.post') for job in spec.jobs):
-            kind = 'tag' if facts['tag'] else 'branch'
-            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
-                                       f'{kind} {facts["ref"]}']})
+            base = merge_request_of(facts).get('base_sha') or facts['before_sha']
+            compared = {**facts, 'before_sha': base}
+            spec = compile_pipeline(content, repository=repository, facts=compared, variables=variables)
         return spec
 
     def _repository(self, project: Row) -> contextlib.AbstractContextManager[Repository]:
@@ -5021,11 +5132,11 @@ class Pipelines(Processing):
         return Repository(project['import_url'], self.artifacts.incoming)
 
     def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
-                         given: list[dict[str, Any]], spec: PipelineSpec) -> Row:
+                         given: Sequence[Mapping[str, Any]], spec: PipelineSpec) -> Row:
         """Store a pipeline and its jobs, cancel what it supersedes, and start it."""
         now, user_id = self.clock(), id_of(user)
         places = {stage: place for place, stage in enumerate(spec.stages)}
-        columns = {name: facts[name] for name in ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info')}
+        columns = {name: facts[name] for name in PIPELINE_FACTS}
         with self.db.write() as c:
             numbered = c.execute("""
                 UPDATE project
@@ -5411,6 +5522,7 @@ OLDEST = """
                      WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
                        AND {reach}
                        AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
+                       AND (:pipeline_id IS NULL OR queued.pipeline_id = :pipeline_id)
                      ORDER BY queued.id
                      LIMIT 1) AS oldest
               FROM runner_tag_set AS served {projects}
@@ -5467,12 +5579,13 @@ class Queue(Retention):
         self._ticked_at, self._tidied_at = time.monotonic(), 0.0
 
     def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
-                    system_id: str | None = None) -> Claim | None:
+                    system_id: str | None = None, pipeline: Row | None = None) -> Claim | None:
         """Claim the oldest job that a runner may take and return it, or None when there is none.
 
         The job is `running` from then on, with a token and an empty trace of its own. A paused runner
         gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves out jobs
-        that have waited for fewer seconds. `system_id` names the runner manager.
+        that have waited for fewer seconds. `system_id` names the runner manager. With `pipeline` only
+        its jobs are looked at.
         """
         now, token = self.clock(), self.new_token('mcb')
         due = self._start_due(now)
@@ -5481,7 +5594,7 @@ class Queue(Retention):
         if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
             return None
         wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
-                      job_age=job_age)
+                      job_age=job_age, pipeline_id=id_of(pipeline))
         if self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is None:
             return None  # an idle poll takes no lock
         with self.db.write() as c:
@@ -6964,6 +7077,9 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> JSON:
     job, spec, timeout = claim.job, stored_spec(claim.job), job_timeout(claim.job, runner)
     kind, ref = ('tag', 'tags') if job['tag'] else ('branch', 'heads')
     local = f'refs/tags/{job["ref"]}' if job['tag'] else f'refs/remotes/origin/{job["ref"]}'
+    refspec = f'+refs/{ref}/{job["ref"]}:{local}'
+    if job['merge_request']:
+        refspec = f'+{job["ref"]}:{job["ref"]}'
     variables = job_variables(claim, call, runner)
     depth = {item['key']: item['value'] for item in variables}.get('GIT_DEPTH', '')
     step = {'timeout': timeout, 'when': 'on_success', 'allow_failure': False}
@@ -6983,7 +7099,7 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> JSON:
         'git_info': {'repo_url': repository_url(claim, call), 'ref': job['ref'], 'sha': job['sha'],
                      'before_sha': job['before_sha'], 'ref_type': kind,
                      'repo_object_format': 'sha1' if len(job['sha']) == 40 else 'sha256',
-                     'refspecs': [f'+refs/{ref}/{job["ref"]}:{local}'], 'protected': False,
+                     'refspecs': [refspec], 'protected': False,
                      'depth': int(depth) if re.fullmatch('[0-9]{1,9}', depth) else 0},
         'runner_info': {'timeout': timeout, 'runner_session_url': None},
         'variables': variables, 'steps': steps,

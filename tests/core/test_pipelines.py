@@ -686,3 +686,48 @@ def test_any_pipeline_runs_in_the_order_of_its_stages_to_its_end(drained, stages
     assert [job['status'] for job in jobs] == expected_states(stages)
     assert ci.find_pipeline(pipeline)['status'] == minici.composite_status(
         (job['status'], job['allow_failure']) for job in jobs)
+
+
+# -- merge requests, and claims of one pipeline
+
+REQUEST = {'iid': 7, 'source_branch': 'feature/x', 'target_branch': 'main', 'title': 'Add x', 'labels': ['a', 'b'],
+           'source_project_path': 'ann/demo'}
+
+
+def test_a_merge_request_pipeline_has_its_variables_and_no_branch(ci, project):
+    content = {
+        'request': {'script': ['x'], 'rules': [{'if': '$CI_MERGE_REQUEST_TARGET_BRANCH_NAME == "main"'}]},
+        'branch': {'script': ['x'], 'rules': [{'if': '$CI_COMMIT_BRANCH'}]},
+    }
+    pipeline = ci.create_pipeline(project, 'refs/merge-requests/7/head', sha=SHA, content=content,
+                                  source='merge_request_event', merge_request=REQUEST)
+    job, = ci.list_jobs(pipeline=pipeline)
+    variables = minici.pipeline_variables(job)
+    assert job['name'] == 'request'
+    assert {name: value for name, value in variables.items() if name.startswith('CI_MERGE_') and value is not None} == {
+        'CI_MERGE_REQUEST_ID': 7, 'CI_MERGE_REQUEST_IID': 7, 'CI_MERGE_REQUEST_REF_PATH': 'refs/merge-requests/7/head',
+        'CI_MERGE_REQUEST_EVENT_TYPE': 'detached', 'CI_MERGE_REQUEST_TITLE': 'Add x',
+        'CI_MERGE_REQUEST_LABELS': 'a,b', 'CI_MERGE_REQUEST_DRAFT': 'false',
+        'CI_MERGE_REQUEST_SOURCE_BRANCH_NAME': 'feature/x', 'CI_MERGE_REQUEST_TARGET_BRANCH_NAME': 'main',
+        'CI_MERGE_REQUEST_TARGET_BRANCH_PROTECTED': 'true', 'CI_MERGE_REQUEST_SOURCE_PROJECT_PATH': 'ann/demo',
+        'CI_MERGE_REQUEST_PROJECT_ID': project['id'], 'CI_MERGE_REQUEST_PROJECT_PATH': project['path'],
+        'CI_MERGE_REQUEST_SQUASH_ON_MERGE': 'false'}
+    assert (variables['CI_COMMIT_REF_NAME'], variables.get('CI_COMMIT_BRANCH')) == ('feature/x', None)
+    assert variables['CI_PIPELINE_SOURCE'] == 'merge_request_event'
+    assert variables['CI_COMMIT_REF_PROTECTED'] == 'false'
+
+
+def test_a_plan_changes_nothing_until_it_is_created(ci, project):
+    plan = ci.plan_pipeline(project, 'main', sha=SHA, content=PLAIN)
+    assert [job.name for job in plan.spec.jobs] == ['test']
+    assert ci.list_pipelines(project) == ([], 0)
+    assert ci.create_planned(plan)['status'] == 'pending'
+
+
+def test_a_runner_may_claim_from_one_pipeline_alone(ci, project):
+    first, second = (ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN) for _ in range(2))
+    for runner in (ci.create_runner()[0], ci.create_runner(project)[0]):
+        claim = ci.request_job(runner, pipeline=second)
+        assert claim is None or claim.job['pipeline_id'] == second['id']
+    assert ci.find_pipeline(first)['status'] == 'pending'
+    assert ci.find_pipeline(second)['status'] == 'running'
