@@ -2152,7 +2152,7 @@ def make_repository(git: Git) -> None:
 
 def full_names(ref: str) -> dict[str, bool]:
     """Return the full names that a ref can have, the preferred one first, and whether each is a tag's."""
-    if ref.startswith(('refs/heads/', 'refs/tags/')):
+    if ref.startswith('refs/'):     # of a merge request, for example
         return {ref: ref.startswith('refs/tags/')}
     return {f'refs/heads/{ref}': False, f'refs/tags/{ref}': True}
 
