@@ -26,7 +26,7 @@ The sections, each using only those above it:
     domain      Store, Accounts, Projects, Runners, Jobs, Waiting, Processing, Pipelines, Retention,
                 Queue, Coordinator
     HTTP        Plumbing, Entities, Shared responses, Runner API, Legacy CI API,
-                Jobs and pipelines API, Administration API, Application
+                Jobs and pipelines API, Administration API, Operations, Application
     command     Command line
 """
 
@@ -116,6 +116,7 @@ __all__ = [
 ]
 
 log = logging.getLogger('minici')
+access_log = logging.getLogger('minici.access')
 Row = sqlite3.Row
 JSON = dict[str, Any]       # a JSON object
 Record = Mapping[str, Any] | sqlite3.Row    # values by name, whether read from the database or not
@@ -244,6 +245,29 @@ def parse_size(value: int | str) -> int:
     return int(float(match[1]) * unit)
 
 
+def parse_text(text: str) -> str:
+    """Return `text`, which may be anything."""
+    return text
+
+
+def parse_reserve(text: str) -> str:
+    """Return `text` if it is a size, a percentage, or several with commas; raise ValueError for anything else."""
+    reserved_bytes(text, 0)
+    return text
+
+
+def reserved_bytes(text: str, total: int) -> int:
+    """Return the bytes that a text such as ``512M, 2%`` reserves on a disk of `total` bytes: the smallest part.
+
+    Raises ValueError for anything else.
+    """
+    parts = []
+    for part in text.split(','):
+        percent = re.fullmatch(r'\s*([0-9]{1,2}(?:\.[0-9]{1,3})?)\s*%\s*', part)
+        parts.append(int(total * float(percent[1]) / 100) if percent else parse_size(part.strip()))
+    return min(parts)
+
+
 def parse_url(text: str) -> str:
     """Return an http address without a trailing slash, or '' for none; raise ValueError for anything else."""
     if text and not re.fullmatch(r'https?://[^\s/?#@"\'<>]+(/[^\s?#"\'<>]*)?', text):
@@ -272,8 +296,12 @@ class Settings:
     retention_age: str = setting('30 days', parse_lifetime, 'age at which finished pipelines are removed')
     retention_size: int = setting(10 * GIB, parse_size,
                                   'bytes of traces and artifacts beyond which the oldest are removed')
+    disk_reserve: str = setting('512M, 2%', parse_reserve,
+                                'free disk space that uploads leave for traces and states; of several the smallest')
     external_url: str = setting('', parse_url, 'address that people and runners use, when a proxy hides it')
     public: bool = setting(False, bool, 'let anybody read the pages and badges')
+    metrics_token: str = setting('', parse_text, 'secret that lets monitors on other machines read /-/metrics')
+    access_log: bool = setting(False, bool, 'log one line for each request')
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Settings:
@@ -2466,7 +2494,7 @@ class Checkout:
         if not (self._store / 'HEAD').exists():
             self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
             run_git(['init', '--quiet', '--bare', '--template=', '.'], self._store)
-            (self._store / 'info').mkdir(exist_ok=True)
+            (self._store / 'info').mkdir(mode=0o700, exist_ok=True)
         ignored = run_git(['config', '--global', '--type=path', 'core.excludesFile'], None).stdout.decode().strip()
         lines = ['[gc]', '\tauto = 0', '[core]', '\tuntrackedCache = false']
         if ignored:
@@ -3518,16 +3546,28 @@ class PartFile:
 class ArtifactStore:
     """Archives and reports on disk, under names made here; never unpacked, never written twice."""
 
-    def __init__(self, directory: Path, incoming: Path, *, fsync: bool, max_size: int) -> None:
+    def __init__(self, directory: Path, incoming: Path, *, fsync: bool, max_size: int, reserve: str) -> None:
         self._directory = directory
+        self._reserve = reserve
         self.incoming = incoming
         self._fsync = fsync
         self._max_size = max_size
         directory.mkdir(mode=0o700, exist_ok=True)
         incoming.mkdir(mode=0o700, exist_ok=True)
 
+    def check_room(self, size: int = 0) -> None:
+        """Raise Busy when `size` more bytes would leave less than the reserve free for traces and states."""
+        disk = shutil.disk_usage(self.incoming)
+        reserve = reserved_bytes(self._reserve, disk.total)
+        if disk.free - size < reserve:
+            raise Busy(f'The disk has {disk.free} bytes free, and uploads leave {reserve} (the setting disk_reserve)')
+
     def receive(self) -> PartFile:
-        """Return a new file to stream an upload into; pass it to `store` or `discard` it."""
+        """Return a new file to stream an upload into; pass it to `store` or `discard` it.
+
+        Raises Busy when the disk has no more than its reserve free.
+        """
+        self.check_room()
         return PartFile(self.incoming, self._max_size)
 
     def store(self, job_id: int, part: PartFile) -> str:
@@ -3702,7 +3742,7 @@ class Store:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.traces = TraceStore(self.data / 'traces', clock=clock, fsync=fsync, max_size=settings.max_trace_size)
         self.artifacts = ArtifactStore(self.data / 'artifacts', self.data / 'tmp', fsync=fsync,
-                                       max_size=settings.max_artifacts_size)
+                                       max_size=settings.max_artifacts_size, reserve=settings.disk_reserve)
         self._changed = threading.Condition()
 
     def close(self) -> None:
@@ -5884,6 +5924,19 @@ class Queue(Retention):
 
 # Coordinator ##################################################################################
 
+@dataclass(frozen=True)
+class Figures:
+    """What a monitor wants to know; times in seconds, sizes in bytes."""
+
+    jobs: Mapping[str, int]     # how many have each status
+    oldest_pending: float       # how long the job that became pending first has waited
+    runners_registered: int
+    runners_online: int
+    database_bytes: int
+    disk_free: int
+    swept_at: float             # when this process last swept
+
+
 class Coordinator(Queue):
     """A CI coordinator over one database file and one directory of traces and artifacts.
 
@@ -5931,6 +5984,39 @@ class Coordinator(Queue):
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Write a consistent copy of the database to `target`, while it is in use."""
         self.db.backup(Path(target))
+
+    def figures(self) -> Figures:
+        """Return what a monitor wants to know of the jobs, the runners and the disk."""
+        now = self.clock()
+        counted = self._all("""
+            SELECT status, count(*) AS jobs
+              FROM job INDEXED BY job_count
+             WHERE id > 0
+             GROUP BY status
+            """)
+        oldest = self._one("""
+            SELECT queued_at
+              FROM job INDEXED BY job_queue
+             WHERE status = 'pending'
+             ORDER BY id
+             LIMIT 1
+            """)
+        runners = self._one("""
+            SELECT count(*) AS registered, coalesce(sum(contacted_at > :since), 0) AS online
+              FROM runner
+            """, since=now - ONLINE_FOR)
+        pages = self._one('SELECT page_count * page_size AS bytes FROM pragma_page_count, pragma_page_size')
+        jobs = dict.fromkeys(JOB_STATUSES, 0)
+        jobs.update((row['status'], row['jobs']) for row in counted)
+        return Figures(
+            jobs=jobs,
+            oldest_pending=max(0, now - oldest['queued_at']) if oldest else 0,
+            runners_registered=runners['registered'] if runners else 0,
+            runners_online=runners['online'] if runners else 0,
+            database_bytes=pages['bytes'] if pages else 0,
+            disk_free=shutil.disk_usage(self.data).free,
+            swept_at=self._swept_at,
+        )
 
     def on_change(self, callback: Callable[[str, Row, str], object]) -> None:
         """Call back, from a thread of its own, when a job or pipeline has changed its status.
@@ -8283,6 +8369,182 @@ def disable_project_runner_route(call: Call, project: Row, runner: Row) -> None:
     call.ci.enable_runner(runner, project, enabled=False)
 
 
+# Operations ###################################################################################
+
+#: Upper bounds of the request times that are counted apart, in seconds.
+TIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass
+class RouteFigures:
+    """How often a route was called, how long its answers took, and how many bytes came and went."""
+
+    statuses: collections.Counter[int] = field(default_factory=collections.Counter)
+    times: list[int] = field(default_factory=lambda: [0] * len(TIME_BUCKETS))   # answers within each bound
+    seconds: float = 0
+    received: int = 0
+    sent: int = 0
+
+
+class Metrics:
+    """What an application has answered since it was made, by method and route."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._routes: dict[tuple[str, str], RouteFigures] = collections.defaultdict(RouteFigures)
+
+    def count(self, method: str, path: str, status: int, seconds: float, received: int, sent: int) -> None:
+        """Count one answer of the route with this path; bodies had `received` and `sent` bytes."""
+        with self._lock:
+            figures = self._routes[method, path]
+            figures.statuses[status] += 1
+            figures.seconds += seconds
+            figures.received += received
+            figures.sent += sent
+            for index, bound in enumerate(TIME_BUCKETS):
+                figures.times[index] += seconds <= bound
+
+    def lines(self) -> Iterator[str]:
+        """Yield all samples in Prometheus's text format."""
+        with self._lock:
+            routes = copy.deepcopy(dict(self._routes))
+        yield from described('minici_http_requests_total', 'counter', 'Requests answered.')
+        for (method, path), figures in routes.items():
+            for status, count in figures.statuses.items():
+                labels = dict(method=method, route=path, status=str(status))
+                yield sample('minici_http_requests_total', count, **labels)
+        yield from described('minici_http_request_seconds', 'histogram', 'Time until an answer began.')
+        for (method, path), figures in routes.items():
+            yield from self._histogram(figures, method=method, route=path)
+        claims = sum(figures.statuses[201] for (_, path), figures in routes.items() if path in CLAIM_PATHS)
+        yield from single('minici_claims_total', 'counter', 'Jobs handed to runners.', claims)
+        unavailable = sum(figures.statuses[503] for figures in routes.values())
+        yield from single('minici_unavailable_total', 'counter', 'Requests answered with 503.', unavailable)
+        received = sum(figures.received for figures in routes.values())
+        yield from single('minici_received_bytes_total', 'counter', 'Bytes of request bodies.', received)
+        sent = sum(figures.sent for figures in routes.values())
+        yield from single('minici_sent_bytes_total', 'counter', 'Bytes of answers.', sent)
+
+    @staticmethod
+    def _histogram(figures: RouteFigures, **labels: str) -> Iterator[str]:
+        """Yield the samples of one histogram."""
+        name = 'minici_http_request_seconds'
+        total = figures.statuses.total()
+        for bound, count in zip(TIME_BUCKETS, figures.times, strict=True):
+            yield sample(f'{name}_bucket', count, **labels, le=str(bound))
+        yield sample(f'{name}_bucket', total, **labels, le='+Inf')
+        yield sample(f'{name}_sum', figures.seconds, **labels)
+        yield sample(f'{name}_count', total, **labels)
+
+
+CLAIM_PATHS = ('/api/v4/jobs/request', '/ci/api/v1/builds/register', '/api/v1/builds/register', '/ci/builds/register')
+
+
+def described(name: str, kind: str, explanation: str) -> Iterator[str]:
+    """Yield the two lines that introduce a metric."""
+    yield f'# HELP {name} {explanation}'
+    yield f'# TYPE {name} {kind}'
+
+
+def sample(name: str, value: float, **labels: str) -> str:
+    """Return one line of Prometheus's text format."""
+    escaped = [(label, text.translate({92: r'\\', 34: r'\"', 10: r'\n'})) for label, text in labels.items()]
+    inner = ','.join(f'{label}="{text}"' for label, text in escaped)
+    return f'{name}{{{inner}}} {value!r}' if inner else f'{name} {value!r}'
+
+
+def single(name: str, kind: str, explanation: str, value: float) -> Iterator[str]:
+    """Yield a metric of one sample."""
+    yield from described(name, kind, explanation)
+    yield sample(name, value)
+
+
+def coordinator_lines(ci: Coordinator) -> Iterator[str]:
+    """Yield what the database, the disk and the upkeep say."""
+    figures = ci.figures()
+    yield from described('minici_jobs', 'gauge', 'Jobs by status.')
+    for status, count in figures.jobs.items():
+        yield sample('minici_jobs', count, status=status)
+    yield from single('minici_oldest_pending_seconds', 'gauge', 'How long the oldest pending job has waited.',
+                      figures.oldest_pending)
+    yield from single('minici_runners_registered', 'gauge', 'Registered runners.', figures.runners_registered)
+    yield from single('minici_runners_online', 'gauge', f'Runners heard within {ONLINE_FOR} seconds.',
+                      figures.runners_online)
+    yield from single('minici_database_bytes', 'gauge', 'Size of the database.', figures.database_bytes)
+    yield from single('minici_disk_free_bytes', 'gauge', 'Free bytes of the disk with traces and artifacts.',
+                      figures.disk_free)
+    yield from single('minici_last_sweep_timestamp_seconds', 'gauge', 'When this process last did its upkeep.',
+                      figures.swept_at)
+    yield from described('minici_build_info', 'gauge', 'The version that answers.')
+    yield sample('minici_build_info', 1, version=__version__)
+
+
+def monitor(call: Call) -> None:
+    """Authenticate by a call from this machine, through no proxy, or by --metrics-token."""
+    bearer = (call.header('Authorization') or '').removeprefix('Bearer ')
+    given = call.optional('token') or bearer
+    expected = call.ci.settings.metrics_token
+    if expected and hmac.compare_digest(given.encode(), expected.encode()):
+        return
+    if given or not is_local(call):
+        raise Unauthorized('ask from this machine, or bring the token of --metrics-token')
+
+
+def is_local(call: Call) -> bool:
+    """Tell whether a request comes from this machine, names it by a loopback address, and passed no proxy."""
+    host = re.sub(r':[0-9]+$', '', call.header('Host') or '')
+    proxied = any(call.header(name) for name in ('Forwarded', 'X-Forwarded-For', 'X-Real-Ip', 'Via'))
+    return not proxied and is_loopback(host) and is_loopback(call.environ.get('REMOTE_ADDR') or '')
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or address means this machine."""
+    if host == 'localhost':
+        return True
+    try:
+        return ipaddress.ip_address(host.strip('[]')).is_loopback
+    except ValueError:
+        return False
+
+
+def text_response(text: str, status: int = 200) -> bottle.HTTPResponse:
+    """Return an answer of plain text."""
+    return bottle.HTTPResponse(text.encode(), status, {'Content-Type': 'text/plain; version=0.0.4; charset=utf-8'})
+
+
+@route('GET', '/-/health', auth=monitor)
+def health_route(call: Call) -> bottle.HTTPResponse:
+    """Tell whether the server answers, in GitLab's words."""
+    return text_response('GitLab OK')
+
+
+@route('GET', '/-/liveness', auth=monitor)
+def liveness_route(call: Call) -> JSON:
+    """Tell whether the server answers; the database is not asked."""
+    return {'status': 'ok'}
+
+
+@route('GET', '/-/readiness', auth=monitor)
+def readiness_route(call: Call) -> bottle.HTTPResponse:
+    """Tell whether the server can do its work; 503 while the database cannot be read or is damaged."""
+    problem = ''
+    try:
+        call.ci.figures()
+    except CIError as error:
+        problem = str(error)
+    check = {'status': 'failed', 'message': problem} if problem else {'status': 'ok'}
+    answered = {'status': check['status'], 'master_check': [{'status': 'ok'}], 'db_check': [check]}
+    return json_response(answered, 503 if problem else 200)
+
+
+@route('GET', '/-/metrics', auth=monitor)
+def metrics_route(call: Call) -> bottle.HTTPResponse:
+    """Show the figures that Prometheus collects."""
+    metrics: Metrics = call.environ['minici.metrics']
+    lines = [*coordinator_lines(call.ci), *metrics.lines()]
+    return text_response('\n'.join(lines) + '\n')
+
+
 # Application ##################################################################################
 
 PAGES = 'minici_pages'  # the package with the pages, which is served whenever it is installed
@@ -8347,6 +8609,7 @@ class Application:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         self._router = router()
+        self._metrics = Metrics()
         self.routes = all_routes()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -8354,8 +8617,32 @@ class Application:
         path = self._raw_path(environ).rstrip('/') or '/'
         if path.endswith('.json') and '/artifacts/' not in path:
             path = path.removesuffix('.json')
-        ours = {'PATH_INFO': path, 'minici.path': path, 'minici.ci': self._coordinator}
-        return self._router({**environ, **ours}, start_response)
+        ours = {'PATH_INFO': path, 'minici.path': path, 'minici.ci': self._coordinator,
+                'minici.metrics': self._metrics}
+        return self._measured({**environ, **ours}, start_response)
+
+    def _measured(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request, count the answer, and log it with --access-log."""
+        began = time.perf_counter()
+        started: list[tuple[int, int]] = []
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            lengths = [int(value) for name, value in headers if name.lower() == 'content-length']
+            started.append((int(status[:3]), sum(lengths)))
+            return start_response(status, headers, *rest)
+
+        body = self._router(environ, start)
+        seconds = time.perf_counter() - began
+        status, sent = started[-1]
+        declared = environ.get('bottle.route')
+        path = declared.rule if declared else ''
+        received = environ.get('CONTENT_LENGTH') or ''
+        method = environ['REQUEST_METHOD'] if declared else ''
+        self._metrics.count(method, path, status, seconds, int(received) if received.isdecimal() else 0, sent)
+        if self._coordinator.settings.access_log:
+            access_log.info('%s %s %s %d %d %.0f ms', environ.get('REMOTE_ADDR') or '-', environ['REQUEST_METHOD'],
+                            environ['minici.path'], status, sent, seconds * 1000)
+        return body
 
     @staticmethod
     def _raw_path(environ: Mapping[str, Any]) -> str:
@@ -8591,7 +8878,7 @@ def add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field) -> Non
     if parse is bool:
         parser.add_argument(option, action='store_true', help=meaning)
         return
-    shown = item.default or 'none'
+    shown = str(item.default or 'none').replace('%', '%%')  # argparse fills in what stands behind a single one
     metavar = parse.__name__.removeprefix('parse_').upper()
     parser.add_argument(option, type=setting_reader(parse), default=item.default, metavar=metavar,
                         help=f'{meaning} (default: {shown})')

@@ -40,6 +40,8 @@ ASSETS = {('GET', '/favicon.ico'), ('GET', '/-/minici.css'), ('GET', '/-/minici.
           ('GET', '/-/favicon/<status>.svg')}
 #: What answers without a guard, for a reason.
 PUBLIC = {DISCOVERY, *ASSETS}  # the first says "not implemented" to everybody
+#: What answers to monitors on this machine, and elsewhere to the token of --metrics-token.
+MONITORED = {('GET', f'/-/{name}') for name in ('health', 'liveness', 'readiness', 'metrics')}
 #: What lets everybody in from a proper host: who is not signed in yet signs in here.
 DOORS = {('GET', '/-/sign_in'), ('POST', '/-/sign_in'), ('POST', '/-/sign_out')}
 
@@ -308,7 +310,8 @@ def is_open(route):
 
 def is_page(route):
     """Tell whether a route is for browsers: a cookie alone opens it, as it opens nothing else."""
-    return not re.match(r'/(api/v[0-9]+|ci/(api|builds|runners|projects)|hooks)(/|$)', route.path)
+    programs = re.match(r'/(api/v[0-9]+|ci/(api|builds|runners|projects)|hooks)(/|$)', route.path)
+    return not programs and (route.method, route.path) not in MONITORED
 
 
 def fail_of_silence(ci, clock):

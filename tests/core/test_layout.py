@@ -27,7 +27,7 @@ PARTS = {
     'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Waiting', 'Processing', 'Pipelines', 'Retention',
                'Queue', 'Coordinator'),
     'HTTP': ('Plumbing', 'Entities', 'Shared responses', 'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
-             'Administration API', 'Application'),
+             'Administration API', 'Operations', 'Application'),
     'command': ('Command line',),
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
