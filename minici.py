@@ -58,6 +58,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import io
+import ipaddress
 import itertools
 import json
 import logging
