@@ -21,8 +21,8 @@ def test_the_benchmark_prints_a_ratio_for_each_pair():
 
 @pytest.mark.skipif(not shutil.which('wrk') or not shutil.which('curl'), reason='the load comes from wrk and curl')
 def test_the_one_command_prints_a_table_and_writes_it_as_json(tmp_path):
-    command = [sys.executable, str(Path(__file__).parent), '--quick', '--rounds', '1', '--json', str(tmp_path / 'found'),
-               '--only', 'plans', 'polls']
+    command = [sys.executable, str(Path(__file__).parent), '--quick', '--rounds', '1', '--only', 'plans', 'polls',
+               '--json', str(tmp_path / 'found')]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode in (0, 1), done.stderr
     figures = json.loads((tmp_path / 'found').read_text())
