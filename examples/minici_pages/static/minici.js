@@ -1,15 +1,23 @@
-'use strict';
-(() => {
 const all = selector => document.querySelectorAll(selector);
 const make = (tag, className = '', textContent = '') =>
   Object.assign(document.createElement(tag), {className, textContent});
 
 // Ages, and the clocks of what runs.
-const UNITS = [[31536000, 'year'], [2592000, 'month'], [86400, 'day'], [3600, 'hour'], [60, 'minute'], [1, 'second']];
+const UNITS = [
+  [31536000, 'year'],
+  [2592000, 'month'],
+  [86400, 'day'],
+  [3600, 'hour'],
+  [60, 'minute'],
+  [1, 'second'],
+];
 const words = new Intl.RelativeTimeFormat('en', {numeric: 'auto', style: 'short'});
 const pad = number => String(number).padStart(2, '0');
-const clock = seconds => (seconds >= 3600 ? Math.floor(seconds / 3600) + ':' + pad(Math.floor(seconds / 60) % 60)
-  : Math.floor(seconds / 60)) + ':' + pad(Math.floor(seconds) % 60);
+function clock(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  const rest = pad(Math.floor(seconds) % 60);
+  return minutes < 60 ? `${minutes}:${rest}` : `${Math.floor(minutes / 60)}:${pad(minutes % 60)}:${rest}`;
+}
 function tick() {
   for (const time of all('time')) {
     const age = (new Date(time.dateTime) - Date.now()) / 1000;
@@ -26,19 +34,22 @@ const gist = part => part.outerHTML.replace(/(data-since="[0-9]+">)[^<]*/g, '$1'
 const seen = new Map(Array.from(all('[data-live]'), part => [part.id, gist(part)]));
 async function refresh() {
   const answer = await fetch(location.pathname + location.search, {headers: {Accept: 'text/html'}, cache: 'no-cache'});
-  if (answer.redirected) return location.reload();  // to the page for signing in
+  if (answer.redirected) return location.reload(); // to the page for signing in
   if (!answer.ok) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html');
   document.title = fresh.title;
   document.getElementById('icon').href = fresh.getElementById('icon').href;
   for (const part of fresh.querySelectorAll('[data-live]')) {
-    const old = document.getElementById(part.id), html = gist(part);
+    const old = document.getElementById(part.id),
+      html = gist(part);
     if (!old || seen.get(part.id) === html) continue;
     seen.set(part.id, html);
     const open = Array.from(old.querySelectorAll('details'), details => details.open);
     const focus = Array.from(old.querySelectorAll('a, button, summary')).indexOf(document.activeElement);
     old.replaceWith(part);
-    part.querySelectorAll('details').forEach((details, index) => { details.open = open[index] || false; });
+    part.querySelectorAll('details').forEach((details, index) => {
+      details.open = open[index] || false;
+    });
     part.querySelectorAll('a, button, summary')[focus]?.focus();
   }
   tick();
@@ -47,51 +58,67 @@ async function keep(action, pause) {
   for (;;) {
     await new Promise(resolve => setTimeout(resolve, pause));
     if (document.hidden) continue;
-    try { await action(); } catch (error) { await new Promise(resolve => setTimeout(resolve, 5 * pause)); }
+    try {
+      await action();
+    } catch (_error) {
+      await new Promise(resolve => setTimeout(resolve, 5 * pause));
+    }
   }
 }
 
 // A log: what a terminal would show, as elements; no text of it is ever taken for markup.
-const ESCAPE = /\x1b(?:\[([0-?]*)[ -\/]*([@-~])|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -\/]*[0-~])/g;
+const ESCAPE = /\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])/g;
 const SECTION = /section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(\[[^\]]*\])?$/;
-const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 7: 'r', 9: 's'}, ENDS = {22: 'bd', 23: 'i', 24: 'u', 27: 'r', 29: 's'};
+const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 7: 'r', 9: 's'},
+  ENDS = {22: 'bd', 23: 'i', 24: 'u', 27: 'r', 29: 's'};
 const ERASE = /\x1b\[[0-2]?K/;
-const UNFINISHED = /\x1b(?:\[[0-?]*)?[ -\/]*$/, CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f]/g;
+const UNFINISHED = /\x1b(?:\[[0-?]*)?[ -/]*$/,
+  CONTROLS = /[\x00-\x08\x0b-\x1f\x7f-\x9f]/g;
 const MOST_SPANS = 2000;
 function colour(style, plane, codes) {
   const kind = codes.shift();
   const numbers = codes.splice(0, kind === 5 ? 1 : kind === 2 ? 3 : 0).map(number => Math.min(255, number || 0));
   const [red, green = red, blue = red] = numbers;
   if (kind === 5 && red < 16) style[plane] = red;
-  else if (kind === 5) style[plane] = red > 231 ? Array(3).fill(red * 10 - 2312)
-    : [red - 16, 0, 0].map((_, at) => [0, 95, 135, 175, 215, 255][Math.floor((red - 16) / [36, 6, 1][at]) % 6]);
+  else if (kind === 5)
+    style[plane] =
+      red > 231
+        ? Array(3).fill(red * 10 - 2312)
+        : [red - 16, 0, 0].map((_, at) => [0, 95, 135, 175, 215, 255][Math.floor((red - 16) / [36, 6, 1][at]) % 6]);
   else if (kind === 2) style[plane] = [red, green, blue];
 }
 function restyle(style, codes) {
   while (codes.length) {
     const code = codes.shift() || 0;
-    if (code === 0) { for (const key of Object.keys(style)) delete style[key]; }
-    else if (FLAGS[code]) style[FLAGS[code]] = true;
+    if (code === 0) {
+      for (const key of Object.keys(style)) delete style[key];
+    } else if (FLAGS[code]) style[FLAGS[code]] = true;
     else if (ENDS[code]) for (const key of ENDS[code]) delete style[key];
     else if (code === 38 || code === 48) colour(style, code === 38 ? 'f' : 'g', codes);
-    else if (code === 58) colour({}, 'f', codes);  // of the underline
+    else if (code === 58)
+      colour({}, 'f', codes); // of the underline
     else if (code === 39 || code === 49) delete style[code === 39 ? 'f' : 'g'];
     else if (code >= 30 && code < 48) style[code < 40 ? 'f' : 'g'] = code % 10;
-    else if (code >= 90 && code < 108 && code % 10 < 8) style[code < 100 ? 'f' : 'g'] = code % 10 + 8;
+    else if (code >= 90 && code < 108 && code % 10 < 8) style[code < 100 ? 'f' : 'g'] = (code % 10) + 8;
   }
 }
-function numbers(codes) {  // kinds of underlines are one; a colour with colons may name a space of colours
-  return codes.replace(/(^|;)4:([0-9])/g, (_, before, kind) => before + (+kind ? 4 : 24))
-    .replace(/(:2):[0-9]*(?=(:[0-9]*){3})/g, '$1').split(/[;:]/).map(Number);
+function numbers(codes) {
+  // kinds of underlines are one; a colour with colons may name a space of colours
+  return codes
+    .replace(/(^|;)4:([0-9])/g, (_, before, kind) => before + (+kind ? 4 : 24))
+    .replace(/(:2):[0-9]*(?=(:[0-9]*){3})/g, '$1')
+    .split(/[;:]/)
+    .map(Number);
 }
 function paint(text, style, target) {
   const put = piece => {
     piece = piece.replace(CONTROLS, '');
     if (!piece) return;
-    const [front, back] = style.r ? ['g', 'f'] : ['f', 'g'], shown = {f: style[front], g: style[back]};
+    const [front, back] = style.r ? ['g', 'f'] : ['f', 'g'],
+      shown = {f: style[front], g: style[back]};
     const planes = ['f', 'g'].filter(plane => shown[plane] !== undefined);
     const classes = Object.keys(style).filter(key => style[key] === true && (key !== 'r' || !planes.length));
-    if (!classes.length && !planes.length || target.childNodes.length > MOST_SPANS) return target.append(piece);
+    if ((!classes.length && !planes.length) || target.childNodes.length > MOST_SPANS) return target.append(piece);
     const span = make('span', '', piece);
     for (const plane of planes) {
       if (Array.isArray(shown[plane])) span.style[plane === 'f' ? 'color' : 'backgroundColor'] = `rgb(${shown[plane]})`;
@@ -125,19 +152,25 @@ class Painter {
     this.partial = this.rest ? this.add(this.rest.replace(UNFINISHED, ''), {...this.style}, true) : null;
   }
   add(line, style, partial = false) {
-    let text = make('span', 'text'), place = this.place, row = null, marks = 0;
+    let text = make('span', 'text'),
+      place = this.place,
+      row = null,
+      marks = 0;
     const put = () => {
-      const number = make('a', '', this.line), again = row;
+      const number = make('a', '', this.line),
+        again = row;
       row = make('div', 'line');
-      if (!again) row.id = 'L' + this.line;
-      number.href = '#L' + this.line;
+      if (!again) row.id = `L${this.line}`;
+      number.href = `#L${this.line}`;
       number.tabIndex = -1;
       row.append(number, text);
       place.append(row);
       text = make('span', 'text');
     };
-    for (const piece of line.split('\r')) {  // each takes the place of the one before, as on a terminal
-      const mark = SECTION.exec(piece), shown = mark ? piece.slice(0, mark.index) : piece;
+    for (const piece of line.split('\r')) {
+      // each takes the place of the one before, as on a terminal
+      const mark = SECTION.exec(piece),
+        shown = mark ? piece.slice(0, mark.index) : piece;
       if (shown.replace(ESCAPE, '').replace(CONTROLS, '') || ERASE.test(shown)) text.replaceChildren();
       paint(shown, style, text);
       if (mark && !partial) {
@@ -146,14 +179,16 @@ class Painter {
         marks += 1;
       }
     }
-    if (text.textContent || !marks && !partial) put();
+    if (text.textContent || (!marks && !partial)) put();
     return row;
   }
   section(what, time, name, options = '') {
     if (what === 'start') {
-      const section = make('div', 'section'), header = make('div', 'header'), lines = make('div', 'lines');
+      const section = make('div', 'section'),
+        header = make('div', 'header'),
+        lines = make('div', 'lines');
       const fold = make('button', 'fold');
-      fold.setAttribute('aria-label', 'Section ' + name);
+      fold.setAttribute('aria-label', `Section ${name}`);
       header.append(fold);
       section.append(header, lines);
       this.place.append(section);
@@ -191,13 +226,19 @@ class Log {
       this.following = this.later.hidden && scrollTop + clientHeight > scrollHeight - 8;
     });
   }
-  get facts() { return document.getElementById('job').dataset; }
-  get running() { return ['running', 'canceling'].includes(this.facts.status); }
-  get finished() { return ['success', 'failed', 'canceled', 'skipped'].includes(this.facts.status); }
+  get facts() {
+    return document.getElementById('job').dataset;
+  }
+  get running() {
+    return ['running', 'canceling'].includes(this.facts.status);
+  }
+  get finished() {
+    return ['success', 'failed', 'canceled', 'skipped'].includes(this.facts.status);
+  }
   async fetch(start, end = '') {
     const headers = +this.facts.size || start ? {Range: `bytes=${start}-${end}`} : {};
-    const answer = await fetch(this.url + '/raw', {headers, cache: 'no-store'});
-    const anew = answer.status === 416 || start && answer.status === 200;   // or erased
+    const answer = await fetch(`${this.url}/raw`, {headers, cache: 'no-store'});
+    const anew = answer.status === 416 || (start && answer.status === 200); // or erased
     if (anew) this.reset(0, 1);
     if (anew || !answer.ok) throw new Error(answer.status);
     const bytes = new Uint8Array(await answer.arrayBuffer());
@@ -205,11 +246,11 @@ class Log {
     return bytes;
   }
   async find(query) {
-    return (await (await fetch(this.url + '/lines?' + new URLSearchParams(query))).json()).lines;
+    return (await (await fetch(`${this.url}/lines?${new URLSearchParams(query)}`)).json()).lines;
   }
   async open() {
     await this.tail();
-    if (!await this.showAddressed() && (this.start || !this.finished)) await this.bottom();
+    if (!(await this.showAddressed()) && (this.start || !this.finished)) await this.bottom();
   }
   async tail() {
     const size = +this.facts.size;
@@ -220,7 +261,8 @@ class Log {
     } else {
       this.reset(0, 1);
     }
-    do await this.more(); while (this.end < this.size);
+    do await this.more();
+    while (this.end < this.size);
   }
   reset(start, line) {
     this.body.replaceChildren();
@@ -231,8 +273,13 @@ class Log {
   shown() {
     this.earlier.hidden = this.start === 0;
     this.later.hidden = !(this.end < this.size);
-    this.note.textContent = this.end ? '' : this.running ? 'Nothing has been written yet.'
-      : this.finished ? 'There is no log.' : 'The log starts when a runner takes this job.';
+    this.note.textContent = this.end
+      ? ''
+      : this.running
+        ? 'Nothing has been written yet.'
+        : this.finished
+          ? 'There is no log.'
+          : 'The log starts when a runner takes this job.';
   }
   async more() {
     // One byte that is here already is asked for again: nothing lies beyond the end.
@@ -244,8 +291,9 @@ class Log {
   }
   async follow() {
     const done = this.finished;
-    if (this.done || this.end < this.size && !this.following) return;
-    do await this.more(); while (this.following && this.end < this.size);
+    if (this.done || (this.end < this.size && !this.following)) return;
+    do await this.more();
+    while (this.following && this.end < this.size);
     if (this.following) await this.bottom();
     this.done = done && this.end >= this.size;
   }
@@ -254,7 +302,8 @@ class Log {
     let bytes = await this.fetch(start, this.start - 1);
     const cut = start ? bytes.indexOf(10) + 1 : 0;
     bytes = bytes.subarray(cut);
-    const body = make('div'), height = this.trace.scrollHeight;
+    const body = make('div'),
+      height = this.trace.scrollHeight;
     const lines = bytes.reduce((count, byte) => count + (byte === 10), 0);
     this.start = start + cut;
     this.first -= lines;
@@ -266,11 +315,18 @@ class Log {
   }
   async show(line, offset) {
     this.following = false;
-    if (!document.getElementById('L' + line)) { this.reset(offset, line); await this.more(); }
-    const row = document.getElementById('L' + line);
+    if (!document.getElementById(`L${line}`)) {
+      this.reset(offset, line);
+      await this.more();
+    }
+    const row = document.getElementById(`L${line}`);
     if (!row) return;
     for (const old of all('.line.current')) old.classList.remove('current');
-    for (let at = row; (at = at.parentElement.closest('.section'));) turn(at, false);
+    let section = row.closest('.section');
+    while (section) {
+      turn(section, false);
+      section = section.parentElement.closest('.section');
+    }
     row.classList.add('current');
     row.scrollIntoView({block: 'center'});
   }
@@ -281,7 +337,10 @@ class Log {
     return found;
   }
   async top() {
-    if (this.start) { this.reset(0, 1); await this.more(); }
+    if (this.start) {
+      this.reset(0, 1);
+      await this.more();
+    }
     this.following = false;
     this.trace.scrollTop = 0;
   }
@@ -294,7 +353,9 @@ class Log {
     const [found] = await this.find({errors: 1});
     found ? await this.show(...found) : this.say('no error');
   }
-  say(text) { document.querySelector('#find output').textContent = text; }
+  say(text) {
+    document.querySelector('#find output').textContent = text;
+  }
   async search(text, step) {
     if (text !== this.searched) {
       this.matches = text ? await this.find({search: text}) : [];
@@ -313,7 +374,8 @@ class Log {
   }
   highlight(text) {
     const words = new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'), 'giu');
-    const ranges = [], walker = document.createTreeWalker(this.trace, NodeFilter.SHOW_TEXT);
+    const ranges = [],
+      walker = document.createTreeWalker(this.trace, NodeFilter.SHOW_TEXT);
     while (text && walker.nextNode() && ranges.length < 1000) {
       const node = walker.currentNode;
       if (!node.parentElement.closest('.text')) continue;
@@ -335,7 +397,7 @@ addEventListener('click', event => {
   if (button.dataset.confirm && !confirm(button.dataset.confirm)) event.preventDefault();
   if (button.dataset.copy) {
     getSelection().selectAllChildren(document.querySelector(button.dataset.copy));
-    if (document.execCommand('copy')) button.textContent = 'Copied';  // the clipboard API wants https
+    if (document.execCommand('copy')) button.textContent = 'Copied'; // the clipboard API wants https
   }
   if (button.dataset.do) log[button.dataset.do]();
   if (button.dataset.step) log.search(document.querySelector('#find input').value, +button.dataset.step);
@@ -360,4 +422,3 @@ if (document.getElementById('log')) {
   log.open().finally(() => keep(() => log.follow(), 1000));
 }
 window.minici = {Painter};
-})();

@@ -6,7 +6,7 @@
 <title>{{title}} · minici</title>
 <link rel="icon" id="icon" href="{{root}}/-/favicon/{{status or 'created'}}.svg">
 <link rel="stylesheet" href="{{root}}/-/minici.css?{{version}}">
-<script src="{{root}}/-/minici.js?{{version}}" defer></script>
+<script type="module" src="{{root}}/-/minici.js?{{version}}"></script>
 </head>
 <body>
 <a class="skip" href="#main">Skip to the content</a>
