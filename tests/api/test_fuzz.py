@@ -90,7 +90,8 @@ class Surface:
         self.ready()
         job = self.claim.job
         values = {'id': self.project['id'] if '/projects/' in route.path else job['id'], 'job_id': job['id'],
-                  'pipeline_id': job['pipeline_id'], 'runner_id': self.runner.id, 'ref': 'main', 'path': 'a',
+                  'pipeline_id': job['pipeline_id'], 'runner_id': self.runner.id, 'job': job['id'],
+                  'pipeline': job['pipeline_id'], 'runner': self.runner.id, 'ref': 'main', 'path': 'a',
                   'project': 'group/demo', 'sha': SHA, 'status': 'running',
                   'action': 'pause' if '/runners/' in route.path else 'cancel'}
         return re.sub(r'<(\w+)(?::\w+)?>', lambda match: str(values.get(match[1], 1)), route.path)

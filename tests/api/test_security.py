@@ -79,7 +79,8 @@ class World:
         """Return a route's path about the job of that name."""
         job = self.row(name)
         values = {'id': job['project_id' if '/projects/' in route.path else 'id'], 'job_id': job['id'],
-                  'pipeline_id': job['pipeline_id'], 'ref': 'main', 'path': 'out/a', 'folder': 'out', 'sha': SHA,
+                  'pipeline_id': job['pipeline_id'], 'job': job['id'], 'pipeline': job['pipeline_id'], 'ref': 'main',
+                  'path': 'out/a', 'folder': 'out', 'sha': SHA,
                   'action': 'pause' if '/runners/' in route.path else 'cancel',
                   'project': 1 if '/hooks/' in route.path else 'group/demo'}
         return re.sub(r'<(\w+)(?::\w+)?>', lambda match: str(values.get(match[1], 1)), route.path)

@@ -74,7 +74,7 @@ class Site:
 
     def address(self, route):
         """Return the path of a page's route, about something that exists."""
-        values = {'project': 'group/demo', 'job_id': 1, 'pipeline_id': 1, 'runner_id': 1, 'action': 'cancel',
+        values = {'project': 'group/demo', 'job': 1, 'pipeline': 1, 'runner': 1, 'action': 'cancel',
                   'path': 'out/a', 'folder': 'out', 'sha': SHA, 'status': 'running', 'rest': 'nothing'}
         return re.sub(r'<(\w+)(?::\w+)?>', lambda match: str(values[match[1]]), route.path)
 
