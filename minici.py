@@ -51,7 +51,6 @@ import dataclasses
 import errno
 import functools
 import graphlib
-import gzip
 import hashlib
 import hmac
 import importlib.machinery
@@ -3645,24 +3644,59 @@ class ArtifactStore:
                 yield name.as_posix(), path.stat().st_mtime
 
 
+RUBY_SPACE = '\0\t\n\v\f\r '    # what GitLab strips from names and values
+
+
 def read_dotenv(part: PartFile) -> list[dict[str, str]]:
-    """Return the variables of a received dotenv report (gzip); raise BadRequest when it is invalid."""
+    """Return the variables of a received dotenv report; raise BadRequest when it is invalid.
+
+    It is read as GitLab reads it: each file of the report is a gzip member of its own, only LF ends a
+    line, and of a name that stands twice the last value counts.
+    """
+    part.flush()
+    if part.size > MAX_DOTENV:
+        raise BadRequest(f'Invalid Format: a dotenv report has {MAX_DOTENV} bytes at most')
+    variables: dict[str, str] = {}
     try:
-        part.flush()
-        with gzip.open(part.path) as file:
-            content = file.read(MAX_DOTENV + 1)
+        for member in gzip_members(part.path.read_bytes(), MAX_DOTENV):
+            variables.update(dotenv_variables(decode_dotenv(member)))
+    except (EOFError, zlib.error):
+        raise BadRequest(f'Invalid Format: not gzip, or more than {MAX_DOTENV} bytes unpacked') from None
+    return [{'key': name, 'value': value} for name, value in variables.items()]
+
+
+def dotenv_variables(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of a dotenv file; raise BadRequest for a line that is none."""
+    lines = text.split('\n')
+    if lines[-1] == '':
+        lines.pop()     # the file ends with a line
+    for number, line in enumerate(lines, 1):
+        name, equals, value = (part.strip(RUBY_SPACE) for part in line.partition('='))
+        if not equals or not re.fullmatch(r'[A-Za-z0-9_]{1,255}', name) or '\0' in value:
+            raise BadRequest(f'Invalid Format: line {number} of the dotenv report is not NAME=value')
+        yield name, value
+
+
+def gzip_members(packed: bytes, limit: int) -> Iterator[bytes]:
+    """Yield the unpacked members of a gzip file; raise EOFError if one is incomplete or all exceed `limit` bytes."""
+    while packed:
+        member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        unpacked = member.decompress(packed, limit + 1)
+        limit -= len(unpacked)
+        if not member.eof or limit < 0:
+            raise EOFError
+        yield unpacked
+        packed = member.unused_data
+
+
+def decode_dotenv(content: bytes) -> str:
+    """Return a dotenv file as text, without a byte order mark; PowerShell writes UTF-16."""
+    try:
         text = content.decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
-        raise BadRequest('Invalid Format') from None
-    if len(content) > MAX_DOTENV:
-        raise BadRequest('Invalid Format')
-    variables = []
-    for line in text.splitlines():
-        assignment = re.fullmatch(r'\s*([A-Za-z0-9_]{1,255})\s*=(.*)', line)
-        if not assignment:
-            raise BadRequest('Invalid Format')
-        variables.append({'key': assignment[1], 'value': assignment[2].strip()})
-    return variables
+    except UnicodeDecodeError:
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode('utf-16' if marked else 'cp1252', 'replace')
+    return text.removeprefix('\ufeff')
 
 
 def check_zip_directory(archive: IO[bytes]) -> None:

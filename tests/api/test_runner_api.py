@@ -720,10 +720,36 @@ def test_artifacts_are_refused_to_everybody_else(ci, client, project, runner):
 
 def test_a_dotenv_report_that_cannot_be_read_is_400_and_not_stored(client, job, token):
     texts = ('no equals sign', 'A-B=1', '=1', 'A=1\n\nB=2', '# comment', 'A=' + 'x' * 70_000)
-    for content in (*map(report, texts), b'A=1', report('A=1')[:-3], gzip.compress(b'A=\xff')):
+    for content in (*map(report, texts), b'A=1', report('A=1')[:-3], report('A=1') + b'more', report('A=1\0002')):
         answer = upload(client, job, content, 400, artifact_type='dotenv', artifact_format='gzip')
         assert 'Invalid Format' in answer.json['message']
     assert shown(client, token, job)['artifacts'] == []
+
+
+@pytest.mark.parametrize('members, expected', [
+    ([b'A=1', b'B=2'], {'A': '1', 'B': '2'}),                                       # two files without a last newline
+    ([b'\xef\xbb\xbfA=1\n'], {'A': '1'}),
+    ([b'\xef\xbb\xbfA=1\n', b'\xef\xbb\xbfB=2'], {'A': '1', 'B': '2'}),
+    (['A=prüfe\r\nB=2\r\n'.encode('utf-16')], {'A': 'prüfe', 'B': '2'}),             # as PowerShell writes it
+    (['\ufeffA=1\r\n'.encode('utf-16-be')], {'A': '1'}),
+    (['A=pr\u00fcfe\n'.encode('cp1252')], {'A': 'prüfe'}),
+    (['A=one\u2028two\x85three\x0cfour\x1cfive\rsix\n'.encode()], {'A': 'one\u2028two\x85three\x0cfour\x1cfive\rsix'}),
+    ([b'A=1\nA=2\n', b'A=3'], {'A': '3'}),
+    ([b' A \t=\x0b 1=2 \x0c\r\n'], {'A': '1=2'}),
+    (['A=\u00a01\u3000\n'.encode()], {'A': '\u00a01\u3000'}),                       # no space in Ruby's eyes
+    ([b'', b'A=', b''], {'A': ''}),
+    ([b'A=\xe2\x28'], {'A': 'â('}),
+], ids=range(12))
+def test_a_dotenv_report_is_read_as_gitlab_reads_it(ci, client, job, members, expected):
+    content = b''.join(map(gzip.compress, members))
+    upload(client, job, content, artifact_type='dotenv', artifact_format='gzip')
+    stored = json.loads(ci.find_job(job.job['id'])['dotenv'])
+    assert [(item['key'], item['value']) for item in stored] == list(expected.items())
+
+
+def test_a_dotenv_report_of_endless_empty_files_is_refused(client, job):
+    upload(client, job, gzip.compress(b'') * 4000, 400, artifact_type='dotenv', artifact_format='gzip')
+    upload(client, job, gzip.compress(b'A=' + b'x' * 60_000) * 3, 400, artifact_type='dotenv', artifact_format='gzip')
 
 
 @pytest.mark.parametrize('dependencies, expected', [(None, ['1.2', 'two']), (['version'], ['1.2']), ([], [])])
