@@ -3222,8 +3222,8 @@ class TraceDecoder:
 class TraceStore:
     """Append-only trace files, one for each job; the size of the file is the length of the trace.
 
-    The file's modification time is the runner's last heartbeat (0 from the claim until the first one);
-    its access time is when somebody last read the trace. A trace is replaced by renaming a new file over it.
+    The first sign of life of a job's runner makes the file; its modification time is the last one, its
+    access time is when somebody last read the trace. A trace is replaced by renaming a new file over it.
     """
 
     STRIPES = 64    # locks that all jobs share
@@ -3233,6 +3233,7 @@ class TraceStore:
         self._clock = clock
         self._fsync = fsync
         self._max_size = max_size
+        self._synced: set[Path] = set()
         self._locks = [threading.Lock() for _ in range(self.STRIPES)]
         directory.mkdir(mode=0o700, exist_ok=True)
         (directory / 'locks').mkdir(mode=0o700, exist_ok=True)
@@ -3258,37 +3259,48 @@ class TraceStore:
             finally:
                 os.close(handle)
 
-    def create(self, job_id: int) -> None:
-        """Create an empty trace, as a claim does; the runner has sent nothing yet."""
-        with self._locked(job_id):
-            path = self.path(job_id)
-            path.unlink(missing_ok=True)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            path.touch(0o600)
-            os.utime(path, (0, 0))
-
     def append(self, job_id: int, start: int, data: bytes, check: Callable[[], None]) -> int:
         """Append `data` to a trace that is `start` bytes long, and return its new length in bytes.
 
         `check` runs under the lock; it raises if the caller may no longer write. Raises RangeMismatch
         when the trace has another length (nothing is written then), TooLarge when it would exceed the
-        limit. The data is on disk when this returns.
+        limit (what fits is written). The data is on disk when this returns or raises TooLarge.
         """
         with self._locked(job_id):
             check()
             path = self.path(job_id)
             path.parent.mkdir(mode=0o700, exist_ok=True)
+            read_at = self._last_read(path)
             with self._open(path, 'ab') as file:
                 size = file.tell()
-                if start + len(data) > self._max_size:
-                    raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
                 if start != size:
+                    self._check_size(start + len(data))
                     raise RangeMismatch(size)
-                self._write(file, data)
-            self._set_heard(path)
-            if self._fsync and not start and data:
-                sync_path(path.parent)
+                self._write(file, self._fitting(data, size))
+            self._set_heard(path, read_at)
+            if not start:
+                self._sync_directories(path)
+            self._check_size(start + len(data))
             return start + len(data)
+
+    def _fitting(self, data: bytes, size: int = 0) -> bytes:
+        """Return the start of `data` that a trace of `size` bytes has room for."""
+        room = max(0, self._max_size - size)
+        return data[:room]
+
+    def _check_size(self, size: int) -> None:
+        """Raise TooLarge if a trace of `size` bytes exceeds the limit."""
+        if size > self._max_size:
+            raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
+
+    def _sync_directories(self, path: Path) -> None:
+        """Flush a new trace's directory to disk, and the directory above when this process first uses the one."""
+        if not self._fsync:
+            return
+        sync_path(path.parent)
+        if path.parent not in self._synced:
+            sync_path(self._directory)
+            self._synced.add(path.parent)
 
     def _write(self, file: IO[bytes], data: bytes) -> None:
         """Write all of `data` and flush it to disk; restore the file's old length when that fails."""
@@ -3305,41 +3317,54 @@ class TraceStore:
                 file.truncate(offset)
             raise
 
-    def _set_heard(self, path: Path) -> None:
-        """Set a file's modification time to now; 0 would mean that the runner was never heard."""
-        read_at = os.stat(path).st_atime
-        heard_at = max(1.0, self._clock())
-        os.utime(path, (read_at, heard_at))
+    @staticmethod
+    def _last_read(path: Path) -> float:
+        """Return when somebody last read a trace, or waited for its first byte; 0 if nobody ever did."""
+        for place in (path, path.with_suffix('.watched')):
+            with contextlib.suppress(FileNotFoundError):
+                return os.stat(place).st_atime
+        return 0.0
+
+    def _set_heard(self, path: Path, read_at: float) -> None:
+        """Set the times of a trace: its runner was heard just now."""
+        os.utime(path, (read_at, self._clock()))
 
     def replace(self, job_id: int, data: bytes, check: Callable[[], None]) -> None:
         """Replace a trace by `data`, completely or not at all; raises as `append` does."""
         with self._locked(job_id):
             check()
-            if len(data) > self._max_size:
-                raise TooLarge(f'the trace has reached max_trace_size, {self._max_size} bytes')
             path = self.path(job_id)
             path.parent.mkdir(mode=0o700, exist_ok=True)
             part = path.with_suffix('.part')
             with self._open(part, 'wb') as file:
-                self._write(file, data)
-            self._set_heard(part)
+                self._write(file, self._fitting(data))
+            self._set_heard(part, self._last_read(path))
             os.replace(part, path)
-            if self._fsync:
-                sync_path(path.parent)
+            self._sync_directories(path)
+            self._check_size(len(data))
 
-    def heard(self, job_id: int) -> None:
-        """Record that the runner of a job was heard just now."""
-        with contextlib.suppress(FileNotFoundError):
-            self._set_heard(self.path(job_id))
+    def heard(self, job_id: int, check: Callable[[], None]) -> None:
+        """Record that the runner of a job was heard just now; `check` is that of `append`."""
+        path = self.path(job_id)
+        try:
+            self._set_heard(path, self._last_read(path))
+        except FileNotFoundError:
+            with self._locked(job_id):
+                check()
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                read_at = self._last_read(path)
+                self._open(path, 'ab').close()
+                self._set_heard(path, read_at)
 
     def restart(self, job_id: int, check: Callable[[], None]) -> None:
         """Restart a trace empty; keep its old content as `.kept` until `settle` keeps the longer of the two."""
         with self._locked(job_id):
             check()
             path = self.path(job_id)
+            read_at = self._last_read(path)
             os.replace(path, path.with_suffix('.kept'))
             path.touch(0o600)
-            self._set_heard(path)
+            self._set_heard(path, read_at)
 
     def settle(self, job_id: int, *, complete: bool = False) -> None:
         """Finish what `restart` began: keep the longer content, or the new one if it is `complete`."""
@@ -3351,8 +3376,8 @@ class TraceStore:
                 kept.unlink(missing_ok=True)
 
     def parts(self) -> Iterator[Path]:
-        """Yield files left over from a `replace` that was interrupted."""
-        return self._directory.glob('*/*.part')
+        """Yield files left over from an interrupted `replace`, and marks of those who waited for a trace."""
+        return itertools.chain(self._directory.glob('*/*.part'), self._directory.glob('*/*.watched'))
 
     def stored(self) -> Iterator[int]:
         """Yield the numbers of the jobs that have a trace."""
@@ -3364,23 +3389,25 @@ class TraceStore:
             yield int(path.stem)
 
     def looked_at(self, job_id: int) -> None:
-        """Record that somebody reads a job's trace just now."""
+        """Record that somebody reads a job's trace just now, if the file system lets us."""
         path = self.path(job_id)
-        with self._locked(job_id), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError), self._locked(job_id):
+            if not path.exists():   # only its runner may begin a trace
+                path = path.with_suffix('.watched')
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                path.touch(0o600)
             heard_at = os.stat(path).st_mtime
             os.utime(path, (self._clock(), heard_at))
 
     def is_watched(self, job_id: int) -> bool:
         """Tell whether somebody read a job's trace within the last minute."""
-        with contextlib.suppress(FileNotFoundError):
-            read_at = os.stat(self.path(job_id)).st_atime
-            return self._clock() - read_at < WATCHED_FOR
-        return False
+        last_read = self._last_read(self.path(job_id))
+        return self._clock() - last_read < WATCHED_FOR
 
     def last_heard(self, job_id: int) -> float | None:
         """Return when the runner of a job was last heard, or None if it never was."""
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path(job_id)).st_mtime or None
+            return os.stat(self.path(job_id)).st_mtime or None      # 0: a claim made the file in older versions
         return None
 
     def size(self, job_id: int) -> int | None:
@@ -3815,9 +3842,10 @@ class Store:
             log.exception('%s for now', failure)
         return None
 
-    def new_token(self, prefix: str) -> str:
+    def new_token(self, prefix: str = '') -> str:
         """Return a fresh secret of 160 random bits behind `prefix`, which tells people what it is for."""
-        return f'{prefix}-{self.random_hex(20)}'
+        secret = self.random_hex(20)
+        return f'{prefix}-{secret}' if prefix else secret
 
     def random_hex(self, size: int) -> str:
         """Return `size` random bytes in hexadecimal; a test double overrides this to make the same ones in each run."""
@@ -4228,13 +4256,15 @@ class Runners(Projects):
                         access_level: str = 'not_protected', maximum_timeout: int | None = None) -> tuple[Row, str]:
         """Register a runner with a registration token; return it and its own token, shown only here.
 
+        Its token has no prefix: runners name the build folder after a token's first characters and mask
+        every prefix that the job names, which would leave `[MASKED]` in each path of a log.
         The instance's token makes a shared runner, a project's `runners_token` one for that project
         alone. The other keywords are those of `create_runner`, and `info` and `ip_address` what is
         known of the machine. Raises Forbidden for any other token.
         """
         project = self._project_of_registration(token)
         return self._insert_runner(
-            self.new_token('mcr'), project, info=info or {}, ip_address=ip_address, description=description,
+            self.new_token(), project, info=info or {}, ip_address=ip_address, description=description,
             maintenance_note=maintenance_note, tag_list=tag_list, run_untagged=run_untagged, locked=locked,
             active=active, access_level=access_level, maximum_timeout=maximum_timeout)
 
@@ -4384,7 +4414,7 @@ class Runners(Projects):
 
     def reset_runner_token(self, runner: Row) -> str:
         """Give a runner a new token and return it; the old one stops working."""
-        prefix = 'mcr' if runner['creator_id'] is None else 'glrt'
+        prefix = '' if runner['creator_id'] is None else 'glrt'
         token = self.new_token(prefix)
         with self.db.write() as c:
             c.execute("""
@@ -4653,9 +4683,10 @@ class Jobs(Runners):
         try:
             return self.traces.open(job['id'] if isinstance(job, Row) else job)
         except NotFound:
-            if self.find_job(job)['status'] not in ALIVE:
+            row = self.find_job(job)
+            if row['started_at'] is None or row['erased_at'] is not None:
                 raise
-            return open(os.devnull, 'rb')  # it was claimed this moment: its trace is still to be created
+            return open(os.devnull, 'rb')  # its runner has written nothing
 
     def read_trace(self, job: Row | int) -> bytes:
         """Return a job's whole trace; raise NotFound before its claim and after an erase."""
@@ -4725,14 +4756,14 @@ class Jobs(Runners):
 
         Raises Forbidden when it has not finished or there is nothing to erase.
         """
-        has_trace = self.traces.size(job['id']) is not None
         with self.db.write() as c:
             erased = c.execute(f"""
                 UPDATE job
                    SET erased_at = :now, token_hash = NULL, dotenv = '[]'
                  WHERE id = :id AND status IN {FINISHED}
-                   AND (:has_trace OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))
-                """, dict(id=job['id'], now=self.clock(), has_trace=has_trace)).rowcount
+                   AND (started_at IS NOT NULL AND erased_at IS NULL
+                        OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))
+                """, dict(id=job['id'], now=self.clock())).rowcount
         if not erased:
             raise Forbidden('Job is not erasable!')
         self.traces.remove(job['id'])
@@ -5681,10 +5712,19 @@ class Queue(Retention):
                 {JOB_ROWS}
                  WHERE job.id = :id
                 """, dict(id=claimed[0]['id'], now=now)).fetchone()
-            dependencies = self._dependencies(c, job)
-        self.traces.create(job['id'])
+            claim = Claim(job, token, self._dependencies(c, job), self._job_variables(job))
         self._announce()
-        return Claim(job, token, dependencies, self._job_variables(job))
+        return claim
+
+    def return_job(self, claim: Claim) -> None:
+        """Put a job back into the queue whose claim could not be answered; the claim counts as no attempt."""
+        with self._change(claim.job['pipeline_id']) as c:
+            c.execute("""
+                UPDATE job
+                   SET status = 'pending', runner_id = NULL, system_id = NULL, token_hash = NULL, started_at = NULL,
+                       attempts = attempts - 1
+                 WHERE id = :id AND status = 'running' AND token_hash = :token_hash
+                """, dict(id=claim.job['id'], token_hash=claim.job['token_hash']))
 
     @staticmethod
     def _start_pipeline(c: sqlite3.Connection, pipeline_id: int, now: float) -> None:
@@ -5734,7 +5774,7 @@ class Queue(Retention):
             with self._trace_limit(job):
                 self.traces.replace(job['id'], trace, lambda: self._check_alive(job))
         if state not in ('success', 'failed'):
-            self.traces.heard(job['id'])
+            self.traces.heard(job['id'], lambda: self._check_alive(job))
             return job['status']
         if checksum or bytesize is not None:
             self._check_trace(job, checksum, bytesize)
@@ -5873,7 +5913,8 @@ class Queue(Retention):
             unwanted = self._insert_artifact(job, columns, dotenv, replace)
         finally:
             self.artifacts.remove(unwanted)
-        self.traces.heard(job['id'])
+        with contextlib.suppress(JobNotRunning):    # it may have finished meanwhile
+            self.traces.heard(job['id'], lambda: self._check_alive(job))
 
     def _insert_artifact(self, job: Row, columns: Mapping[str, Any], dotenv: str | None, replace: bool) -> list[str]:
         """Store the row of an artifact; return the names of the files that no row refers to now."""
@@ -7114,6 +7155,8 @@ def redacted_url(url: str | None) -> str | None:
 
 # -- what runners receive
 
+#: Of the tokens that runners mask in logs. A runner's own token names the build folder and has none of them.
+TOKEN_MASK_PREFIXES = ('mcb-', 'mcp-', 'mcg-', 'glrt-')
 GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients that ask
 
 
@@ -7229,7 +7272,7 @@ def job_payload(claim: Claim, call: Call, runner: Row) -> JSON:
         'cache': spec['cache'], 'credentials': [],
         'dependencies': [dependency_entity(row, claim.token) for row in wanted_dependencies(claim)],
         'features': {'trace_sections': True, 'failure_reasons': sorted(FAILURE_REASONS),
-                     'token_mask_prefixes': ['mcb-', 'mcp-', 'mcr-', 'mcg-', 'glrt-']},
+                     'token_mask_prefixes': TOKEN_MASK_PREFIXES},
     }
 
 
@@ -7312,9 +7355,18 @@ def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
     while claim := call.ci.request_job(runner, last_update=last_update, job_age=job_age, system_id=system_id or None):
         able = 'multi_build_steps' in info.get('features', ())
         if able or not stored_spec(claim.job)['release']:
-            return json_response(payload(claim, call, runner), 201)
+            return claimed_response(call, payload, claim)
         call.ci.update_job(claim.job, 'failed', failure_reason='runner_unsupported')  # it would leave the release out
     return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
+
+
+def claimed_response(call: Call, payload: Callable[[Claim, Call, Row], Any], claim: Claim) -> bottle.HTTPResponse:
+    """Answer with the job of a claim; when that fails, the job goes back into the queue as if it had stayed there."""
+    try:
+        return json_response(payload(claim, call, call.actor), 201)
+    except BaseException:
+        call.ci.return_job(claim)
+        raise
 
 
 def trace_interval(call: Call, job: Row) -> dict[str, str]:
@@ -7360,6 +7412,8 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
         size = call.ci.append_trace(job, start, data)
     except JobNotRunning as gone:
         job_status, status = gone.job_status, call.dialect.patch_gone_status
+        if job_status == 'failed':
+            status = 403    # the one answer that stops runners before 1.8
         size = call.ci.trace_size(job)
     except RangeMismatch as mismatch:
         size = mismatch.size

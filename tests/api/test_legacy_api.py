@@ -474,7 +474,7 @@ def test_empty_part_at_the_end_is_a_sign_of_life(ci, clock, api, build, job, con
     assert ci.read_trace(job.job) == b'hello world'
     clock.advance(minutes=11)
     ci.sweep()
-    assert patch(api, build, job.token, content_range, b'', 202).headers['Build-Status'] == 'failed'
+    assert patch(api, build, job.token, content_range, b'', 403).headers['Build-Status'] == 'failed'
 
 
 def test_length_is_counted_in_bytes_and_any_bytes_are_kept(ci, v1, build, job):
@@ -499,7 +499,7 @@ def test_build_that_ended_tells_its_runner_by_the_header_and_takes_no_more(ci, a
         ci.cancel_job(job.job)
     else:
         api('PUT', build, json={'token': job.token, 'state': end}, status=200)
-    answer = patch(api, build, job.token, '3-6', b'def', 202)
+    answer = patch(api, build, job.token, '3-6', b'def', 403 if end == 'failed' else 202)
     assert (answer.headers['Build-Status'], answer.headers['Range']) == (end, '0-3')
     assert ci.read_trace(job.job) == b'abc'
 
@@ -507,10 +507,11 @@ def test_build_that_ended_tells_its_runner_by_the_header_and_takes_no_more(ci, a
 def test_trace_that_outgrows_the_limit_fails_the_build(tmp_path, clock):
     ci, client, build, token = small(tmp_path, clock, max_trace_size=10)
     with ci:
-        for start, data, status in ((0, b'0123456789', 'running'), (10, b'x', 'failed')):
-            answer = client.call('PATCH', f'{build}/trace.txt', data=data, status=202,
+        for start, data, code, status in ((0, b'01234567', 202, 'running'), (8, b'xyz', 403, 'failed')):
+            answer = client.call('PATCH', f'{build}/trace.txt', data=data, status=code,
                                  headers={'BUILD-TOKEN': token, 'Content-Range': f'{start}-'})
             assert answer.headers['Build-Status'] == status
+        assert ci.read_trace(1) == b'01234567xy'
         assert ci.find_job(1)['failure_reason'] == 'trace_size_exceeded'
 
 

@@ -716,6 +716,19 @@ def test_artifacts_are_refused_to_everybody_else(ci, client, project, runner):
         download(client, first.job['id'], runner.claim().token, 403)
 
 
+# -- tokens
+
+def test_the_token_of_a_runner_that_registers_the_old_way_begins_like_none_that_is_masked(ci, client, job):
+    """Build folders are named after it: a masked prefix would stand in every path of a log."""
+    masked = tuple(minici.TOKEN_MASK_PREFIXES)
+    for path in ('/api/v4/runners', '/ci/api/v1/runners/register'):
+        token = client.call('POST', path, json={'token': ci.registration_token}, status=201).json['token']
+        for issued in (token, ci.reset_runner_token(ci.find_runner(token))):
+            assert len(issued) == 40
+            assert not issued.startswith(masked)
+    assert job.token.startswith(masked)
+
+
 # -- dotenv
 
 def test_a_dotenv_report_that_cannot_be_read_is_400_and_not_stored(client, job, token):

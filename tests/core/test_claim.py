@@ -1,5 +1,6 @@
 """The queue: which runner gets which job when, what a claim costs, and what becomes of claims nobody answers."""
 
+import errno
 import json
 import sqlite3
 import threading
@@ -420,6 +421,41 @@ def test_a_runner_that_is_heard_at_the_last_moment_keeps_its_job(ci, clock, job,
     assert ci.append_trace(held, 13, b'more\n') == 18
 
 
+@pytest.mark.parametrize('fault', [OSError(errno.EMFILE, 'no handles'), minici.Busy('locked'), RuntimeError('a bug')])
+def test_a_claim_whose_answer_cannot_be_made_is_undone_and_counts_no_attempt(ci, client, pipeline, runner, monkeypatch,
+                                                                             fault):
+    def fail(*_):
+        raise fault
+
+    for path in ('/api/v4/jobs/request', '/ci/api/v1/builds/register'):
+        with monkeypatch.context() as patched:
+            patched.setattr(minici, 'job_variables', fail)
+            for _ in range(5):
+                assert client.call('POST', path, json={'token': runner.token}).status_int in (500, 503)
+        row = ci.find_job(1)
+        assert (row['status'], row['attempts'], row['runner_id'], row['started_at']) == ('pending', 0, None, None)
+        assert ci.find_pipeline(1)['status'] == 'pending'
+    assert runner.claim().job['id'] == 1
+    assert ci.find_job(1)['attempts'] == 1
+
+
+def test_a_claim_needs_no_room_for_files(ci, pipeline, runner, monkeypatch):
+    make = Path.mkdir
+
+    def no_inodes(path, *args, **options):
+        if 'traces' in path.parts:
+            raise OSError(errno.ENOSPC, 'no inodes')
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, 'mkdir', no_inodes)
+    claim = runner.claim()
+    assert ci.read_trace(claim.job) == b''
+    with pytest.raises(OSError, match='no inodes'):
+        ci.append_trace(claim.job, 0, b'line\n')
+    monkeypatch.undo()
+    assert ci.append_trace(claim.job, 0, b'line\n') == 5
+
+
 # -- many at once
 
 TAG_SETS = ([], ['linux'], ['docker', 'linux'], ['mac'])
@@ -498,4 +534,4 @@ def test_v1_and_v4_runners_drain_one_queue_and_no_build_runs_twice(ci, project, 
     for thread in threads:
         thread.join()
     assert sorted(taken) == list(range(1, 61))
-    assert all(Path(ci.traces.path(job)).exists() for job in taken)
+    assert not any(Path(ci.traces.path(job)).exists() for job in taken)     # a claim makes no file
