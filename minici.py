@@ -144,6 +144,7 @@ REFS_TIMEOUT = 60                   # seconds that asking all repositories about
 UNKNOWN_REFS = 100                  # refs of a project without a repository whose last success is kept
 EVENTS_KEPT = 10_000                # status changes that are kept for callbacks that have not heard of them yet
 DELETED_AT_ONCE = 50                # pipelines that are deleted in one transaction
+BACKUP_TRIES = 5                    # times a backup starts anew because an artifact was removed meanwhile
 VACUUMED_AT_ONCE = 500              # pages that are returned to the disk in one transaction
 WATCHED_FOR = 60                    # seconds after its last reader that a trace counts as watched
 MAX_TRACE_REFUSALS = 2              # times a runner is told to send a trace again that does not match
@@ -2856,6 +2857,14 @@ ALTER TABLE project ADD COLUMN fork_pipelines INTEGER NOT NULL DEFAULT 0;  -- wh
 
 # Database #####################################################################################
 
+def sync_tree(directory: Path) -> None:
+    """Flush the entries of a directory and of all directories below it to the disk."""
+    sync_path(directory)
+    for path in directory.rglob('*'):
+        if path.is_dir():
+            sync_path(path)
+
+
 def sync_path(path: Path) -> None:
     """Flush a file's data, or a directory's entries, to the disk."""
     try:
@@ -3062,7 +3071,8 @@ class Database:
                 c.execute(f'PRAGMA incremental_vacuum({VACUUMED_AT_ONCE})').fetchall()
 
     def _can_shrink(self) -> bool:
-        with self.read() as c:
+        """Tell whether there are unused pages and the file has incremental vacuum."""
+        with self._trouble(), contextlib.closing(self._connect(writer=False)) as c:  # an older one remembers the mode
             mode, = c.execute('PRAGMA auto_vacuum').fetchone()
             unused, = c.execute('PRAGMA freelist_count').fetchone()
         return mode == 2 and unused > 0
@@ -3080,20 +3090,16 @@ class Database:
             self._writer.execute('VACUUM')
             self._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()
 
-    def backup(self, target: Path) -> None:
-        """Write a consistent copy to `target`, readable by its owner alone, while others go on writing."""
-        part = target.with_name(target.name + '.part')
-        part.unlink(missing_ok=True)
-        part.touch(0o600, exist_ok=False)
+    def copy_to(self, target: Path) -> None:
+        """Write a consistent copy to the new file `target`, readable by its owner alone, while others go on writing."""
+        target.touch(0o600, exist_ok=False)
         with self.read() as c:
             c.execute('PRAGMA query_only = OFF')
             try:
-                c.execute('VACUUM INTO :target', {'target': str(part)})
+                c.execute('VACUUM INTO :target', {'target': str(target)})
             finally:
                 c.execute('PRAGMA query_only = ON')
-        sync_path(part)
-        os.replace(part, target)
-        sync_path(target.parent)
+        sync_path(target)
 
     def close(self) -> None:
         """Close every connection of this process; blocks still running in other threads fail with Busy."""
@@ -3663,6 +3669,10 @@ class ArtifactStore:
             except OSError as error:  # upkeep tries it again: no row refers to the file any more
                 log.warning('%s cannot be removed: %s', self._directory / stored_as, error)
 
+    def stored_path(self, stored_as: str) -> Path:
+        """Return where a stored file stands, whether it exists or not."""
+        return self._directory / stored_as
+
     def stored(self) -> Iterator[tuple[str, float]]:
         """Yield the name and modification time of every file in the store."""
         for path in self._directory.glob('*/*'):
@@ -3781,6 +3791,11 @@ def insert(c: sqlite3.Connection, table: str, **columns: Any) -> int:
         """, columns).lastrowid or 0
 
 
+def default_data(db: Path) -> Path:
+    """Return the directory for traces and artifacts beside a database: ``ci.sqlite`` has ``ci-data``."""
+    return db.with_name(f'{db.stem}-data')
+
+
 class Store:
     """Holds the database, the clock, the settings and the directories, and looks rows up."""
 
@@ -3794,7 +3809,7 @@ class Store:
             self._temporary = tempfile.mkdtemp(prefix='minici-')
             db = Path(self._temporary, 'ci.sqlite')
         path = Path(db)
-        self.data = Path(data or path.with_name(f'{path.stem}-data'))
+        self.data = Path(data or default_data(path))
         self.db = Database(path, fsync=fsync)
         try:
             self.db.migrate()
@@ -5458,6 +5473,8 @@ class Pipelines(Processing):
 
 # Retention ####################################################################################
 
+UPKEEP_LOCK = 'upkeep.lock'     # in the data directory: held by the server that sweeps
+
 #: Every pipeline, oldest first, with what retention asks of it.
 PIPELINE_SIZES = """
     SELECT pipeline.id, pipeline.project_id, pipeline.ref, pipeline.status, pipeline.finished_at, live_ref.seen_at,
@@ -5478,6 +5495,21 @@ PIPELINE_SIZES = """
       LEFT JOIN live_ref ON live_ref.project_id = pipeline.project_id AND live_ref.ref = pipeline.ref
      ORDER BY pipeline.id
     """
+
+
+def is_over_an_hour_old(path: Path) -> bool:
+    """Tell whether a file was last written over an hour ago, by the system's clock; False when it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime < time.time() - 3600
+    return False
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a directory with all that it holds."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Retention(Pipelines):
@@ -5596,22 +5628,37 @@ class Retention(Pipelines):
 
     def _collect_garbage(self) -> None:
         """Delete files over an hour old that no row refers to, and settle the traces of jobs that were canceled."""
-        hour_ago = time.time() - 3600  # the files' own times are the system's, whatever `clock` says
-        for part in (*self.artifacts.incoming.iterdir(), *self.traces.parts()):
-            with contextlib.suppress(FileNotFoundError):
-                if part.stat().st_mtime < hour_ago:
-                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+        for part in self._leftovers():
+            self._attempt(f'{part} stays', remove_path, part)
         for job_id in self.traces.unsettled():
             if not self._all(f'SELECT 1 FROM job WHERE id = :id AND status IN {ALIVE}', id=job_id):
                 self.traces.settle(job_id)  # it was canceled before its runner could send the trace again
-        old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
-        self.artifacts.remove(self._without_row(old, """
-            SELECT value FROM json_each(:given) WHERE value NOT IN (SELECT stored_as FROM artifact)
-            """))
-        for job_id in self._without_row(self.traces.stored(), """
-                SELECT value FROM json_each(:given) WHERE NOT EXISTS (SELECT 1 FROM job WHERE id = value)
-                """):
+        self.artifacts.remove(self._artifacts_without_row())
+        for job_id in self._traces_without_row():
             self._attempt(f'the trace of job {job_id} stays', self.traces.remove, job_id)
+
+    def _leftovers(self) -> list[Path]:
+        """Return what uploads and replaced traces left behind over an hour ago."""
+        parts = [*self.artifacts.incoming.iterdir(), *self.traces.parts()]
+        return [part for part in parts if is_over_an_hour_old(part)]
+
+    def _artifacts_without_row(self) -> list[str]:
+        """Return the stored names of files over an hour old that no artifact refers to."""
+        hour_ago = time.time() - 3600
+        old = [name for name, modified in self.artifacts.stored() if modified < hour_ago]
+        return self._without_row(old, """
+            SELECT value
+              FROM json_each(:given)
+             WHERE value NOT IN (SELECT stored_as FROM artifact)
+            """)
+
+    def _traces_without_row(self) -> list[int]:
+        """Return the ids of jobs that have a trace and no row."""
+        return self._without_row(self.traces.stored(), """
+            SELECT value
+              FROM json_each(:given)
+             WHERE NOT EXISTS (SELECT 1 FROM job WHERE id = value)
+            """)
 
     def _without_row(self, given: Iterable[Any], statement: str) -> list[Any]:
         """Return the names or numbers among `given` for which `statement` finds no row."""
@@ -5998,6 +6045,326 @@ class Queue(Retention):
                 """, dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
 
 
+# Checks #######################################################################################
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it must be, in a sentence; `repaired` when `check` has set it right."""
+
+    text: str
+    repaired: bool = False
+
+
+class Checks(Queue):
+    """Compares the database with the files."""
+
+    def check(self, *, repair: bool = False, checksums: bool = False) -> list[Finding]:
+        """Return what differs between the database and the files, and which states make no sense.
+
+        `checksums` reads every artifact whole. `repair` deletes rows without files and files without rows,
+        and lets pipelines that are stuck go on; damaged pages of the database it cannot repair.
+        """
+        damage = self._check_database()
+        if damage:
+            return damage
+        return [*self._check_artifacts(repair, checksums), *self._check_files(repair), *self._check_states(repair)]
+
+    def _check_database(self) -> list[Finding]:
+        """Return what SQLite finds wrong with the pages and the references."""
+        found = self.db.check_pages()
+        if found:
+            return [Finding(f'the database is damaged: {found}; bring a backup back with `restore DIR`')]
+        broken = self._all('PRAGMA foreign_key_check')
+        return [Finding(f'row {row["rowid"]} of {row["table"]} refers to a row of {row["parent"]} that is not there')
+                for row in broken]
+
+    def _check_artifacts(self, repair: bool, checksums: bool) -> Iterator[Finding]:
+        """Yield the artifacts whose file is missing or not what was received."""
+        for row in self._all('SELECT * FROM artifact ORDER BY id'):
+            problem = self._artifact_problem(row, checksums)
+            if not problem:
+                continue
+            if repair:
+                self._delete_artifacts("""
+                    DELETE FROM artifact
+                     WHERE id = :id
+                    RETURNING stored_as
+                    """, id=row['id'])
+            yield Finding(f'artifact {row["file_type"]} of job {row["job_id"]} {problem}', repair)
+
+    def _artifact_problem(self, row: Row, checksums: bool) -> str:
+        """Return what is wrong with the file of an artifact, or ''."""
+        path = self.artifacts.stored_path(row['stored_as'])
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return f'has no file ({path})'
+        if size != row['size']:
+            return f'has {size} bytes instead of {row["size"]} ({path})'
+        if checksums and file_sha256(path) != row['sha256']:
+            return f'has another content than was received ({path})'
+        return ''
+
+    def _check_files(self, repair: bool) -> Iterator[Finding]:
+        """Yield the files that no row refers to."""
+        paths = [*self._leftovers(), *map(self.artifacts.stored_path, self._artifacts_without_row())]
+        for job_id in self._traces_without_row():
+            paths.append(self.traces.path(job_id))
+        for path in paths:
+            if repair:
+                remove_path(path)
+            yield Finding(f'no row refers to {path}', repair)
+
+    def _check_states(self, repair: bool) -> Iterator[Finding]:
+        """Yield the pipelines that should have another status, or jobs that should have started."""
+        unfinished = self._all(f"""
+            SELECT id, status FROM pipeline WHERE status NOT IN {FINISHED}
+            UNION
+            SELECT pipeline.id, pipeline.status
+              FROM job
+              JOIN pipeline ON pipeline.id = job.pipeline_id
+             WHERE job.status NOT IN {FINISHED}
+             ORDER BY 1
+            """)
+        for row in unfinished:
+            problem = self._state_problem(row)
+            if problem and repair:
+                with self._change(row['id']):
+                    pass    # whatever changes a pipeline lets it go on
+            if problem:
+                yield Finding(f'pipeline {row["id"]} {problem}', repair)
+
+    def _state_problem(self, row: Row) -> str:
+        """Return what is wrong with the state of a pipeline, or ''."""
+        jobs = self._all("""
+            SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group
+              FROM job
+             WHERE pipeline_id = :id AND retried = 0
+             ORDER BY stage_idx, id
+            """, id=row['id'])
+        if next_statuses(jobs):
+            return 'has jobs whose turn has come and that were not started'
+        status = composite_status((job['status'], job['allow_failure']) for job in jobs)
+        if status != row['status']:
+            return f'is {row["status"]}, and its jobs are {status}'
+        return ''
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(COPY_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def take_upkeep_lock(directory: Path) -> IO[str] | None:
+    """Return the lock of the process that does the upkeep of a data directory, None while another holds it.
+
+    It is held until it is closed; its content tells people which process that is. Raises OSError when
+    the file cannot be made.
+    """
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    file = open(directory / UPKEEP_LOCK, 'a+', opener=opener)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    with contextlib.suppress(OSError):  # on a full disk it stays empty
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        file.flush()
+    return file
+
+
+# Backups ######################################################################################
+
+BACKUP_DATABASE = 'minici.sqlite'   # a backup's directory holds this file
+BACKUP_DATA = 'minici-data'         # and this directory, so that it can be served as it is
+
+
+class Backups(Checks):
+    """Copies everything while it is in use, and brings such a copy back."""
+
+    def backup(self, target: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write a consistent copy of the database, the traces and the artifacts to the new directory `target`.
+
+        Others go on working meanwhile. Files that do not change any more are hard links where the disk
+        allows. Raises Conflict when there is something at `target`, which `force` replaces. When it
+        fails, nothing is left behind and what was at `target` stays.
+        """
+        directory = Path(target)
+        if not force and directory.exists():
+            raise Conflict(f'{directory} exists: name another directory, or replace it with --force')
+        part = directory.with_name(f'{directory.name}.part')
+        shutil.rmtree(part, ignore_errors=True)     # left by a backup that was killed
+        try:
+            self._copy_into(part)
+            sync_tree(part)
+            replace_directory(part, directory)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def _copy_into(self, directory: Path) -> None:
+        """Fill a new directory with a consistent copy.
+
+        The files come first, then the database, then the files that it refers to and that are newer. One
+        that was removed in between makes a newer copy of the database necessary.
+        """
+        data = directory / BACKUP_DATA
+        for inner in (directory, data, data / 'traces', data / 'artifacts'):
+            inner.mkdir(mode=0o700)
+        for stored_as, _ in self.artifacts.stored():
+            link_or_copy(self.artifacts.stored_path(stored_as), data / 'artifacts' / stored_as)
+        for job_id in self.traces.stored():
+            path = self.traces.path(job_id)
+            link_or_copy(path, data / 'traces' / path.parent.name / path.name)
+        for _ in range(BACKUP_TRIES):
+            (directory / BACKUP_DATABASE).unlink(missing_ok=True)
+            self.db.copy_to(directory / BACKUP_DATABASE)
+            with contextlib.closing(Database(directory / BACKUP_DATABASE)) as copied, copied.read() as c:
+                stored = {row['stored_as'] for row in c.execute('SELECT stored_as FROM artifact')}
+                jobs = {row['id']: row['status'] for row in c.execute('SELECT id, status FROM job')}
+            if self._complete_artifacts(data / 'artifacts', stored):
+                self._complete_traces(data / 'traces', jobs)
+                return
+        raise Busy('Artifacts are removed faster than they can be copied')
+
+    def _complete_artifacts(self, directory: Path, stored: set[str]) -> bool:
+        """Make a copy's artifacts those that are `stored`; return False when one has gone meanwhile."""
+        for path in directory.glob('*/*'):
+            if path.relative_to(directory).as_posix() not in stored:
+                path.unlink()
+        for stored_as in stored:
+            path = directory / stored_as
+            if not path.exists() and not link_or_copy(self.artifacts.stored_path(stored_as), path):
+                return False
+        return True
+
+    def _complete_traces(self, directory: Path, jobs: Mapping[int, str]) -> None:
+        """Make a copy's traces those of `jobs`, ids with their statuses; what still grows is copied, not linked."""
+        for path in directory.glob('*/*.log'):
+            if int(path.stem) not in jobs:
+                path.unlink()
+        for job_id in self.traces.stored():
+            if job_id not in jobs:
+                continue
+            source = self.traces.path(job_id)
+            path = directory / source.parent.name / source.name
+            if jobs[job_id] in ALIVE:
+                link_or_copy(source, path, link=False)
+            elif not is_same_file(source, path):    # it was replaced, or is new
+                link_or_copy(source, path)
+
+
+def link_or_copy(source: Path, target: Path, *, link: bool = True) -> bool:
+    """Make `target` a hard link to `source`, or a copy on disk where that is impossible; return False if it is gone."""
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    part = target.with_suffix('.copy')
+    try:
+        if link:
+            with contextlib.suppress(OSError):  # another file system, or one without links
+                target.unlink(missing_ok=True)
+                os.link(source, target)
+                return True
+        with open(source, 'rb') as reading, open(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600), 'wb') as writing:
+            shutil.copyfileobj(reading, writing, COPY_CHUNK)
+            writing.flush()
+            os.fsync(writing.fileno())
+        os.replace(part, target)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def is_same_file(source: Path, target: Path) -> bool:
+    """Tell whether two names stand for one file; True when `source` is gone, because then `target` is all there is."""
+    try:
+        return os.path.samefile(source, target)
+    except FileNotFoundError:
+        return not source.exists()
+
+
+def replace_directory(part: Path, target: Path) -> None:
+    """Put the directory `part` in the place of `target`, which may exist."""
+    old = target.with_name(f'{target.name}.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(part, target)
+    sync_path(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(source: str | os.PathLike[str], db: str | os.PathLike[str],
+            data: str | os.PathLike[str] | None = None, *, force: bool = False) -> None:
+    """Put the backup `source` in the place of the database `db` and the directory `data` beside it.
+
+    What SQLite kept beside an older database (-wal, -shm) is removed, because it would be applied to the
+    restored one. Raises Conflict when there is a database that `force` does not replace or while a server
+    uses it, BadRequest when `source` is no backup or is damaged.
+    """
+    kept, path = Path(source), Path(db)
+    directory = Path(data) if data is not None else default_data(path)
+    if not (kept / BACKUP_DATABASE).is_file() or not (kept / BACKUP_DATA).is_dir():
+        raise BadRequest({'source': [f'{kept} is not a backup: it has no {BACKUP_DATABASE} and {BACKUP_DATA}']})
+    if path.exists() and not force:
+        raise Conflict(f'{path} exists: name another database, or replace it with --force')
+    lock = take_upkeep_lock(directory) if directory.exists() else contextlib.nullcontext()
+    if lock is None:
+        raise Conflict(f'a server uses {path}: stop it first')
+    with lock:
+        new_path = path.with_name(f'{path.name}.part')
+        new_directory = directory.with_name(f'{directory.name}.part')
+        shutil.rmtree(new_directory, ignore_errors=True)
+        remove_database(new_path)
+        try:
+            copy_backup(kept, new_path, new_directory)
+            remove_database(path, keep=True)
+            replace_directory(new_directory, directory)
+            os.replace(new_path, path)
+            sync_path(path.parent)
+        except BaseException:
+            shutil.rmtree(new_directory, ignore_errors=True)
+            remove_database(new_path)
+            raise
+
+
+def copy_backup(kept: Path, path: Path, directory: Path) -> None:
+    """Copy a backup's database and files, flushed to the disk; raise BadRequest when the database is damaged."""
+    with contextlib.closing(Database(kept / BACKUP_DATABASE)) as original:
+        original.copy_to(path)
+    with contextlib.closing(Database(path)) as copied:
+        if copied.check_pages():
+            raise BadRequest({'source': [f'{kept} is damaged: {copied.damage}']})
+        copied.migrate()
+    directory.mkdir(mode=0o700, parents=True)
+    for source in sorted((kept / BACKUP_DATA).rglob('*')):
+        target = directory / source.relative_to(kept / BACKUP_DATA)
+        if source.is_dir():
+            target.mkdir(mode=0o700)
+        else:
+            link_or_copy(source, target, link=False)
+    sync_tree(directory)
+
+
+def remove_database(path: Path, *, keep: bool = False) -> None:
+    """Remove a database and what SQLite keeps beside it; with `keep` only the latter."""
+    for suffix in ('-wal', '-shm', '-journal'):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    if not keep:
+        path.unlink(missing_ok=True)
+
+
 # Coordinator ##################################################################################
 
 @dataclass(frozen=True)
@@ -6013,7 +6380,7 @@ class Figures:
     swept_at: float             # when this process last swept
 
 
-class Coordinator(Queue):
+class Coordinator(Backups):
     """A CI coordinator over one database file and one directory of traces and artifacts.
 
     `db` is the database's path, None for a temporary directory that is gone on `close`; `data` the
@@ -6042,7 +6409,8 @@ class Coordinator(Queue):
                           `store_artifacts`, `update_job`
     accounts              `create_private_token`, `find_user`, `list_private_tokens`,
                           `revoke_private_token`, `create_sign_in_code`, `sign_in`, `sign_out`
-    operation             `sweep`, `backup`, `on_change`, `on_finish`, `close`
+    operation             `sweep`, `backup`, `check`, `vacuum`, `figures`, `on_change`, `on_finish`,
+                          `close`
     ====================  ========================================================================
     """
 
@@ -6057,9 +6425,12 @@ class Coordinator(Queue):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def backup(self, target: str | os.PathLike[str]) -> None:
-        """Write a consistent copy of the database to `target`, while it is in use."""
-        self.db.backup(Path(target))
+    def vacuum(self) -> None:
+        """Rewrite the database without unused pages, which afterwards return to the disk by themselves.
+
+        Raises Busy while somebody else uses the database.
+        """
+        self.db.vacuum()
 
     def figures(self) -> Figures:
         """Return what a monitor wants to know of the jobs, the runners and the disk."""
@@ -6171,11 +6542,8 @@ class Upkeep:
     def __init__(self, coordinator: Coordinator) -> None:
         self._ci = coordinator
         self._stopping = threading.Event()
-        self._lock_file = coordinator.data / 'upkeep.lock'
         self._lock: IO[str] | None = None
-        if not self._holds_lock():
-            log.info('another server uses this database (%s) and does its upkeep; this one serves beside it',
-                     self._lock_file.read_text(errors='replace').strip())
+        self._attempt(self._introduce)
         self._thread = threading.Thread(target=self._run, name='minici-upkeep', daemon=True)
         self._thread.start()
 
@@ -6187,18 +6555,14 @@ class Upkeep:
     def _holds_lock(self) -> bool:
         """Tell whether this server does the upkeep; take it over when nobody does."""
         if self._lock is None:
-            file = open(self._lock_file, 'a+', opener=lambda name, flags: os.open(name, flags, 0o600))
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.close()
-                return False
-            file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-            file.flush()
-            self._lock = file
-        return True
+            self._lock = take_upkeep_lock(self._ci.data)
+        return self._lock is not None
+
+    def _introduce(self) -> None:
+        """Say so when another server does the upkeep."""
+        if not self._holds_lock():
+            holder = (self._ci.data / UPKEEP_LOCK).read_text(errors='replace').strip()
+            log.info('another server uses this database (%s) and does its upkeep; this one serves beside it', holder)
 
     def _run(self) -> None:
         if self._ci.db.was_in_use:
@@ -9006,9 +9370,25 @@ def add_operator_commands(commands: Subcommands) -> None:
     prune = commands.add_parser('prune', help='remove finished pipelines that are too old or take too much space')
     prune.add_argument('--dry-run', action='store_true', help='only list them')
     prune.set_defaults(action=prune_command)
-    backup = commands.add_parser('backup', help='write a consistent copy of the database')
-    backup.add_argument('out')
+    add_backup_commands(commands)
+
+
+def add_backup_commands(commands: Subcommands) -> None:
+    """Add the commands that copy, bring back and check what an existing database and its directory hold."""
+    backup = commands.add_parser('backup', help='copy database, traces and artifacts, consistently, while serving')
+    backup.add_argument('directory', metavar='DIR')
+    backup.add_argument('--force', action='store_true', help='replace what is there')
     backup.set_defaults(action=backup_command)
+    back = commands.add_parser('restore', help='put a backup in the place of the database')
+    back.add_argument('directory', metavar='DIR')
+    back.add_argument('--force', action='store_true', help='replace the database that is there')
+    back.set_defaults(action=restore_command)
+    check = commands.add_parser('check', help='compare the database with the files; exit with 1 when they differ')
+    check.add_argument('--repair', action='store_true', help='set right what can be')
+    check.add_argument('--sha256', action='store_true', help='read every artifact whole and compare its checksum')
+    check.set_defaults(action=check_command)
+    vacuum = commands.add_parser('vacuum', help='rewrite the database without unused pages')
+    vacuum.set_defaults(action=vacuum_command)
 
 
 def add_lint_command(commands: Subcommands) -> None:
@@ -9072,9 +9452,32 @@ def token_command(options: argparse.Namespace) -> int:
 
 
 def backup_command(options: argparse.Namespace) -> int:
-    """Write a copy of the database."""
+    """Copy database, traces and artifacts."""
     with open_existing(options) as ci:
-        ci.backup(options.out)
+        ci.backup(options.directory, force=options.force)
+    return 0
+
+
+def restore_command(options: argparse.Namespace) -> int:
+    """Put a backup in the place of the database."""
+    restore(options.directory, options.db, options.data, force=options.force)
+    print(f'{options.db} is what {options.directory} holds')
+    return 0
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """Print what differs between the database and the files; return 1 when something still does."""
+    with open_existing(options) as ci:
+        findings = ci.check(repair=options.repair, checksums=options.sha256)
+    for finding in findings:
+        print(f'{finding.text} (repaired)' if finding.repaired else finding.text)
+    return int(any(not finding.repaired for finding in findings))
+
+
+def vacuum_command(options: argparse.Namespace) -> int:
+    """Rewrite the database without unused pages."""
+    with open_existing(options) as ci:
+        ci.vacuum()
     return 0
 
 

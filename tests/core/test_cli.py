@@ -105,7 +105,7 @@ def test_tokens_of_the_environment_are_set_when_the_database_is_made(run, opened
     assert ci.registration_token == 'chosen-registration'
 
 
-@pytest.mark.parametrize('command', [('token',), ('why', '1'), ('backup', 'copy.sqlite'), ('prune',)])
+@pytest.mark.parametrize('command', [('token',), ('why', '1'), ('backup', 'copy'), ('prune',)])
 def test_only_what_fills_a_database_makes_one(run, db, command, tmp_path):
     status, out, err = run(*command)
     assert (status, out) == (1, '')
@@ -121,17 +121,17 @@ def test_a_missing_job_is_told_without_words_of_http(run, opened):
 def test_backup_is_a_consistent_copy_for_its_owner_alone(run, opened, tmp_path):
     ci = opened()
     ci.create_pipeline(ci.create_project('demo'), 'main', sha=SHA, content=PLAIN)
-    assert run('backup', tmp_path / 'copy.sqlite') == (0, '', '')
-    assert stat.S_IMODE((tmp_path / 'copy.sqlite').stat().st_mode) == 0o600
+    assert run('backup', tmp_path / 'copy') == (0, '', '')
+    assert stat.S_IMODE((tmp_path / 'copy' / 'minici.sqlite').stat().st_mode) == 0o600
     ci.create_project('later')
-    with minici.Coordinator(tmp_path / 'copy.sqlite', tmp_path / 'elsewhere', fsync=False) as copy:
+    with minici.Coordinator(tmp_path / 'copy' / 'minici.sqlite', fsync=False) as copy:
         assert [project['path'] for project in copy.list_projects()[0]] == ['demo']
         assert copy.registration_token == ci.registration_token
 
 
 def test_backup_that_cannot_be_written_says_why(run, opened, tmp_path):
     opened()
-    status, out, err = run('backup', tmp_path / 'missing' / 'copy.sqlite')
+    status, out, err = run('backup', tmp_path / 'missing' / 'copy')
     assert (status, out) == (1, '')
     assert 'missing' in err
     assert 'Traceback' not in err
@@ -502,7 +502,7 @@ def test_commands_work_while_serving(db, working_copy, tmp_path):
 
         token = command('token').strip()
         assert 'pipeline 1 of demo' in command('submit', str(working_copy))
-        assert command('backup', str(tmp_path / 'copy.sqlite')) == ''
+        assert command('backup', str(tmp_path / 'copy')) == ''
         _, jobs = ask(f'{address(printed)}/api/v4/projects/demo/jobs', token)
     assert [job['name'] for job in jobs] == ['check', 'compile']
 
