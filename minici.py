@@ -24,7 +24,7 @@ The sections, each using only those above it:
     language    Pipeline rules, Pipeline files, Repositories
     storage     Schema, Database, Traces, Artifacts
     domain      Store, Accounts, Projects, Runners, Jobs, Waiting, Processing, Pipelines, Retention,
-                Queue, Coordinator
+                Queue, Checks, Backups, Coordinator
     HTTP        Plumbing, Entities, Shared responses, Runner API, Legacy CI API,
                 Jobs and pipelines API, Administration API, Operations, Application
     command     Command line
