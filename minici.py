@@ -6634,10 +6634,10 @@ PATH_KINDS = {
 #: Finds the row that a path argument of each kind names; arguments of other kinds are texts.
 ROW_KINDS: dict[str, Callable[[Any, Any], Row]] = {
     'project': lambda call, key: call.ci.find_project(key),
-    'job': lambda call, number: call.ci.find_job(number, call.project),
-    'pipeline': lambda call, number: call.ci.find_pipeline(number, call.project),
-    'runner': lambda call, number: call.ci.find_runner_by_id(number),
-    'trigger': lambda call, number: call.ci.find_trigger(call.row('project'), number),
+    'job': lambda call, key: call.ci.find_job(key, call.project),
+    'pipeline': lambda call, key: call.ci.find_pipeline(key, call.project),
+    'runner': lambda call, key: call.ci.find_runner_by_id(key),
+    'trigger': lambda call, key: call.ci.find_trigger(call.row('project'), key),
 }
 
 
@@ -6976,7 +6976,7 @@ class Call:
             raise InvalidParameter(f'{name} is invalid')
         return int(value)
 
-    def integer(self, name: str, default: Any = None) -> Any:
+    def integer(self, name: str, default: int = 0) -> int:
         """Return a whole number, or `default` if the parameter is absent or empty."""
         value = self.optional_integer(name)
         return default if value is None else value
@@ -7348,7 +7348,7 @@ def as_response(declared: Route, result: Any) -> bottle.HTTPResponse:
 # Entities #####################################################################################
 
 class Viewer(Protocol):
-    """For whom an entity is made: links in it start with the address that they use."""
+    """Whoever an entity is made for: links in it start with the address that they use."""
 
     ci: Coordinator
 
@@ -7357,14 +7357,48 @@ class Viewer(Protocol):
         """The coordinator's address, without a trailing slash."""
 
 
-def user_entity(row: Row | Mapping[str, Any], call: Viewer) -> JSON | None:
+def pick(row: Record, *names: str) -> JSON:
+    """Return some columns of a row as they are."""
+    return {name: row[name] for name in names}
+
+
+def pick_flags(row: Record, *names: str) -> JSON:
+    """Return some columns of a row as booleans."""
+    return {name: bool(row[name]) for name in names}
+
+
+def pick_times(row: Record, *names: str) -> JSON:
+    """Return some columns of a row as GitLab writes moments."""
+    return {name: iso_time(row[name]) for name in names}
+
+
+def user_entity(row: Record, call: Viewer) -> JSON | None:
     """Return the user that a row names, with the fields of the seed's job page, or None."""
     if row['user_id'] is None:
         return None
-    return {'id': row['user_id'], 'name': row['username'], 'username': row['username'], 'state': 'active',
-            'avatar_url': None, 'web_url': f'{call.base_url}/{row["username"]}',
-            'created_at': iso_time(row['user_created_at']), 'is_admin': True, 'bio': None, 'skype': '',
-            'linkedin': '', 'twitter': '', 'website_url': ''}
+    return {
+        'id': row['user_id'],
+        'name': row['username'],
+        'username': row['username'],
+        'state': 'active',
+        'avatar_url': None,
+        'web_url': f'{call.base_url}/{row["username"]}',
+        'created_at': iso_time(row['user_created_at']),
+        'is_admin': True,
+        'bio': None,
+        'skype': '',
+        'linkedin': '',
+        'twitter': '',
+        'website_url': '',
+    }
+
+
+def git_time(text: str) -> str | None:
+    """Return a date as git prints it with GitLab's milliseconds, or None for what no client could read."""
+    date = re.fullmatch('([0-9]{4}-.{14})(Z|[+-][01][0-9]:[0-5][0-9])', text)
+    if date is None:
+        return None
+    return f'{date[1]}.000{date[2]}'
 
 
 def commit_entity(row: Row, call: Viewer) -> JSON | None:
@@ -7372,144 +7406,239 @@ def commit_entity(row: Row, call: Viewer) -> JSON | None:
     if row['commit_info'] is None:
         return None
     info = json.loads(row['commit_info'])
-    for name in ('authored_date', 'committed_date'):  # GitLab writes milliseconds
-        date = re.fullmatch('([0-9]{4}-.{14})(Z|[+-][01][0-9]:[0-5][0-9])', info[name])
-        info[name] = date and f'{date[1]}.000{date[2]}'  # none, if git prints what no client could read
-    return {'id': row['sha'], 'short_id': row['sha'][:8], 'title': info['message'].partition('\n')[0],
-            'created_at': info['committed_date'], 'trailers': {}, **info,
-            'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}'}
+    for name in ('authored_date', 'committed_date'):
+        info[name] = git_time(info[name])
+    return {
+        'id': row['sha'],
+        'short_id': row['sha'][:8],
+        'title': info['message'].partition('\n')[0],
+        'created_at': info['committed_date'],
+        'trailers': {},
+        **info,
+        'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}',
+    }
 
 
-def word(status: str) -> str:
+def status_words(status: str) -> str:
     """Return a status as people say it."""
     if status == 'success':
         return 'passed'
     return status.replace('_', ' ')
 
 
+def detailed_status(status: str, path: str) -> JSON:
+    """Return the `detailed_status` of the pipeline at `path`."""
+    words = status_words(status)
+    return {
+        'icon': f'status_{status}',
+        'text': words,
+        'label': words,
+        'group': status,
+        'tooltip': words,
+        'has_details': True,
+        'illustration': None,
+        'favicon': None,
+        'details_path': path,
+    }
+
+
 def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a pipeline as lists show it, or in `detail` as its own page does."""
-    pipeline = {'id': row['id'], 'iid': row['iid'], 'project_id': row['project_id'], 'sha': row['sha'],
-                'ref': row['ref'], 'status': row['status'], 'source': row['source'], 'name': row['name'],
-                'created_at': iso_time(row['created_at']), 'updated_at': iso_time(row['updated_at']),
-                'web_url': f'{call.base_url}/{row["project_path"]}/-/pipelines/{row["id"]}'}
-    if not detail:
-        return pipeline
+    path = f'/{row["project_path"]}/-/pipelines/{row["id"]}'
+    pipeline = pick(row, 'id', 'iid', 'project_id', 'sha', 'ref', 'status', 'source', 'name')
+    pipeline.update(pick_times(row, 'created_at', 'updated_at'))
+    pipeline['web_url'] = call.base_url + path
+    if detail:
+        pipeline.update(pipeline_detail(row, call))
+        pipeline['detailed_status'] = detailed_status(row['status'], path)
+    return pipeline
+
+
+def pipeline_detail(row: Row, call: Viewer) -> JSON:
+    """Return the fields that only a pipeline's own page shows."""
     started, finished = row['started_at'], row['finished_at']
-    status, said = row['status'], word(row['status'])
-    return {**pipeline, 'before_sha': row['before_sha'], 'tag': bool(row['tag']), 'yaml_errors': None,
-            'user': user_entity(row, call), 'started_at': iso_time(started), 'finished_at': iso_time(finished),
-            'committed_at': None, 'coverage': None if row['coverage'] is None else f'{row["coverage"]:.2f}',
-            'duration': int(finished - started) if started and finished else None,
-            'queued_duration': int(started - row['created_at']) or None if started else None,
-            'detailed_status': {'icon': f'status_{status}', 'text': said, 'label': said, 'group': status,
-                                'tooltip': said, 'has_details': True, 'illustration': None, 'favicon': None,
-                                'details_path': f'/{row["project_path"]}/-/pipelines/{row["id"]}'}}
+    detail = pick(row, 'before_sha')
+    detail.update(pick_flags(row, 'tag'))
+    detail['yaml_errors'] = None
+    detail['user'] = user_entity(row, call)
+    detail.update(pick_times(row, 'started_at', 'finished_at'))
+    detail.update(dict.fromkeys(('committed_at', 'coverage', 'duration', 'queued_duration')))
+    if row['coverage'] is not None:
+        detail['coverage'] = f'{row["coverage"]:.2f}'
+    if started:
+        detail['queued_duration'] = int(started - row['created_at']) or None
+    if started and finished:
+        detail['duration'] = int(finished - started)
+    return detail
 
 
 def runner_status(active: int, contacted_at: float | None, now: float) -> JSON:
     """Return a runner's `active`, `paused`, `online` and `status`, as GitLab derives them."""
-    online = None if contacted_at is None else now - contacted_at < ONLINE_FOR
-    return {'active': bool(active), 'paused': not active, 'online': online,
-            'status': {None: 'never_contacted', True: 'online', False: 'offline'}[online]}
+    if contacted_at is None:
+        online, status = None, 'never_contacted'
+    elif now - contacted_at < ONLINE_FOR:
+        online, status = True, 'online'
+    else:
+        online, status = False, 'offline'
+    return {'active': bool(active), 'paused': not active, 'online': online, 'status': status}
 
 
-def runner_entity(row: Row | Mapping[str, Any], call: Viewer, *, detail: bool = False) -> JSON:
+RUNNER_VERSION = ('version', 'revision', 'platform', 'architecture')
+
+
+def runner_entity(row: Record, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a runner as lists show it, or in `detail` with its settings and projects; never its token."""
     info = json.loads(row['info'])
-    runner = {'id': row['id'], 'description': row['description'], 'ip_address': row['ip_address'],
-              'is_shared': row['runner_type'] == 'instance_type', 'runner_type': row['runner_type'],
-              'name': info.get('name'), 'created_at': iso_time(row['created_at']), 'created_by': None,
-              **runner_status(row['active'], row['contacted_at'], call.ci.clock())}
+    runner = pick(row, 'id', 'description', 'ip_address', 'runner_type')
+    runner['is_shared'] = row['runner_type'] == 'instance_type'
+    runner['name'] = info.get('name')
+    runner['created_at'] = iso_time(row['created_at'])
+    runner['created_by'] = None
+    runner.update(runner_status(row['active'], row['contacted_at'], call.ci.clock()))
     if not detail:
         return runner
-    return {**runner, 'tag_list': json.loads(row['tags']), 'run_untagged': bool(row['run_untagged']),
-            'locked': bool(row['locked']), 'maximum_timeout': row['maximum_timeout'], 'groups': [],
-            'access_level': row['access_level'], 'contacted_at': iso_time(row['contacted_at']),
-            'maintenance_note': row['maintenance_note'],
-            **{name: info.get(name) for name in ('version', 'revision', 'platform', 'architecture')},
-            'projects': [project_entity(call.ci.find_project(key), call) for key in json.loads(row['projects'])]}
+    runner['tag_list'] = json.loads(row['tags'])
+    runner.update(pick_flags(row, 'run_untagged', 'locked'))
+    runner.update(pick(row, 'maximum_timeout', 'access_level', 'maintenance_note'))
+    runner['contacted_at'] = iso_time(row['contacted_at'])
+    runner['groups'] = []
+    runner.update((name, info.get(name)) for name in RUNNER_VERSION)
+    projects = [call.ci.find_project(key) for key in json.loads(row['projects'])]
+    runner['projects'] = [project_entity(project, call) for project in projects]
+    return runner
+
+
+JOB_RUNNER = ('id', 'description', 'ip_address', 'info', 'created_at', 'active', 'contacted_at')
 
 
 def job_runner_entity(row: Row, call: Viewer) -> JSON | None:
     """Return the runner of a job as lists show it, or None before its claim."""
     if row['runner_id'] is None:
         return None
-    runner = {name: row[f'runner_{name}'] for name in (
-        'id', 'description', 'ip_address', 'info', 'created_at', 'active', 'contacted_at')}
-    return runner_entity({**runner, 'runner_type': row['runner_type']}, call)
+    runner = {name: row[f'runner_{name}'] for name in JOB_RUNNER}
+    runner['runner_type'] = row['runner_type']
+    return runner_entity(runner, call)
 
 
 def manager_entity(row: Row, call: Viewer) -> JSON:
-    """Return one of the machines that share a runner's token."""
+    """Return a runner manager: one of the machines that share a runner's token."""
     info = json.loads(row['info'])
-    return {'system_id': row['system_id'], 'ip_address': row['ip_address'], 'created_at': iso_time(row['created_at']),
-            'contacted_at': iso_time(row['contacted_at']),
-            'status': runner_status(1, row['contacted_at'], call.ci.clock())['status'],
-            **{name: info.get(name) for name in ('version', 'revision', 'platform', 'architecture')}}
+    manager = pick(row, 'system_id', 'ip_address')
+    manager.update(pick_times(row, 'created_at', 'contacted_at'))
+    manager['status'] = runner_status(1, row['contacted_at'], call.ci.clock())['status']
+    manager.update((name, info.get(name)) for name in RUNNER_VERSION)
+    return manager
 
 
 def job_entity(row: Row, call: Viewer) -> JSON:
     """Return a job as the Jobs API shows it: the seed page's fields and the newer ones."""
-    now = call.ci.clock()
-    ended = row['finished_at'] or (now if row['status'] == 'running' else None)
-    artifacts = json.loads(row['artifacts'])
-    trace = call.ci.trace_size(row) if row['started_at'] else 0
-    archive = next((item for item in artifacts if item['file_type'] == 'archive'), None)
-    expiries = [item.pop('expire_at') for item in artifacts]
-    if trace:
-        artifacts.append({'file_type': 'trace', 'size': trace, 'filename': 'job.log', 'file_format': None})
-    url = f'{call.base_url}/{row["project_path"]}/-'
-    job = {
-        'id': row['id'], 'status': row['status'], 'stage': row['stage'], 'name': row['name'], 'ref': row['ref'],
-        'tag': bool(row['tag']), 'coverage': row['coverage'], 'allow_failure': bool(row['allow_failure']),
-        'created_at': iso_time(row['created_at']), 'started_at': iso_time(row['started_at']),
-        'finished_at': iso_time(row['finished_at']), 'erased_at': iso_time(row['erased_at']),
-        'duration': max(0, round(ended - row['started_at'], 3)) if ended and row['started_at'] else None,
-        'queued_duration': max(0, round((row['started_at'] or row['finished_at'] or now) - row['queued_at'], 3))
-        if row['queued_at'] else None,
-        'user': user_entity(row, call), 'commit': commit_entity(row, call),
-        'pipeline': {'id': row['pipeline_id'], 'iid': row['pipeline_iid'], 'project_id': row['project_id'],
-                     'sha': row['sha'], 'ref': row['ref'], 'status': row['pipeline_status'], 'source': row['source'],
-                     'created_at': iso_time(row['pipeline_created_at']),
-                     'updated_at': iso_time(row['pipeline_updated_at']),
-                     'web_url': f'{url}/pipelines/{row["pipeline_id"]}'},
-        'web_url': f'{url}/jobs/{row["id"]}', 'project': {'ci_job_token_scope_enabled': False},
-        'artifacts_file': archive and {'filename': archive['filename'], 'size': archive['size']},
-        'artifacts': artifacts, 'runner': job_runner_entity(row, call),
-        'runner_manager': row['system_id'] and {'system_id': row['system_id']},
-        'trace_mismatch': row['trace_state'] and json.loads(row['trace_state']),
-        'pending_reason': call.ci.pending_reason(row),
-        'artifacts_expire_at': iso_time(max((moment for moment in expiries if moment), default=None)),
-        'archived': False, 'tag_list': json.loads(row['tags']), 'download_url': None,
-    }
+    job = pick(row, 'id', 'status', 'stage', 'name', 'ref', 'coverage')
+    job.update(pick_flags(row, 'tag', 'allow_failure'))
+    job.update(job_times(row, call.ci.clock()))
+    job['user'] = user_entity(row, call)
+    job['commit'] = commit_entity(row, call)
+    job['pipeline'] = job_pipeline_entity(row, call)
+    job['web_url'] = f'{call.base_url}/{row["project_path"]}/-/jobs/{row["id"]}'
+    job['project'] = {'ci_job_token_scope_enabled': False}
+    job.update(job_artifacts(row, call))
+    job['runner'] = job_runner_entity(row, call)
+    job['runner_manager'] = row['system_id'] and {'system_id': row['system_id']}
+    job['trace_mismatch'] = row['trace_state'] and json.loads(row['trace_state'])
+    job['pending_reason'] = call.ci.pending_reason(row)
+    job['archived'] = False
+    job['tag_list'] = json.loads(row['tags'])
+    job['download_url'] = None
     if row['status'] == 'failed':
         job['failure_reason'] = row['failure_reason'] or 'unknown_failure'
     return job
 
 
+def job_times(row: Row, now: float) -> JSON:
+    """Return when a job was created, started, finished and erased, and how many seconds it waited and ran."""
+    started, finished, queued = row['started_at'], row['finished_at'], row['queued_at']
+    times = pick_times(row, 'created_at', 'started_at', 'finished_at', 'erased_at')
+    times['duration'] = times['queued_duration'] = None
+    if started and (finished or row['status'] == 'running'):
+        times['duration'] = max(0, round((finished or now) - started, 3))
+    if queued:
+        times['queued_duration'] = max(0, round((started or finished or now) - queued, 3))
+    return times
+
+
+def job_pipeline_entity(row: Row, call: Viewer) -> JSON:
+    """Return the pipeline of a job's row."""
+    pipeline = pick(row, 'project_id', 'sha', 'ref', 'source')
+    pipeline['id'] = row['pipeline_id']
+    pipeline['iid'] = row['pipeline_iid']
+    pipeline['status'] = row['pipeline_status']
+    pipeline['created_at'] = iso_time(row['pipeline_created_at'])
+    pipeline['updated_at'] = iso_time(row['pipeline_updated_at'])
+    pipeline['web_url'] = f'{call.base_url}/{row["project_path"]}/-/pipelines/{row["pipeline_id"]}'
+    return pipeline
+
+
+def job_artifacts(row: Row, call: Viewer) -> JSON:
+    """Return the archive, the files and the expiry of a job; its trace counts as a file."""
+    archive = expiry = None
+    files = json.loads(row['artifacts'])
+    for item in files:
+        expire_at = item.pop('expire_at')
+        expiry = max(expiry or 0, expire_at or 0) or None
+        if item['file_type'] == 'archive':
+            archive = {'filename': item['filename'], 'size': item['size']}
+    trace_size = 0
+    if row['started_at']:
+        trace_size = call.ci.trace_size(row)
+    if trace_size:
+        files.append({'file_type': 'trace', 'size': trace_size, 'filename': 'job.log', 'file_format': None})
+    return {'artifacts_file': archive, 'artifacts': files, 'artifacts_expire_at': iso_time(expiry)}
+
+
 def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a project; in `detail` with the token that registers its own runners."""
     namespace, _, path = row['path'].rpartition('/')
-    url = f'{call.base_url}/{row["path"]}'
-    project = {
-        'id': row['id'], 'description': None, 'name': row['name'], 'path': path,
-        'name_with_namespace': f'{namespace} / {row["name"]}' if namespace else row['name'],
-        'path_with_namespace': row['path'], 'created_at': iso_time(row['created_at']),
-        'default_branch': row['default_branch'], 'tag_list': [], 'topics': [], 'web_url': url,
-        'http_url_to_repo': redacted_url(row['import_url']) or f'{url}.git',
-        'ssh_url_to_repo': redacted_url(row['import_url']) or f'{url}.git',
-        'readme_url': None, 'avatar_url': None, 'forks_count': 0, 'star_count': 0, 'visibility': 'private',
-        'last_activity_at': iso_time(row['created_at']), 'archived': False, 'empty_repo': False,
-        'namespace': {'id': row['id'], 'name': namespace, 'path': namespace, 'kind': 'group', 'full_path': namespace},
-        'import_url': redacted_url(row['import_url']), 'jobs_enabled': True, 'build_timeout': row['build_timeout'],
-        'shared_runners_enabled': bool(row['shared_runners_enabled']),
-        'build_git_strategy': 'fetch' if row['allow_git_fetch'] else 'clone', 'ci_config_path': PIPELINE_FILE,
-    }
+    url, import_url = f'{call.base_url}/{row["path"]}', redacted_url(row['import_url'])
+    project = pick(row, 'id', 'name', 'default_branch', 'build_timeout')
+    project['path'] = path
+    project['path_with_namespace'] = row['path']
+    project['name_with_namespace'] = f'{namespace} / {row["name"]}'.removeprefix(' / ')
+    project['created_at'] = project['last_activity_at'] = iso_time(row['created_at'])
+    project['web_url'] = url
+    project['http_url_to_repo'] = project['ssh_url_to_repo'] = import_url or f'{url}.git'
+    project['import_url'] = import_url
+    project['namespace'] = namespace_entity(row['id'], namespace)
+    project['shared_runners_enabled'] = bool(row['shared_runners_enabled'])
+    project['build_git_strategy'] = 'clone'
+    if row['allow_git_fetch']:
+        project['build_git_strategy'] = 'fetch'
+    project.update(PROJECT_CONSTANTS)
     if detail:
-        project.update(runners_token=row['runners_token'], webhook_token=row['webhook_token'],
-                       webhook_url=f'{call.base_url}/hooks/{row["id"]}')
+        project['runners_token'] = row['runners_token']
+        project['webhook_token'] = row['webhook_token']
+        project['webhook_url'] = f'{call.base_url}/hooks/{row["id"]}'
     return project
+
+
+#: The fields of a project that minici has no setting for.
+PROJECT_CONSTANTS: JSON = {
+    'description': None,
+    'tag_list': [],
+    'topics': [],
+    'readme_url': None,
+    'avatar_url': None,
+    'forks_count': 0,
+    'star_count': 0,
+    'visibility': 'private',
+    'archived': False,
+    'empty_repo': False,
+    'jobs_enabled': True,
+    'ci_config_path': PIPELINE_FILE,
+}
+
+
+def namespace_entity(namespace_id: int, path: str) -> JSON:
+    """Return the namespace of a project."""
+    return {'id': namespace_id, 'name': path, 'path': path, 'kind': 'group', 'full_path': path}
 
 
 def redacted_url(url: str | None) -> str | None:
@@ -7522,69 +7651,113 @@ def redacted_url(url: str | None) -> str | None:
 #: Of the tokens that runners mask in logs. A runner's own token names the build folder and has none of them.
 TOKEN_MASK_PREFIXES = ('mcb-', 'mcp-', 'mcg-', 'glrt-')
 GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients that ask
+DEFAULT_PORTS = {'http': 80, 'https': 443}
 
 
-def predefined_variables(claim: Claim, call: Call, runner: Row) -> JSON:
-    """Return the predefined variables of a job under their modern and their old names; None stands for none."""
-    job, url = claim.job, urllib.parse.urlsplit(call.base_url)
-    project_url = f'{call.base_url}/{job["project_path"]}'
-    manual, spec = 'true' if job['when_'] == 'manual' else None, stored_spec(job)
-    environment = {'name': None, **(spec['environment'] or {})}
+def server_variables(call: Viewer) -> JSON:
+    """Return the predefined variables about this server."""
+    url = urllib.parse.urlsplit(call.base_url)
+    major, minor, _ = GITLAB_VERSION.split('.')
     return {
-        'CI_SERVER': 'yes', 'CI_SERVER_NAME': 'GitLab', 'CI_SERVER_URL': call.base_url,
-        'CI_SERVER_HOST': url.hostname, 'CI_SERVER_PROTOCOL': url.scheme, 'CI_SERVER_FQDN': url.netloc,
-        'CI_SERVER_PORT': url.port or (443 if url.scheme == 'https' else 80), 'CI_SERVER_REVISION': __version__,
-        'CI_SERVER_VERSION': GITLAB_VERSION, 'CI_SERVER_VERSION_MAJOR': GITLAB_VERSION.split('.')[0],
-        'CI_SERVER_VERSION_MINOR': GITLAB_VERSION.split('.')[1], 'CI_API_V4_URL': f'{call.base_url}/api/v4',
-        **pipeline_variables(job), 'CI_NODE_TOTAL': 1, 'CI_PROJECT_URL': project_url,
-        'CI_REPOSITORY_URL': repository_url(claim, call), 'CI_PIPELINE_ID': job['pipeline_id'],
-        'CI_PIPELINE_IID': job['pipeline_iid'],
-        'CI_PIPELINE_CREATED_AT': iso_time(job['pipeline_created_at'], 'seconds'),
-        'CI_PIPELINE_URL': f'{project_url}/-/pipelines/{job["pipeline_id"]}',
-        'CI_JOB_ID': job['id'], 'CI_BUILD_ID': job['id'], 'CI_JOB_NAME': job['name'], 'CI_BUILD_NAME': job['name'],
-        'CI_JOB_NAME_SLUG': slug(job['name']), 'CI_JOB_STAGE': job['stage'], 'CI_BUILD_STAGE': job['stage'],
-        'CI_JOB_URL': f'{project_url}/-/jobs/{job["id"]}', 'CI_JOB_STARTED_AT': iso_time(job['started_at'], 'seconds'),
-        'CI_JOB_MANUAL': manual, 'CI_BUILD_MANUAL': manual,
-        'CI_JOB_IMAGE': (spec['image'] or {}).get('name'), 'CI_ENVIRONMENT_NAME': environment['name'],
-        'CI_ENVIRONMENT_SLUG': environment['name'] and slug(environment['name']),
-        'CI_ENVIRONMENT_URL': environment.get('url'),
-        'CI_ENVIRONMENT_ACTION': environment['name'] and environment.get('action', 'start'),
-        'CI_RUNNER_ID': runner['id'], 'CI_RUNNER_DESCRIPTION': runner['description'],
-        'CI_RUNNER_TAGS': json.dumps(json.loads(runner['tags'])),
-        'GITLAB_USER_ID': job['user_id'], 'GITLAB_USER_LOGIN': job['username'], 'GITLAB_USER_NAME': job['username'],
+        'CI_SERVER': 'yes',
+        'CI_SERVER_NAME': 'GitLab',
+        'CI_SERVER_URL': call.base_url,
+        'CI_SERVER_HOST': url.hostname,
+        'CI_SERVER_PROTOCOL': url.scheme,
+        'CI_SERVER_FQDN': url.netloc,
+        'CI_SERVER_PORT': url.port or DEFAULT_PORTS[url.scheme],
+        'CI_SERVER_REVISION': __version__,
+        'CI_SERVER_VERSION': GITLAB_VERSION,
+        'CI_SERVER_VERSION_MAJOR': major,
+        'CI_SERVER_VERSION_MINOR': minor,
+        'CI_API_V4_URL': f'{call.base_url}/api/v4',
     }
 
 
-def job_variables(claim: Claim, call: Call, runner: Row) -> list[JSON]:
+def predefined_variables(claim: Claim, call: Viewer, runner: Row) -> JSON:
+    """Return the predefined variables of a job, by their modern and their old names; None means "not set"."""
+    job, spec = claim.job, stored_spec(claim.job)
+    project_url = f'{call.base_url}/{job["project_path"]}'
+    variables = server_variables(call)
+    variables.update(pipeline_variables(job))
+    variables['CI_NODE_TOTAL'] = 1
+    variables['CI_PROJECT_URL'] = project_url
+    variables['CI_REPOSITORY_URL'] = repository_url(claim, call)
+    variables['CI_PIPELINE_ID'] = job['pipeline_id']
+    variables['CI_PIPELINE_IID'] = job['pipeline_iid']
+    variables['CI_PIPELINE_CREATED_AT'] = iso_time(job['pipeline_created_at'], 'seconds')
+    variables['CI_PIPELINE_URL'] = f'{project_url}/-/pipelines/{job["pipeline_id"]}'
+    variables['CI_JOB_ID'] = variables['CI_BUILD_ID'] = job['id']
+    variables['CI_JOB_NAME'] = variables['CI_BUILD_NAME'] = job['name']
+    variables['CI_JOB_NAME_SLUG'] = slug(job['name'])
+    variables['CI_JOB_STAGE'] = variables['CI_BUILD_STAGE'] = job['stage']
+    variables['CI_JOB_URL'] = f'{project_url}/-/jobs/{job["id"]}'
+    variables['CI_JOB_STARTED_AT'] = iso_time(job['started_at'], 'seconds')
+    if job['when_'] == 'manual':
+        variables['CI_JOB_MANUAL'] = variables['CI_BUILD_MANUAL'] = 'true'
+    if spec['image']:
+        variables['CI_JOB_IMAGE'] = spec['image'].get('name')
+    variables.update(environment_variables(spec['environment']))
+    variables['CI_RUNNER_ID'] = runner['id']
+    variables['CI_RUNNER_DESCRIPTION'] = runner['description']
+    variables['CI_RUNNER_TAGS'] = json.dumps(json.loads(runner['tags']))
+    variables['GITLAB_USER_ID'] = job['user_id']
+    variables['GITLAB_USER_LOGIN'] = variables['GITLAB_USER_NAME'] = job['username']
+    return variables
+
+
+def environment_variables(environment: Mapping[str, Any] | None) -> JSON:
+    """Return the predefined variables of a job's environment."""
+    if environment is None:
+        return {}
+    return {
+        'CI_ENVIRONMENT_NAME': environment['name'],
+        'CI_ENVIRONMENT_SLUG': slug(environment['name']),
+        'CI_ENVIRONMENT_URL': environment.get('url'),
+        'CI_ENVIRONMENT_ACTION': environment.get('action', 'start'),
+    }
+
+
+def runner_variable(key: str, value: str, *, shown: bool = False, masked: bool = False, file: bool = False,
+                    raw: bool = False) -> JSON:
+    """Return a variable in the shape that runners receive; `shown` ones are no secret."""
+    variable: JSON = {'key': key, 'value': value, 'public': shown, 'masked': masked}
+    if file:
+        variable['file'] = True
+    if raw:
+        variable['raw'] = True
+    return variable
+
+
+def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
     """Return all variables of a job in the shape that runners receive, later ones winning."""
-    job, token = claim.job, claim.token
-    variables = [{'key': name, 'value': token, 'public': False, 'masked': True}
-                 for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
-    variables += [{'key': name, 'value': str(value), 'public': name != 'CI_REPOSITORY_URL', 'masked': False}
-                  for name, value in predefined_variables(claim, call, runner).items() if value is not None]
-    spec = stored_spec(job)
-    variables += [{'key': name, 'value': value, 'public': True, 'masked': False,
-                   **({'raw': True} if name in spec['raw_variables'] else {})}
-                  for name, value in spec['variables'].items()]
-    reported = [given for row in wanted_dependencies(claim) for given in json.loads(row['dotenv'])]
-    stored = [dict(row) for row in claim.variables]
-    for given in reported + stored + json.loads(job['pipeline_variables']) + json.loads(job['variables']):
-        flags = {'file': given.get('variable_type') == 'file', 'raw': bool(given.get('raw'))}
-        variables.append({'key': given['key'], 'value': given['value'], 'public': False,
-                          'masked': bool(given.get('masked')), **{name: True for name, on in flags.items() if on}})
+    job, spec = claim.job, stored_spec(claim.job)
+    variables = [runner_variable(name, claim.token, masked=True) for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
+    for name, value in predefined_variables(claim, call, runner).items():
+        if value is not None:
+            variables.append(runner_variable(name, str(value), shown=name != 'CI_REPOSITORY_URL'))
+    for name, value in spec['variables'].items():
+        variables.append(runner_variable(name, value, shown=True, raw=name in spec['raw_variables']))
+    given = [item for row in wanted_dependencies(claim) for item in json.loads(row['dotenv'])]
+    given += [dict(row) for row in claim.variables]
+    given += json.loads(job['pipeline_variables'])
+    given += json.loads(job['variables'])
+    for item in given:
+        flagged = {'file': item.get('variable_type') == 'file', 'raw': bool(item.get('raw'))}
+        variables.append(runner_variable(item['key'], item['value'], masked=bool(item.get('masked')), **flagged))
     return variables
 
 
 def wanted_dependencies(claim: Claim) -> list[Row]:
     """Return the jobs whose artifacts and variables a job asked for: all it waited for unless it names some."""
-    spec = stored_spec(claim.job)
-    wanted = spec['dependencies']
+    spec, rows = stored_spec(claim.job), list(claim.dependencies)
+    if spec['dependencies'] is not None:
+        rows = [row for row in rows if row['name'] in spec['dependencies']]
     barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
-    return [row for row in claim.dependencies
-            if (wanted is None or row['name'] in wanted) and row['name'] not in barred]
+    return [row for row in rows if row['name'] not in barred]
 
 
-def repository_url(claim: Claim, call: Call) -> str:
+def repository_url(claim: Claim, call: Viewer) -> str:
     """Return where a runner clones from.
 
     A project's own address is handed out as it is: a token added to it would leak to a foreign host.
@@ -7597,61 +7770,97 @@ def repository_url(claim: Claim, call: Call) -> str:
 
 def job_timeout(job: Row, runner: Row) -> int:
     """Return the seconds a job may run: its own or its project's limit, capped by the runner's."""
-    return int(min(job['timeout'] or job['build_timeout'], runner['maximum_timeout'] or sys.maxsize))
+    own = job['timeout'] or job['build_timeout']
+    return int(min(own, runner['maximum_timeout'] or own))
 
 
-def job_payload(claim: Claim, call: Call, runner: Row) -> JSON:
+def job_payload(claim: Claim, call: Viewer, runner: Row) -> JSON:
     """Return a claimed job as `gitlab-runner` 9.0 and later expect it; every number is an integer."""
     job, spec, timeout = claim.job, stored_spec(claim.job), job_timeout(claim.job, runner)
-    kind, ref = ('tag', 'tags') if job['tag'] else ('branch', 'heads')
-    local = f'refs/tags/{job["ref"]}' if job['tag'] else f'refs/remotes/origin/{job["ref"]}'
-    refspec = f'+refs/{ref}/{job["ref"]}:{local}'
-    if job['merge_request']:
-        refspec = f'+{job["ref"]}:{job["ref"]}'
     variables = job_variables(claim, call, runner)
-    depth = {item['key']: item['value'] for item in variables}.get('GIT_DEPTH', '')
+    payload: JSON = {'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch'])}
+    payload['job_info'] = job_info(job)
+    payload['git_info'] = git_info(job, repository_url(claim, call), variables)
+    payload['runner_info'] = {'timeout': timeout, 'runner_session_url': None}
+    payload['variables'] = variables
+    payload['steps'] = job_steps(spec, timeout)
+    payload['hooks'] = [{'name': name, 'script': script} for name, script in spec['hooks'].items()]
+    payload['image'] = spec['image']
+    payload['services'] = spec['services']
+    payload['artifacts'] = spec['artifacts'] or None
+    payload['cache'] = spec['cache']
+    payload['credentials'] = []
+    payload['dependencies'] = [dependency_entity(row, claim.token) for row in wanted_dependencies(claim)]
+    payload['features'] = RUNNER_FEATURES
+    return payload
+
+
+#: What runners are told about this server.
+RUNNER_FEATURES = {
+    'trace_sections': True,
+    'failure_reasons': sorted(FAILURE_REASONS),
+    'token_mask_prefixes': TOKEN_MASK_PREFIXES,
+}
+
+
+def job_info(job: Row) -> JSON:
+    """Return the `job_info` of a claimed job."""
+    info = pick(job, 'id', 'name', 'stage', 'project_id', 'project_name')
+    info['project_full_path'] = job['project_path']
+    info['pipeline_id'] = job['pipeline_id']
+    info['time_in_queue_seconds'] = max(0, int(job['started_at'] - job['queued_at']))
+    info['project_jobs_running_on_instance_runners_count'] = '+Inf'
+    return info
+
+
+def git_info(job: Row, repo_url: str, variables: Sequence[JSON]) -> JSON:
+    """Return the `git_info` of a claimed job: what its runner fetches, and from where."""
+    ref = job['ref']
+    info: JSON = {'repo_url': repo_url}
+    info.update(pick(job, 'ref', 'sha', 'before_sha'))
+    info['ref_type'] = 'branch'
+    info['repo_object_format'] = {40: 'sha1', 64: 'sha256'}[len(job['sha'])]
+    info['refspecs'] = [f'+refs/heads/{ref}:refs/remotes/origin/{ref}']
+    if job['tag']:
+        info['ref_type'] = 'tag'
+        info['refspecs'] = [f'+refs/tags/{ref}:refs/tags/{ref}']
+    if job['merge_request']:
+        info['refspecs'] = [f'+{ref}:{ref}']
+    info['protected'] = False
+    depths = [variable['value'] for variable in variables if variable['key'] == 'GIT_DEPTH']
+    info['depth'] = int(depths[-1]) if depths and re.fullmatch('[0-9]{1,9}', depths[-1]) else 0
+    return info
+
+
+def job_steps(spec: JSON, timeout: int) -> list[JSON]:
+    """Return the steps of a job: its script, its release, and what runs after them in any case."""
     step = {'timeout': timeout, 'when': 'on_success', 'allow_failure': False}
     steps = [{'name': 'script', 'script': spec['script'], **step}]
     if spec['release']:
         steps.append({'name': 'release', 'script': [release_command(spec['release'])], **step})
     if spec['after_script']:
-        steps.append({'name': 'after_script', 'script': spec['after_script'], **step,
-                      'when': 'always', 'allow_failure': True})
-    return {
-        'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch']),
-        'job_info': {'id': job['id'], 'name': job['name'], 'stage': job['stage'], 'project_id': job['project_id'],
-                     'project_name': job['project_name'], 'project_full_path': job['project_path'],
-                     'pipeline_id': job['pipeline_id'],
-                     'time_in_queue_seconds': max(0, int(job['started_at'] - job['queued_at'])),
-                     'project_jobs_running_on_instance_runners_count': '+Inf'},
-        'git_info': {'repo_url': repository_url(claim, call), 'ref': job['ref'], 'sha': job['sha'],
-                     'before_sha': job['before_sha'], 'ref_type': kind,
-                     'repo_object_format': 'sha1' if len(job['sha']) == 40 else 'sha256',
-                     'refspecs': [refspec], 'protected': False,
-                     'depth': int(depth) if re.fullmatch('[0-9]{1,9}', depth) else 0},
-        'runner_info': {'timeout': timeout, 'runner_session_url': None},
-        'variables': variables, 'steps': steps,
-        'hooks': [{'name': name, 'script': script} for name, script in spec['hooks'].items()],
-        'image': spec['image'], 'services': spec['services'], 'artifacts': spec['artifacts'] or None,
-        'cache': spec['cache'], 'credentials': [],
-        'dependencies': [dependency_entity(row, claim.token) for row in wanted_dependencies(claim)],
-        'features': {'trace_sections': True, 'failure_reasons': sorted(FAILURE_REASONS),
-                     'token_mask_prefixes': TOKEN_MASK_PREFIXES},
-    }
+        step.update(when='always', allow_failure=True)
+        steps.append({'name': 'after_script', 'script': spec['after_script'], **step})
+    return steps
+
+
+def quoted(text: str) -> str:
+    """Return a text in double quotes for a shell, which still expands variables in it."""
+    escaped = re.sub(r'(["`\\])', r'\\\1', text)
+    return f'"{escaped}"'
 
 
 def release_command(release: Mapping[str, Any]) -> str:
-    """Return the command with which a runner makes a job's release; variables in it are the shell's to expand."""
-    def quoted(text: str) -> str:
-        return '"' + re.sub(r'(["`\\])', r'\\\1', text) + '"'
-
-    flags = [('name', release.get('name')), ('description', release['description']), ('tag-name', release['tag_name']),
-             ('tag-message', release.get('tag_message')), ('ref', release.get('ref')),
-             ('released-at', release.get('released_at')),
-             *(('milestone', milestone) for milestone in release.get('milestones', ())),
-             *(('assets-link', json.dumps(link, separators=(',', ':')))
-               for link in release.get('assets', {}).get('links', ()))]
-    return ' '.join(['release-cli create', *(f'--{flag} {quoted(value)}' for flag, value in flags if value)])
+    """Return the command with which a runner creates a job's release; the shell expands variables in it."""
+    words = ['release-cli create']
+    for name in ('name', 'description', 'tag_name', 'tag_message', 'ref', 'released_at'):
+        if release.get(name):
+            words.append(f'--{name.replace("_", "-")} {quoted(release[name])}')
+    for milestone in release.get('milestones', ()):
+        words.append(f'--milestone {quoted(milestone)}')
+    for link in release.get('assets', {}).get('links', ()):
+        words.append(f'--assets-link {quoted(json.dumps(link, separators=(",", ":")))}')
+    return ' '.join(words)
 
 
 def dependency_entity(row: Row, token: str) -> JSON:
@@ -8031,18 +8240,10 @@ def build_payload(claim: Claim, call: Call, runner: Row) -> JSON:
 
 def build_summary(job: Row, token: str) -> JSON:
     """Return what a build and the builds it depends on have in common."""
-    return {
-        'id': job['id'],
-        'ref': job['ref'],
-        'tag': bool(job['tag']),
-        'sha': job['sha'],
-        'status': job['status'],
-        'name': job['name'],
-        'token': token,
-        'stage': job['stage'],
-        'project_id': job['project_id'],
-        'project_name': job['project_name'],
-    }
+    summary = pick(job, 'id', 'ref', 'sha', 'status', 'name', 'stage', 'project_id', 'project_name')
+    summary['tag'] = bool(job['tag'])
+    summary['token'] = token
+    return summary
 
 
 def build_dependency(row: Row, token: str) -> JSON:
@@ -8422,17 +8623,11 @@ VARIABLE = [f'{path}/<key>' for path in VARIABLES]
 
 def variable_entity(row: Row) -> JSON:
     """Return a variable of a project or of the instance."""
-    return {
-        'key': row['key'],
-        'value': row['value'],
-        'variable_type': row['variable_type'],
-        'hidden': False,
-        'masked': bool(row['masked']),
-        'protected': bool(row['protected']),
-        'raw': bool(row['raw']),
-        'environment_scope': '*',
-        'description': row['description'],
-    }
+    variable = pick(row, 'key', 'value', 'variable_type', 'description')
+    variable.update(pick_flags(row, 'masked', 'protected', 'raw'))
+    variable['hidden'] = False
+    variable['environment_scope'] = '*'
+    return variable
 
 
 def set_variable(call: Call, key: str, before: Mapping[str, Any], *, replace: bool) -> JSON:
@@ -8496,16 +8691,12 @@ def trigger_entity(row: Row, call: Call) -> JSON:
     token = row['token']
     if row['user_id'] != call.actor['id'] or call.actor['scope'] != 'api':
         token = token[:4]
-    return {
-        'id': row['id'],
-        'token': token,
-        'description': row['description'],
-        'created_at': iso_time(row['created_at']),
-        'updated_at': iso_time(row['updated_at']),
-        'last_used': iso_time(row['last_used']),
-        'expires_at': None,
-        'owner': user_entity(row, call),
-    }
+    trigger = pick(row, 'id', 'description')
+    trigger['token'] = token
+    trigger.update(pick_times(row, 'created_at', 'updated_at', 'last_used'))
+    trigger['expires_at'] = None
+    trigger['owner'] = user_entity(row, call)
+    return trigger
 
 
 @route('GET', TRIGGERS, auth=private_token)
@@ -8676,7 +8867,7 @@ def show_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
     newest = newest_pipeline(call, project, ref=ref)
     if newest is not None:
         status = newest['status']
-    text, colour = word(status), BADGE_COLOURS.get(status, '#9f9f9f')
+    text, colour = status_words(status), BADGE_COLOURS.get(status, '#9f9f9f')
     svg = BADGE.format(status=text, width=70 + 7 * len(text), right=12 + 7 * len(text), colour=colour)
     return bottle.HTTPResponse(svg.encode(), 200, BADGE_HEADERS)
 

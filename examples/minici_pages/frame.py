@@ -22,7 +22,7 @@ from minici import (
     error_response,
     page_link,
     route,
-    word,
+    status_words,
 )
 
 from . import markup
@@ -89,7 +89,7 @@ HELPERS: dict[str, object] = {
     'span': markup.span,
     'tag_marks': markup.tag_marks,
     'version': ASSETS_VERSION,
-    'word': word,
+    'word': status_words,
 }
 
 

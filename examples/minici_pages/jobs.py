@@ -20,8 +20,8 @@ from minici import (
     empty_response,
     entry_response,
     log_response,
+    status_words,
     stored_spec,
-    word,
 )
 
 from .archives import list_entries
@@ -86,7 +86,7 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     pipeline = call.ci.find_pipeline(job['pipeline_id'])
     number, project = job['id'], job['project_path']
     return page(
-        call, 'job', f'{word(job["status"])} · {job["name"]} #{number} · {project}',
+        call, 'job', f'{status_words(job["status"])} · {job["name"]} #{number} · {project}',
         below='Pipelines',
         status=job_mark(job),
         job=shown,
@@ -164,7 +164,7 @@ def plain_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
 @web('GET', f'{JOB_PATH}/lines', auth=page_reader)
 def log_lines_route(call: Call, job: Row) -> dict[str, list[tuple[int, int]]]:
     """Find lines of a log: by `number`, by the `offset` of a byte in them, by `search`, or all `errors`."""
-    number, offset, search = call.integer('number'), call.integer('offset'), call.text('search')
+    number, offset, search = call.optional_integer('number'), call.optional_integer('offset'), call.text('search')
     pattern = None
     if search:
         pattern = text_pattern(search)

@@ -8,7 +8,7 @@ import urllib.parse
 
 import bottle
 
-from minici import BadRequest, Call, CIError, NotFound, Row, page_of, word
+from minici import BadRequest, Call, CIError, NotFound, Row, page_of, status_words
 
 from .frame import page, perform, project_path, seen, web
 from .jobs import FAILURES, commit_of, job_actions, job_mark
@@ -22,7 +22,7 @@ ICONS = {'cancel': '\u2715', 'retry': '\u21bb', 'play': '\u25b6\ufe0e'}
 @web('GET', '/', auth=page_reader)
 def pipelines_route(call: Call) -> bottle.HTTPResponse:
     """Show the pipelines, newest first; filters are project, ref, status and sha."""
-    wanted = {name: call.text(name) or '' for name in ('project', 'ref', 'status', 'sha')}
+    wanted = {name: call.text(name) for name in ('project', 'ref', 'status', 'sha')}
     number, per_page = page_of(call)
     first = (number - 1) * per_page
     project = call.ci.find_project(wanted['project']) if wanted['project'] else None
@@ -60,11 +60,11 @@ def new_pipeline_page_route(call: Call, refusal: CIError | None = None) -> bottl
 def new_pipeline_route(call: Call) -> bottle.HTTPResponse:
     """Create a pipeline from the form, or say what is wrong with it."""
     try:
-        project = call.ci.find_project(call.text('project') or '')
+        project = call.ci.find_project(call.text('project'))
         pipeline = call.ci.create_pipeline(
             project,
             call.text('ref') or project['default_branch'],
-            sha=(call.text('sha') or '').strip() or None,
+            sha=call.text('sha').strip() or None,
             content=call.text('content') or None,
             source='web',
             user=call.actor,
@@ -78,7 +78,7 @@ def new_pipeline_route(call: Call) -> bottle.HTTPResponse:
 def given_variables(call: Call) -> list[dict[str, str]]:
     """Return the variables of the form; raise BadRequest for a line without an equals sign."""
     variables = []
-    for line in (call.text('variables') or '').splitlines():
+    for line in call.text('variables').splitlines():
         name, equals, value = line.strip().partition('=')
         if equals:
             variables.append({'key': name, 'value': value})
@@ -94,7 +94,7 @@ def pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     stages = [(name, list(group)) for name, group in itertools.groupby(jobs, lambda job: job['stage'])]
     number, project = pipeline['id'], pipeline['project_path']
     return page(
-        call, 'pipeline', f'{word(pipeline["status"])} · #{number} · {pipeline["ref"]} · {project}',
+        call, 'pipeline', f'{status_words(pipeline["status"])} · #{number} · {pipeline["ref"]} · {project}',
         below='Pipelines',
         status=pipeline['status'],
         pipeline=pipeline,

@@ -17,7 +17,7 @@ from .sessions import page_form, page_reader
 def projects_route(call: Call, refusal: CIError | None = None) -> bottle.HTTPResponse:
     """Show the projects."""
     number, per_page = page_of(call)
-    search = call.text('search') or ''
+    search = call.text('search')
     rows, total = call.ci.list_projects(search=search, limit=per_page, offset=(number - 1) * per_page)
     return page(
         call, 'projects', 'Projects',
@@ -35,8 +35,8 @@ def add_project_route(call: Call) -> bottle.HTTPResponse:
     """Create a project from the form, or say what is wrong with it."""
     try:
         project = call.ci.create_project(
-            (call.text('path') or '').strip(),
-            import_url=(call.text('import_url') or '').strip() or None,
+            call.text('path').strip(),
+            import_url=call.text('import_url').strip() or None,
             default_branch=call.text('default_branch') or 'main',
         )
     except BadRequest as refusal:
@@ -74,15 +74,15 @@ def badge_url(call: Call, project: Row) -> str:
 def variables_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Set a variable of a project, or remove it."""
     if call.has('remove'):
-        call.ci.delete_variable(project, call.text('remove') or '')
+        call.ci.delete_variable(project, call.text('remove'))
     else:
         call.ci.set_variable(
             project,
-            call.text('key') or '',
-            call.text('value') or '',
+            call.text('key'),
+            call.text('value'),
             variable_type=call.text('variable_type') or 'env_var',
-            masked=bool(call.flag('masked')),
-            protected=bool(call.flag('protected')),
+            masked=call.flag('masked'),
+            protected=call.flag('protected'),
         )
     return seen(call, f'/{project["path"]}#variables')
 
@@ -91,8 +91,8 @@ def variables_route(call: Call, project: Row) -> bottle.HTTPResponse:
 def triggers_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Create a trigger token of a project, or remove one."""
     if call.has('remove'):
-        trigger = call.ci.find_trigger(project, call.integer('remove') or 0)
+        trigger = call.ci.find_trigger(project, call.integer('remove'))
         call.ci.edit_trigger(trigger, None)
     else:
-        call.ci.create_trigger(project, call.actor, call.text('description') or '')
+        call.ci.create_trigger(project, call.actor, call.text('description'))
     return seen(call, f'/{project["path"]}#triggers')

@@ -24,7 +24,7 @@ def sign_in_route(call: Call) -> bottle.HTTPResponse:
     """Sign a browser in with the code of the sign-in link or a private token."""
     code = call.text('code')
     try:
-        token = call.ci.sign_in(code) if code else (call.text('token') or '').strip()
+        token = call.ci.sign_in(code) if code else call.text('token').strip()
         if call.ci.find_user(token) is None:
             raise Forbidden('this is no private token of this minici')
     except Forbidden as refusal:
@@ -34,7 +34,7 @@ def sign_in_route(call: Call) -> bottle.HTTPResponse:
 
 def page_after_signing_in(call: Call) -> str:
     """Return the page that `next` names, or the first one when `next` would lead away from our pages."""
-    following = call.text('next') or ''
+    following = call.text('next')
     mounted = root(call)
     path = following.partition('?')[0]
     ours = re.fullmatch(r'/(?![/\\])[\x21-\x7e]*', following) and f'{path}/'.startswith(f'{mounted}/')

@@ -21,9 +21,9 @@ def tokens_route(call: Call, fresh: str = '') -> bottle.HTTPResponse:
 def change_tokens_route(call: Call) -> bottle.HTTPResponse:
     """Create a private token and show it this once, or revoke one."""
     if call.has('revoke'):
-        call.ci.revoke_private_token(call.text('revoke') or '')
+        call.ci.revoke_private_token(call.text('revoke'))
         return seen(call, '/-/tokens')
-    description = (call.text('description') or '')[:200]
+    description = call.text('description')[:200]
     token = call.ci.create_private_token(call.actor['username'], call.text('scope') or 'api', description=description)
     response = tokens_route(call, token)
     response.headers['Cache-Control'] = 'no-store'
