@@ -21,7 +21,7 @@ or embed it::
 The sections, each using only those above it:
 
     ground      Settings, Errors, Vocabulary
-    language    Pipeline rules, Pipeline files, Repositories
+    language    Pipeline rules, YAML, Expressions, Keywords, Includes, Pipeline files, Repositories
     storage     Schema, Database, Traces, Artifacts
     domain      Store, Accounts, Projects, Runners, Jobs, Waiting, Processing, Pipelines, Retention,
                 Queue, Checks, Backups, Coordinator
@@ -63,6 +63,7 @@ import json
 import logging
 import lzma
 import mimetypes
+import operator
 import os
 import re
 import secrets
@@ -88,7 +89,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Protocol, TypeAlias
+from typing import IO, Any, Protocol, TypeAlias, runtime_checkable
 
 import bottle
 import multipart
@@ -162,22 +163,28 @@ MAX_GIT_COMPLAINT = 16 * KIB        # bytes of what git complains about that are
 MAX_GIT_MEMORY = 512 * MIB          # bytes of memory of one git process, mapped files aside (Linux)
 MAX_PATH = 4096                     # bytes of a path that a file of git's names
 GIT_LOCAL_TIMEOUT = 600             # seconds one git call may take for the person at the command line
-PATTERN_TIMEOUT = 5.0               # seconds a pattern of a pipeline file may search
+PATTERN_TIMEOUT = 5.0               # seconds all patterns of one pipeline may search
+COMPILE_TIMEOUT = 5.0               # seconds of processor time that compiling one pipeline may take
+MAX_FILE_SIZE = 2 * MIB             # bytes of one pipeline file, GitLab's limit
+MAX_FILE_DEPTH = 100                # levels of mappings and lists in it, GitLab's limit
+MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases and references are expanded
+MAX_FILE_TEXT = 16 * MIB            # characters in them
+MAX_INCLUDES = 150                  # files that one pipeline may be made of, GitLab's limit
+MAX_CHILD_INCLUDES = 3              # files that one child pipeline may be made of directly, GitLab's limit
+MAX_DEPTH = 11                      # levels of `extends` and of `!reference`, GitLab's limit
+MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
+MAX_JOBS = 1000                     # jobs of one pipeline
+MAX_SPECS = 16 * MIB                # characters of their scripts and variables
+MAX_PARALLEL = 200                  # jobs that one `parallel` may make, GitLab's limit
+MAX_NEEDS = 50                      # jobs that one job may need by name, GitLab's limit
+MAX_JOB_TIMEOUT = 30 * 86400        # seconds a job may ask for
+MAX_START_IN = 7 * 86400            # seconds a job may be delayed
+MAX_PROBLEMS = 20                   # messages about one file
 SIGNED_IN_FOR = 30 * 86400          # seconds a browser stays signed in
 COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and files
 MAX_COUNTED = 10_000                # rows beyond which a list is served without totals, as GitLab does
 WATCHED_INTERVAL = 3                # seconds between two PATCHes while somebody reads the trace
 QUIET_INTERVAL = 30                 # seconds between two PATCHes while nobody does
-MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases and references are expanded
-MAX_FILE_TEXT = 16 * MIB            # characters in them, and in all scripts of a pipeline
-MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
-MAX_TIMEOUT = 30 * 86400            # seconds a job may ask for
-MAX_START_IN = 7 * 86400            # seconds a job may be delayed
-MAX_INCLUDES = 150                  # files that one pipeline may be made of
-MAX_DEPTH = 11                      # levels of `extends` and of `!reference`
-MAX_PARALLEL = 200                  # jobs that one `parallel` may make
-MAX_NEEDS = 50                      # jobs that one job may need by name
-MAX_PROBLEMS = 20                   # messages about one file
 MAX_DURATION = 1000 * 31557600      # seconds
 
 DURATION_UNITS = {
@@ -505,7 +512,10 @@ class JobSpec:
     raw_variables: Sequence[str] = ()
     manual_confirmation: str | None = None
     release: Mapping[str, Any] | None = None
-    pages: Any = None
+    pages: bool | Mapping[str, Any] | None = None
+    trigger: Mapping[str, Any] | None = None
+    cross_needs: Sequence[Mapping[str, Any]] = ()
+    id_tokens: Sequence[str] = ()
 
 
 JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
@@ -524,6 +534,9 @@ class PipelineSpec:
     jobs: Sequence[JobSpec]
     name: str | None = None
     auto_cancel: str = 'conservative'
+    auto_cancel_failure: str = 'none'
+    filtered: bool = False              # its workflow rules want no pipeline
+    warnings: Sequence[str] = ()
     decisions: Mapping[str, str] = field(default_factory=dict)
     merged: Mapping[str, Any] | None = None     # the file, with all that it includes, extends and refers to in place
 
@@ -543,6 +556,29 @@ def check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in ('env_var', 'file'):
         raise BadRequest({'variable_type': [f'the variable_type of {key} must be env_var or file']})
     return {'key': key, 'value': value, 'variable_type': kind, **({'raw': True} if variable.get('raw') is True else {})}
+
+
+GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients that ask
+
+
+def server_variables(address: str) -> dict[str, Any]:
+    """Return the predefined variables that tell jobs about the server at an address."""
+    url = urllib.parse.urlsplit(address)
+    major, minor, _ = GITLAB_VERSION.split('.')
+    return {
+        'CI_SERVER': 'yes',
+        'CI_SERVER_NAME': 'GitLab',
+        'CI_SERVER_URL': address,
+        'CI_SERVER_HOST': url.hostname,
+        'CI_SERVER_PROTOCOL': url.scheme,
+        'CI_SERVER_FQDN': url.netloc,
+        'CI_SERVER_PORT': url.port or {'https': 443}.get(url.scheme, 80),
+        'CI_SERVER_REVISION': __version__,
+        'CI_SERVER_VERSION': GITLAB_VERSION,
+        'CI_SERVER_VERSION_MAJOR': major,
+        'CI_SERVER_VERSION_MINOR': minor,
+        'CI_API_V4_URL': f'{address}/api/v4',
+    }
 
 
 def pipeline_variables(facts: Record) -> dict[str, Any]:
@@ -856,45 +892,115 @@ class Course:
         return 'waiting_for_resource' if job['resource_group'] else 'pending'
 
 
-# Pipeline files ###############################################################################
+# YAML #########################################################################################
 #
-# Text in, PipelineSpec out: YAML is read into mappings that know their lines, `include:local` files are
-# merged, `extends` and `!reference` resolved, then each job's keywords are read by the tables below and
-# its rules decide whether it is in. Nothing here touches files or git: `Facts` answers what is asked.
+# Text in, mappings and lists that know their lines out. Scalars, anchors and merge keys have the
+# meaning that Psych gives them, the library with which GitLab reads its files.
 
-DEFAULT_STAGES = ('build', 'test', 'deploy')
-#: The words in only and except that stand for where a pipeline came from.
-SOURCE_WORDS = {'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigger', 'schedules': 'schedule',
-                'pipelines': 'pipeline', 'external': 'external', 'chat': 'chat',
-                'merge_requests': 'merge_request_event', 'external_pull_requests': 'external_pull_request_event'}
+Value = Any                         # of a pipeline file: None, a boolean, a number, a text, a Map or a Seq
+Mark = tuple[str, int, int]         # a file's name, line and column, both from 1
 
 NO_TEXT = re.compile('[\0\ud800-\udfff]')
-Mark = tuple[str, int, int]         # a file's name, line and column, both from 1
-Reader = Callable[['Spot'], Any]    # of one value; it complains about what it cannot read
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a pipeline file may ask about: the ref, where the pipeline came from, variables and files.
+class Budget:
+    """What compiling one pipeline may still cost: processor time, time for patterns, values and characters."""
 
-    `changed` are the paths that differ from the commit before, None when there is none to compare with
-    (`changes` is true then, as in GitLab). `read_file` returns a file's content or None.
-    """
+    def __init__(self) -> None:
+        self._stop_at = time.thread_time() + COMPILE_TIMEOUT
+        self._pattern_seconds = PATTERN_TIMEOUT
+        self.values = self.characters = 0
 
-    ref: str
-    tag: bool
-    source: str
-    variables: Mapping[str, str]
-    read_file: Callable[[str], bytes | None] = field(default_factory=lambda: lambda path: None)
-    list_files: Callable[[], Sequence[str]] = field(default_factory=lambda: lambda: ())
-    changed: Callable[[str | None], Sequence[str] | None] = field(default_factory=lambda: lambda base: None)
+    def check(self) -> None:
+        """Raise BadRequest when the processor time is used up."""
+        if time.thread_time() > self._stop_at:
+            raise BadRequest({'base': [f'the file takes more than {COMPILE_TIMEOUT:g} seconds to compile; '
+                                       'split it, or use fewer jobs and variables']})
+
+    def spend(self, values: int, characters: int, mark: Mark | None = None) -> None:
+        """Count values and characters, of which the last stand at `mark`; raise BadRequest beyond their limits."""
+        self.values += values
+        self.characters += characters
+        if self.values > MAX_FILE_NODES:
+            raise BadRequest({'base': [f'{place_of(mark)}the file has more than {MAX_FILE_NODES} values once aliases '
+                                       'and references are expanded']})
+        if self.characters > MAX_FILE_TEXT:
+            raise BadRequest({'base': [f'{place_of(mark)}the file has over {MAX_FILE_TEXT} characters once aliases '
+                                       'are expanded']})
+
+    def find_all(self, pattern: regex.Pattern[str], text: str, written: str = '') -> Iterator[regex.Match[str]]:
+        """Yield where a pattern occurs in a text; all patterns of a pipeline share one deadline.
+
+        GitLab's engine takes linear time. This one does not, so a deadline ends it, and other
+        threads go on meanwhile. Raises BadRequest when the deadline has passed.
+        """
+        started = time.monotonic()
+        try:
+            yield from pattern.finditer(text, timeout=max(self._pattern_seconds, 0.001), concurrent=True)
+        except TimeoutError:
+            text = written or pattern.pattern.replace(r'\Z', '$')
+            raise BadRequest({'base': [f'the pattern {text!r} takes too long: all patterns of a pipeline have '
+                                       f'{PATTERN_TIMEOUT:g} seconds together']}) from None
+        finally:
+            self._pattern_seconds -= time.monotonic() - started
+
+
+class Report:
+    """Collects what is wrong with a pipeline file, and what deserves a warning."""
+
+    def __init__(self) -> None:
+        self.budget = Budget()
+        self.warnings: dict[str, None] = {}     # in order, each once
+        self._problems: dict[tuple[object, ...], str] = {}
+
+    def wrong(self, complaint: str, mark: Mark | None = None, path: tuple[str, ...] = (), *, word: object = '',
+              known: Iterable[str] = ()) -> None:
+        """Note a problem: file, line, column, keyword, and what was expected.
+
+        A line that several jobs share is reported for the first of them. `word` is what somebody may
+        have meant as one of the `known` ones.
+        """
+        key = (mark, path[-1:], complaint) if mark else (path, complaint)
+        if key in self._problems:
+            return
+        hint = ''
+        if len(self._problems) < MAX_PROBLEMS:
+            hint = nearest(word, known)
+        self._problems[key] = place_of(mark) + ' '.join([':'.join(path), complaint]).strip() + hint
+
+    def warn(self, text: str) -> None:
+        """Note a warning."""
+        self.warnings[text] = None
+
+    def check(self) -> None:
+        """Raise BadRequest with all problems, if there are any."""
+        if not self._problems:
+            return
+        told = list(self._problems.values())
+        more = len(told) - MAX_PROBLEMS
+        if more > 0:
+            told[MAX_PROBLEMS:] = [f'and {more} more']
+        raise BadRequest({'base': told})
+
+
+def place_of(mark: Mark | None) -> str:
+    """Return a mark as it stands in front of a message."""
+    return '{}:{}:{}: '.format(*mark) if mark else ''
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Return ``; did you mean "x"?`` for the known word that is most like `word`, or an empty text."""
+    import difflib  # needed for a message only
+
+    found = difflib.get_close_matches(str(word)[:100], [name for name in known if name != word], 1, 0.6)
+    return f'; did you mean "{found[0]}"?' if found else ''
 
 
 class Marked:
-    """Where a mapping or list of a pipeline file stands, and each of its values."""
+    """A mapping or list of a pipeline file, with its place and that of each of its values."""
 
-    def __init__(self, values: Iterable[Any] = (), mark: Mark | None = None,
-                 marks: Mapping[Any, Mark | None] | None = None) -> None:
+    def __init__(self, values: Iterable[Value] = (), mark: Mark | None = None,
+                 marks: Mapping[Value, Mark | None] | None = None) -> None:
         super().__init__(values)  # type: ignore[call-arg]
         self.mark, self.marks = mark, dict(marks or {})
 
@@ -902,11 +1008,26 @@ class Marked:
 class Map(Marked, dict):  # type: ignore[type-arg]
     """A mapping of a pipeline file."""
 
+    def put(self, key: str, value: Value, mark: Mark | None) -> None:
+        """Set a value and its place."""
+        self[key] = value
+        self.marks[key] = mark
+
+    def put_all(self, other: Map) -> None:
+        """Set all values of another mapping, as a merge key does."""
+        self.update(other)
+        self.marks.update(dict.fromkeys(other))
+        self.marks.update(other.marks)
+
     def over(self, base: Map) -> Map:
         """Return `base` with this mapping laid over it, deeply; lists and texts are replaced."""
-        merged = {key: value.over(base[key]) if isinstance(value, Map) and isinstance(base.get(key), Map) else value
-                  for key, value in self.items()}
-        return Map({**base, **merged}, self.mark, {**base.marks, **dict.fromkeys(self), **self.marks})
+        merged = Map(base, self.mark, base.marks)
+        for key, value in self.items():
+            below = base.get(key)
+            if isinstance(value, Map) and isinstance(below, Map):
+                value = value.over(below)
+            merged.put(key, value, self.marks.get(key))
+        return merged
 
 
 class Seq(Marked, list):  # type: ignore[type-arg]
@@ -914,34 +1035,680 @@ class Seq(Marked, list):  # type: ignore[type-arg]
 
 
 class Reference(Seq):
-    """A ``!reference [job, keyword]``, still to be looked up."""
+    """A ``!reference [job, keyword]`` that is not looked up yet."""
+
+
+# -- scalars
+
+# What Psych tells apart by its first characters: these texts can only be words.
+WORDS = re.compile(r'[^0-9.:-]?(?:[^\W\d]|[\s!@#$%^&*(){}<>|/\\~;=])+')
+TIMES = re.compile(r'-?\d{4}-\d{1,2}-\d{1,2}(?:[Tt]|\s+)\d{1,2}:\d\d:\d\d(?:\.\d*)?'
+                   r'(?:\s*(?:Z|[-+]\d{1,2}:?(?:\d\d)?))?', re.A)
+DATES = re.compile(r'\d{4}-(?:1[012]|0\d|\d)-(?:[12]\d|3[01]|0\d|\d)', re.A)
+SEXAGESIMALS = re.compile(r'[-+]?[0-9][0-9_]*(?::[0-5]?[0-9]){1,2}(\.[0-9_]*)?')
+FLOATS = re.compile(r'[-+]?(?:[0-9][0-9_,]*)?\.[0-9]*(?:[eE][-+][0-9]+)?')
+INTEGERS = re.compile(r'[-+]?(?:0b[01_,]+|0[0-7_,]+|0|[1-9](?:[0-9]|,[0-9]|_[0-9])*|0x[0-9a-fA-F_,]+)')
+CONSTANTS = {
+    '~': None, 'null': None, 'yes': True, 'true': True, 'on': True, 'no': False, 'false': False, 'off': False,
+    '.inf': float('inf'), '+.inf': float('inf'), '-.inf': -float('inf'), '.nan': float('nan')}
+
+
+def plain_scalar(text: str) -> Value:
+    """Return the value of an unquoted scalar as Psych has it; raise ValueError when there is none.
+
+    A symbol (``:name``) is its text; so is a date, which GitLab refuses.
+    """
+    if not text:
+        return None
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    if WORDS.match(text) or '\n' in text:
+        return text
+    if is_date(text):
+        return text
+    if text.startswith(':') and len(text) > 1:
+        quoted = re.match(r''':(["'])(.*)\1''', text)
+        return quoted[2].removeprefix(':') if quoted else text[1:]
+    return number_of(text)
+
+
+def is_date(text: str) -> bool:
+    """Tell whether Psych would take an unquoted scalar for a date or time."""
+    if not DATES.fullmatch(text):
+        return TIMES.fullmatch(text) is not None
+    try:
+        year, month, day = map(int, text.split('-'))
+        return datetime(year, month, day) is not None
+    except ValueError:
+        return False
+
+
+def number_of(text: str) -> int | float | str:
+    """Return the number that Psych sees in an unquoted scalar, or the text when it is none."""
+    sexagesimal = SEXAGESIMALS.fullmatch(text)
+    if sexagesimal:
+        kind = int if sexagesimal[1] is None else float
+        parts = [kind(part.replace('_', '').rstrip('.')) for part in text.split(':')]
+        return sum(part * 60 ** (2 - place) for place, part in enumerate(parts))
+    bare = re.sub('[,_]', '', text)
+    if FLOATS.fullmatch(text):
+        return text if bare.strip('+-') == '.' else float(bare)
+    if INTEGERS.fullmatch(text):
+        sign, digits = (bare[0], bare[1:]) if bare[0] in '+-' else ('', bare)
+        octal = len(digits) > 1 and digits[0] == '0' and digits[1].isdigit()
+        return int(f'{sign}{"0o" if octal else ""}{digits}', 0)
+    return text
+
+
+def text_of(value: bool | int | float | str) -> str:
+    """Return a scalar as the text that Ruby makes of it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, float):
+        return str(value)
+    if value != value:
+        return 'NaN'
+    if value in (float('inf'), -float('inf')):
+        return 'Infinity' if value > 0 else '-Infinity'
+    text = repr(value)
+    return text if '.' in text else text.replace('e', '.0e')
+
+
+# -- documents
+
+SCALAR_TAGS: dict[str, type | tuple[type, ...]] = {
+    'tag:yaml.org,2002:int': int, 'tag:yaml.org,2002:float': (int, float), 'tag:yaml.org,2002:bool': bool,
+    'tag:yaml.org,2002:null': type(None)}
+TEXT_TAGS = ('!', '!str', 'tag:yaml.org,2002:str')
+
+
+class YamlFile:
+    """YAML text on its way to Map and Seq, event by event."""
+
+    def __init__(self, text: str, name: str, report: Report) -> None:
+        self._text, self._name, self._report = text, name, report
+        self._anchors: dict[str, tuple[Value, int, int]] = {}   # a value, the values in it, and its characters
+        self._open: dict[str, Value] = {}       # where the anchors around this place stand
+
+    def document(self) -> Value:
+        """Return the document of the file; raise BadRequest with its first fault."""
+        loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+        try:
+            self._next = loader(self._text).get_event
+            self._next()
+            found = None
+            while isinstance(start := self._next(), yaml.DocumentStartEvent):
+                if found is not None:
+                    raise self._refusal(start.start_mark, 'a second document starts here; only a header with spec '
+                                        'may stand before the jobs')
+                found = self._value(self._next(), 0)
+                self._next()
+            return found
+        except yaml.MarkedYAMLError as error:
+            raise self._fault(error) from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise self._refusal(None, f'is not YAML: {" ".join(str(error).split())}') from None
+
+    def _fault(self, error: yaml.MarkedYAMLError) -> BadRequest:
+        """Return a syntax error as a refusal that says what to do about the common ones."""
+        mark, problem = error.problem_mark or error.context_mark, error.problem or 'is not YAML'
+        lines = self._text.splitlines()
+        line = lines[mark.line] if mark and mark.line < len(lines) else ''
+        if 'quoted scalar' in (error.context or ''):
+            return self._refusal(error.context_mark, f'{problem} ({error.context}): the quote that opens here '
+                                 'is never closed')
+        if '\t' in line[:len(line) - len(line.lstrip())] or mark and line[mark.column:mark.column + 1] == '\t':
+            return self._refusal(mark, f'{problem}: there is a tab; indent with spaces')
+        if 'mapping values' in problem:
+            problem += ': a ": " inside a text makes it a mapping; quote the line'
+        return self._refusal(mark, f'{problem} ({error.context or "syntax"})')
+
+    def _refusal(self, mark: Value, complaint: str) -> BadRequest:
+        return BadRequest({'base': [place_of(self._mark(mark)) + complaint]})
+
+    def _mark(self, mark: Value) -> Mark:
+        return (self._name, mark.line + 1, mark.column + 1) if mark else (self._name, 1, 1)
+
+    def _value(self, event: Value, depth: int) -> Value:
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
+        budget = self._report.budget
+        values, characters = budget.values, budget.characters
+        if isinstance(event, yaml.ScalarEvent):
+            value = self._scalar(event)
+        else:
+            self._open[event.anchor] = event.start_mark
+            value = self._collection(event, depth + 1)
+            self._open.pop(event.anchor, None)
+        if event.anchor:
+            self._anchors[event.anchor] = (value, budget.values - values, budget.characters - characters)
+        return value
+
+    def _alias(self, event: Value) -> Value:
+        if event.anchor in self._open:
+            raise self._refusal(self._open[event.anchor], 'an alias stands inside what it names')
+        if event.anchor not in self._anchors:
+            raise self._refusal(event.start_mark, f'found undefined alias *{event.anchor}')
+        value, values, characters = self._anchors[event.anchor]
+        self._report.budget.spend(values, characters, self._mark(event.start_mark))
+        return value
+
+    def _scalar(self, event: Value) -> Value:
+        text, tag = event.value, event.tag
+        self._report.budget.spend(1, len(text))
+        if not text.isascii() and NO_TEXT.search(text) or '\0' in text:
+            raise self._refusal(event.start_mark, 'NUL and unpaired surrogates are not allowed')
+        if tag in TEXT_TAGS or event.style and not tag:
+            return text
+        if tag and tag not in SCALAR_TAGS:
+            raise self._refusal(event.start_mark, f'the tag {tag} is not supported')
+        try:
+            value = plain_scalar(text)
+        except ValueError:
+            raise self._refusal(event.start_mark, f'{text[:40]!r} is not a number') from None
+        if isinstance(value, str) and text[:1].isdigit() and is_date(text):
+            self._report.warn(f"{place_of(self._mark(event.start_mark))}GitLab does not take a date; quote it: "
+                              f"'{text}'")
+        if tag and not isinstance(value, SCALAR_TAGS[tag]) or isinstance(value, int) and value.bit_length() > 64:
+            kind = tag.rpartition(':')[2] if tag else 'int'
+            raise self._refusal(event.start_mark, f'{text[:40]!r} is no {kind}')
+        return value
+
+    def _collection(self, event: Value, depth: int) -> Value:
+        if depth > MAX_FILE_DEPTH:
+            raise self._refusal(event.start_mark, f'is nested too deeply: {MAX_FILE_DEPTH} levels are allowed')
+        self._report.budget.spend(1, 0)
+        self._report.budget.check()
+        reference = event.tag == '!reference' and isinstance(event, yaml.SequenceStartEvent)
+        if event.tag and not reference and event.tag not in ('!', 'tag:yaml.org,2002:map', 'tag:yaml.org,2002:seq'):
+            raise self._refusal(event.start_mark, f'the tag {event.tag} is not supported')
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(event, depth)
+        return self._sequence(event, depth, Reference if reference else Seq)
+
+    def _sequence(self, event: Value, depth: int, kind: type[Seq]) -> Seq:
+        result = kind(mark=self._mark(event.start_mark))
+        while not isinstance(item := self._next(), yaml.SequenceEndEvent):
+            result.marks[len(result)] = self._mark(item.start_mark)
+            result.append(self._value(item, depth))
+        return result
+
+    def _mapping(self, event: Value, depth: int) -> Map:
+        result, written = Map(mark=self._mark(event.start_mark)), dict[str, int]()
+        while not isinstance(key := self._next(), yaml.MappingEndEvent):
+            name, mark = self._key(key), self._mark(key.start_mark)
+            item = self._next()
+            value = self._value(item, depth)
+            if name == '<<':
+                self._merge(result, value, item)
+                continue
+            if name in written:
+                self._report.warn(f'{place_of(mark)}{name} stands here and in line {written[name]}: '
+                                  'the earlier one has no effect')
+            written[name] = mark[1]
+            result.put(name, value, mark)
+        return result
+
+    def _key(self, event: Value) -> str:
+        value = self._value(event, MAX_FILE_DEPTH) if isinstance(event, yaml.AliasEvent) else event
+        if isinstance(value, str):
+            return value
+        if not isinstance(event, yaml.ScalarEvent):
+            raise self._refusal(event.start_mark, 'a key must be a text')
+        if event.anchor:
+            self._anchors[event.anchor] = (event.value, 1, len(event.value))
+        self._report.budget.spend(1, len(event.value))
+        if NO_TEXT.search(event.value):
+            raise self._refusal(event.start_mark, 'NUL and unpaired surrogates are not allowed')
+        return str(event.value)
+
+    def _merge(self, result: Map, value: Value, item: Value) -> None:
+        """Merge what ``<<`` names over the keys that stand before it; of a list, the earlier mapping wins."""
+        for other in reversed(value) if isinstance(value, Seq) else [value]:
+            if not isinstance(other, Map):
+                mark = getattr(value, 'mark', None) or self._mark(item.start_mark)
+                raise BadRequest({'base': [f'{place_of(mark)}<< must name a mapping or a list of mappings']})
+            result.put_all(other)
+
+
+def decoded(content: object, name: str) -> str | Mapping[str, Value]:
+    """Return a pipeline file as text, or the mapping that it is already; raise BadRequest for anything else."""
+    if isinstance(content, Mapping):
+        return content
+    if not isinstance(content, (str, bytes)):
+        raise BadRequest({'base': [f'{name}:1:1: must be a mapping of jobs and keywords']})
+    if len(content) > MAX_FILE_SIZE:
+        raise BadRequest({'base': [f'{name}: has {len(content)} bytes; {MAX_FILE_SIZE} are allowed']})
+    try:
+        return content.decode('utf-8-sig') if isinstance(content, bytes) else content
+    except UnicodeDecodeError:
+        raise BadRequest({'base': [f'{name}: is not UTF-8 text']}) from None
+
+
+HEADER = re.compile(r'(?:---[^\n]*\n|[ \t]*\n|#[^\n]*\n)*spec[ \t]*:')
+DIVIDER = re.compile(r'^---(?=\s|\Z)[^\n]*', re.M)
+
+
+def split_header(text: str) -> tuple[str, str]:
+    """Return the header of a file, ``spec`` and what belongs to it, and the rest on its own lines."""
+    start = HEADER.match(text)
+    divider = DIVIDER.search(text, start.end()) if start else None
+    if divider is None:
+        return '', text
+    header = text[:divider.start()]
+    return header, '\n' * header.count('\n') + text[divider.end():]
+
+
+def load_text(text: str, name: str, report: Report) -> Value:
+    """Return the value of YAML text: mappings and lists that know their lines.
+
+    JSON text is YAML too, and all there is without PyYAML; JSON's escapes beyond 16 bits, and its
+    tabs, are not YAML. Raises BadRequest, with line and column, when the text cannot be read.
+    """
+    try:
+        if yaml is None or text.lstrip()[:1] in ('{', '['):
+            return marked(json.loads(text), name)
+    except ValueError as error:
+        if yaml is None:
+            raise BadRequest({'base': [f'{name}: is not JSON: {error}; reading YAML needs PyYAML: '
+                                       'python -m pip install PyYAML']}) from None
+    except RecursionError:
+        raise BadRequest({'base': [f'{name}: is nested too deeply']}) from None
+    return YamlFile(text, name, report).document()
+
+
+def marked(value: object, name: str) -> Value:
+    """Return plain mappings and lists as Map and Seq; raise BadRequest when they go too deep."""
+    try:
+        return mark_plain(value)
+    except RecursionError:
+        raise BadRequest({'base': [f'{name}: is nested too deeply']}) from None
+
+
+def mark_plain(value: object) -> Value:
+    """Return plain mappings and lists as Map and Seq that know no lines."""
+    if isinstance(value, Mapping):
+        return Map({mark_plain(str(key)): mark_plain(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return Seq(mark_plain(item) for item in value)
+    if isinstance(value, str) and NO_TEXT.search(value):
+        raise BadRequest({'base': ['NUL and unpaired surrogates are not allowed']})
+    return value
+
+
+# Expressions ##################################################################################
+#
+# What rules are made of: expressions, patterns, globs, and variables with the variables in them.
+
+#: The kinds of tokens of an expression, in the order in which they are tried.
+TOKENS = re.compile(r'''\s*(?:
+    (?P<variable>\$\w+)
+    | (?P<text>"[^"]*"|'[^']*')
+    | (?P<pattern>/(?:[^/\\]|\\.)+/[ismU]*)
+    | (?P<word>\b(?:null|true|false)\b)
+    | (?P<operator>==|!=|=~|!~|&&|\|\||\(|\)|!)
+    )''', re.X | re.S)
+Token = tuple[str, str]             # its kind and its text
+Node = tuple[Value, ...]            # an operator or a kind of value, and what it works on
+
+
+class ExpressionParser:
+    """Reads GitLab's expression of ``rules:if``.
+
+    There are variables, texts, patterns, null, ``== != =~ !~ && || !`` and parentheses.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._tokens: list[Token] = []
+        self._depth, position, text = 0, 0, text.strip()
+        while position < len(text):
+            match = TOKENS.match(text, position)
+            if not match or not match.lastgroup:
+                raise ValueError(unreadable(text[position:].strip()))
+            self._tokens.append((match.lastgroup, match[match.lastgroup]))
+            position = match.end()
+        self._tokens.reverse()
+
+    def parse(self) -> Node:
+        """Return the expression as a tree; raise ValueError when it is none."""
+        tree = self._or()
+        if self._tokens:
+            raise ValueError(f'{self._tokens[-1][1]!r} is not expected where it stands')
+        return tree
+
+    def _take(self, *operators: str) -> str | None:
+        if self._tokens and self._tokens[-1][0] == 'operator' and self._tokens[-1][1] in operators:
+            return self._tokens.pop()[1]
+        return None
+
+    def _or(self) -> Node:
+        tree = self._and()
+        while self._take('||'):
+            tree = ('||', tree, self._and())
+        return tree
+
+    def _and(self) -> Node:
+        tree = self._comparison()
+        while self._take('&&'):
+            tree = ('&&', tree, self._comparison())
+        return tree
+
+    def _comparison(self) -> Node:
+        tree = self._operand()
+        while operator := self._take('==', '!=', '=~', '!~'):
+            tree = (operator, tree, self._operand())
+        return tree
+
+    def _operand(self) -> Node:
+        self._depth += 1
+        if self._depth > 200:
+            raise ValueError('it is too long')
+        if self._take('!'):
+            return ('!', self._operand())
+        if self._take('('):
+            tree = self._or()
+            if not self._take(')'):
+                raise ValueError('a ")" is missing')
+            return tree
+        if not self._tokens or self._tokens[-1][0] == 'operator':
+            raise ValueError('a variable, text or pattern is missing')
+        kind, text = self._tokens.pop()
+        if kind == 'pattern':
+            return ('value', written_pattern(text.replace(r'\/', '/')))
+        if kind == 'text':
+            return ('value', text[1:-1])
+        if kind == 'word':
+            return ('value', {'null': None, 'true': True, 'false': False}[text])
+        return ('variable', text[1:])
+
+
+def unreadable(text: str) -> str:
+    """Return what is wrong with the part of an expression that cannot be read."""
+    if re.match(r'=(?![=~])', text):
+        return 'use == to compare'
+    if text.startswith('${'):
+        return f'write ${re.sub("[^A-Za-z0-9_].*", "", text[2:])} without braces: GitLab takes no braces here'
+    if text.startswith('/'):
+        return f'{text[:20]!r} is no pattern: write /.../ with any of the flags i, s, m, U'
+    return f'it cannot be read from {text[:20]!r} on'
+
+
+@functools.lru_cache(4096)
+def parse_expression(text: str) -> Node:
+    """Return an expression as a tree; raise ValueError when it is none."""
+    return ExpressionParser(text).parse()
+
+
+def is_true(tree: Node, scope: Scope, budget: Budget) -> bool:
+    """Tell whether an expression is true where these variables are known."""
+    value = evaluate(tree, scope, budget)
+    return value is not None and value is not False and value != ''
+
+
+def evaluate(tree: Node, scope: Scope, budget: Budget) -> Value:
+    """Return the value of an expression; between `&&` and `||` an empty text is true, as in Ruby."""
+    kind, left, *rest = tree
+    if kind == 'value':
+        return left
+    if kind == 'variable':
+        return scope.get(left)
+    if kind == '!':
+        return not is_true(left, scope, budget)
+    value = evaluate(left, scope, budget)
+    if kind in ('&&', '||'):
+        decided = (value is None or value is False) == (kind == '&&')
+        return value if decided else evaluate(rest[0], scope, budget)
+    other = evaluate(rest[0], scope, budget)
+    if kind in ('==', '!='):
+        return (value == other) is (kind == '==')
+    return is_match(value, other, budget) is (kind == '=~')
+
+
+def is_match(text: Value, pattern: Value, budget: Budget) -> bool:
+    """Tell whether a pattern, or a text that may hold one, occurs in a text; nothing counts as an empty text."""
+    if isinstance(pattern, str):
+        pattern = written_pattern(pattern) or pattern
+    text = '' if text is None else text
+    if isinstance(pattern, str) and isinstance(text, str):
+        return text in pattern
+    if not isinstance(pattern, regex.Pattern) or not isinstance(text, str):
+        return False
+    return any(budget.find_all(pattern, text))
+
+
+# -- patterns and globs
+
+# What other engines know and RE2, GitLab's engine, does not.
+NOT_RE2 = re.compile(r'\(\?<?[=!]|\(\?>|\(\?\(|[*+?}]\+')
+NOT_RE2_ESCAPES = re.compile(r'\\[1-9hHGKRXZk]')
+PATTERN_PARTS = re.compile(r'\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$', re.S)
+PATTERN = re.compile(r'/(.*)/([ismU]*)', re.S)
+
+
+@functools.lru_cache(4096)
+def re2_pattern(pattern: str, flags: str = '') -> regex.Pattern[str]:
+    """Compile a regular expression of RE2's; raise ValueError when it is none.
+
+    ``$`` is the end of the text alone, unless the flag `m` is set.
+    """
+    parts = PATTERN_PARTS.findall(pattern)
+    bare = PATTERN_PARTS.sub('', pattern)
+    unknown = [part for part in parts if NOT_RE2_ESCAPES.fullmatch(part)] + NOT_RE2.findall(bare)
+    if unknown:
+        raise ValueError(f'{pattern!r} is not a regular expression with RE2 syntax: {unknown[0]} is unknown to it')
+    known = {'i': regex.I, 's': regex.S, 'm': regex.M}
+    values = [known[flag] for flag in set(flags) & known.keys()]
+    if 'm' not in flags and not re.match(r'\(\?[a-zA-Z]*m', pattern):
+        pattern = PATTERN_PARTS.sub(with_end_of_text, pattern)
+    try:
+        return regex.compile(pattern.replace(r'\z', r'\Z'), functools.reduce(operator.or_, values, regex.ASCII))
+    except (regex.error, OverflowError, RecursionError) as error:
+        raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
+
+
+def with_end_of_text(match: re.Match[str]) -> str:
+    """Return part of a pattern with ``$`` as the end of the whole text."""
+    return r'\Z' if match[0] == '$' else match[0]
+
+
+def written_pattern(text: str) -> regex.Pattern[str] | None:
+    """Return the pattern that a text such as ``/^v[0-9]+/i`` is, None when it is any other text."""
+    match = PATTERN.fullmatch(text)
+    if not match:
+        return None
+    if len(match[1]) < 2:
+        raise ValueError(f'{text!r} is no pattern: GitLab wants at least two characters between the slashes')
+    return re2_pattern(match[1], match[2])
+
+
+GLOB_PARTS = re.compile(r'(?<![^/{,])\*\*/|\*+|\?|\[!?[^\]]+\]|[{},]|\\.|.', re.S)
+GLOB_MEANINGS = {'**/': r'(?:[^\x00]*/)?', '?': r'[^/\x00]', '{': '(?:', '}': ')'}
+
+
+@functools.lru_cache(4096)
+def glob_pattern(glob: str) -> regex.Pattern[str]:
+    """Return a glob (``**/``, ``*``, ``?``, ``[a-z]``, ``{a,b}``) as a pattern for paths with NULs between them."""
+    parts, depth = [], 0
+    for token in GLOB_PARTS.findall(glob):
+        depth += (token == '{') - (token == '}')
+        if token in GLOB_MEANINGS:
+            parts.append(GLOB_MEANINGS[token])
+        elif token[0] == '*':
+            parts.append(r'[^/\x00]*')
+        elif token == ',' and depth:
+            parts.append('|')
+        elif token[0] == '[' and len(token) > 1:
+            parts.append(token.replace('[!', r'[^/\x00', 1))
+        else:
+            parts.append(re.escape(token[-1]))
+    with contextlib.suppress(regex.error, RecursionError, OverflowError):
+        return regex.compile(rf'(?:^|\x00)(?:{"".join(parts)})(?=\x00|\Z)')
+    return regex.compile(rf'(?:^|\x00){re.escape(glob)}(?=\x00|\Z)')
+
+
+def fits_any(globs: Iterable[str], paths: Iterable[str], budget: Budget) -> bool:
+    """Tell whether any of the paths fits any of the globs."""
+    text = '\0'.join(paths)
+    if not text:
+        return False
+    return any(any(budget.find_all(glob_pattern(glob), text, glob)) for glob in globs)
+
+
+# -- variables
+
+REFERENCES = re.compile(r'\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}|%([A-Za-z_]\w*)%', re.A)
+RUNNER_REFERENCES = re.compile(r'\$\$|%%|\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}|%([A-Za-z_]\w*)%', re.A)
+
+
+class Scope:
+    """The variables that are known somewhere, in layers of which a later one wins."""
+
+    def __init__(self, *layers: Mapping[str, str], raw: Container[str] = ()) -> None:
+        self._layers = layers[::-1]
+        self._raw, self._expanded = raw, dict[str, str]()
+
+    def get(self, name: str) -> str | None:
+        """Return the value of a variable as it was written, None when it is not known."""
+        for layer in self._layers:
+            if name in layer:
+                return layer[name]
+        return None
+
+    def expanded(self, name: str, above: tuple[str, ...] = ()) -> str | None:
+        """Return a variable with the variables in its value replaced; raise ValueError when it grows too long.
+
+        Variables that name each other in a circle stay as they are.
+        """
+        value = self.get(name)
+        if value is None or name in self._raw or not ('$' in value or '%' in value):
+            return value
+        if name in above or len(above) >= 50:
+            return value
+        if name not in self._expanded:
+            self._expanded[name] = self._replaced(value, (*above, name))
+        return self._expanded[name]
+
+    def _replaced(self, value: str, above: tuple[str, ...], missing: str | None = None, *, nested: bool = True) -> str:
+        """Return a text with variables replaced; `missing` stands for those not known, None: they stay."""
+        length = 0
+
+        def replacement(match: re.Match[str]) -> str:
+            nonlocal length
+            name = match[1] or match[2] or match[3]
+            found = self.expanded(name, above) if nested else self.get(name)
+            if found is None:
+                found = match[0] if missing is None else missing
+            length += len(found)
+            if length > MAX_VARIABLE:
+                raise ValueError(f'the variable {above[-1] if above else name} comes to more than '
+                                 f'{MAX_VARIABLE} characters')
+            return found
+
+        return REFERENCES.sub(replacement, value)
+
+    def expand(self, text: str, *, nested: bool = True) -> str:
+        """Return a text with variables replaced; what is not known becomes nothing."""
+        return self._replaced(text, (), '', nested=nested)
+
+    def expand_known(self, text: str, *, nested: bool = True) -> str:
+        """Return a text with variables replaced; what is not known stays as it is written."""
+        return self._replaced(text, (), nested=nested)
+
+
+def sort_and_expand_all(variables: Sequence[Mapping[str, Value]]) -> list[dict[str, Value]]:
+    """Return a job's variables, as its runner receives them, with the variables in them replaced.
+
+    As in GitLab: what is not defined stays, ``$$`` and ``%%`` stay, and so do references to raw
+    variables and files, which the runner replaces. When variables name each other in a circle,
+    all of them stay as they are.
+    """
+    latest = {str(item['key']): item for item in variables}
+    done: dict[str, str] = {}
+
+    def value_of(name: str, above: tuple[str, ...]) -> str:
+        if name in above:
+            raise ValueError(f'the variables {", ".join(above)} name each other in a circle')
+        if name not in done:
+            done[name] = expanded(latest[name], (*above, name))
+        return done[name]
+
+    def expanded(item: Mapping[str, Value], above: tuple[str, ...]) -> str:
+        value = str(item['value'])
+        if item.get('raw') or not ('$' in value or '%' in value):
+            return value
+
+        def replacement(match: re.Match[str]) -> str:
+            name = match[1] or match[2] or match[3]
+            known = latest.get(name) if name else None
+            if known is None or name == above[-1] or known.get('file') or known.get('raw'):
+                return match[0]
+            return value_of(name, above)
+
+        result = RUNNER_REFERENCES.sub(replacement, value)
+        return result if len(result) <= MAX_VARIABLE else value
+
+    try:
+        return [{**item, 'value': expanded(item, (str(item['key']),))} for item in variables]
+    except (ValueError, RecursionError):
+        return [dict(item) for item in variables]
+
+
+def environment_slug(name: str) -> str:
+    """Return CI_ENVIRONMENT_SLUG: 24 of ``[a-z0-9-]`` at most, a letter first, a hash at the end if that loses any."""
+    text = re.sub('[^a-z0-9]', '-', name.lower())
+    if not text[:1].isalpha():
+        text = 'env-' + text
+    text = re.sub('-+', '-', text)
+    if len(text) <= 24 and text == name:
+        return text.removesuffix('-')
+    number, suffix = int(hashlib.sha256(name.encode()).hexdigest(), 16), ''
+    for _ in range(6):
+        number, digit = divmod(number, 36)
+        suffix = '0123456789abcdefghijklmnopqrstuvwxyz'[digit] + suffix
+    short = text[:17]
+    return short + ('' if short.endswith('-') else '-') + suffix
+
+
+# Keywords #####################################################################################
+#
+# A reader for each keyword: it takes the value at a spot of the file and returns what it means, or
+# complains. The tables of fields say which keywords a mapping may have.
+
+Fields = dict[str, Value]           # a mapping whose values have been read, by keyword
 
 
 class Spot:
-    """One value of a pipeline file, the keywords that lead to it, and where complaints about it go."""
+    """One value of a pipeline file, the keywords that lead to it, and the report for its problems."""
 
-    def __init__(self, value: Any, mark: Mark | None, problems: dict[str, None], path: tuple[str, ...] = ()) -> None:
-        self.value, self.mark, self.problems, self.path = value, mark, problems, path
+    __slots__ = ('mark', 'path', 'report', 'value')
 
-    def __getitem__(self, key: Any) -> Spot:
-        return Spot(self.value[key], self.value.marks.get(key) or self.mark, self.problems, (*self.path, str(key)))
+    def __init__(self, value: Value, mark: Mark | None, report: Report, path: tuple[str, ...] = ()) -> None:
+        self.value, self.mark, self.report, self.path = value, mark, report, path
 
-    def __contains__(self, key: Any) -> bool:
+    def __getitem__(self, key: Value) -> Spot:
+        return Spot(self.value[key], self.value.marks.get(key) or self.mark, self.report, (*self.path, str(key)))
+
+    def __contains__(self, key: Value) -> bool:
         return isinstance(self.value, dict) and self.value.get(key) is not None
 
-    def wrong(self, complaint: str) -> None:
-        """Note what is wrong here: file, line, column, keyword, and what was expected."""
-        where = '{}:{}:{}: '.format(*self.mark) if self.mark else ''
-        self.problems[where + ':'.join(self.path) + (' ' if self.path else '') + complaint] = None
+    def at(self, key: str) -> Spot:
+        """Return the spot of a keyword of this mapping, this spot itself when it does not have the keyword."""
+        if key in self:
+            return self[key]
+        return self
 
-    def fields(self, readers: Mapping[str, Reader], *required: str, **defaults: Any) -> dict[str, Any]:
+    def wrong(self, complaint: str, word: object = '', known: Iterable[str] = ()) -> None:
+        """Note what is wrong here, and what was expected; `word` may be a misspelling of a `known` one."""
+        self.report.wrong(complaint, self.mark, self.path, word=word, known=known)
+
+    def fields(self, readers: Mapping[str, Reader], *required: str, **defaults: Value) -> Fields:
         """Return this mapping with each value read by its key's reader; complain about other and missing keys."""
         if not isinstance(self.value, dict):
             self.wrong(f'must be a mapping, with any of {", ".join(readers)}')
             return defaults
         for key, value in self.value.items():
             if key not in readers:
-                self[key].wrong(f'is a keyword that minici does not know here; it knows {", ".join(readers)}')
+                self.unknown(key, readers)
             elif value is not None:
                 defaults[key] = readers[key](self[key])
         for key in required:
@@ -949,14 +1716,34 @@ class Spot:
                 self.wrong(f'must have a {key}')
         return defaults
 
+    def unknown(self, key: str, readers: Mapping[str, Reader]) -> None:
+        """Complain about a keyword of this mapping."""
+        told = 'is a keyword that minici does not know here'
+        if len(readers) < 12:
+            told += f'; it knows {", ".join(readers)}'
+        self[key].wrong(told, key, readers)
+
     def text(self) -> str:
-        """Return this as a text; numbers and booleans are written as YAML has them."""
-        if isinstance(self.value, bool):
-            return str(self.value).lower()
-        if isinstance(self.value, (str, int, float)):
-            return str(self.value)
-        self.wrong('must be a text')
+        """Return this text."""
+        if isinstance(self.value, str):
+            return self.value
+        if isinstance(self.value, (bool, int, float)):
+            self.wrong(f"must be a text: write '{self.written()}'")
+        elif isinstance(self.value, dict) and len(self.value) == 1:
+            self.wrong('must be a text, and a ": " makes it a mapping: quote the line')
+        else:
+            self.wrong('must be a text')
         return ''
+
+    def written(self) -> str:
+        """Return this number or boolean as it stands in the file, as far as that is known."""
+        return text_of(self.value)
+
+    def scalar(self) -> str:
+        """Return this text, number or boolean as a text."""
+        if isinstance(self.value, (bool, int, float)):
+            return text_of(self.value)
+        return self.text()
 
     def flag(self) -> bool:
         """Return this boolean."""
@@ -969,335 +1756,52 @@ class Spot:
         if not isinstance(self.value, list):
             return [self]
         items = [self[index] for index in range(len(self.value))]
-        return [inner for item in items for inner in (item.spots(depth - 1) if depth > 1 else [item])]
+        if depth == 1:
+            return items
+        return [inner for item in items for inner in item.spots(depth - 1)]
 
     def texts(self) -> list[str]:
         """Return this text, or list of texts, or lists of them (anchors and references make those), as one list."""
         if not isinstance(self.value, (str, list)):
-            self.wrong('must be a text or a list of texts')
+            self.text()
             return []
         return [spot.text() for spot in self.spots(10)]
-
-    def seconds(self) -> int | None:
-        """Return this duration in seconds, 0 when it has no end, None when it is no duration."""
-        try:
-            return int(parse_duration(self.text()) or 0)
-        except ValueError as error:
-            self.wrong(f'must be a duration: {error}')
-            return None
 
     def duration(self) -> str:
         """Return this duration as it was written."""
         self.seconds()
-        return self.text()
+        return self.scalar()
 
-
-# -- YAML
-
-class YamlFile:
-    """YAML text on its way to Map and Seq; anchors, merge keys and aliases are resolved."""
-
-    def __init__(self, text: str, name: str) -> None:
-        self._text, self._name, self._nodes, self._characters = text, name, 0, 0
-        self._open: set[int] = set()    # the collections around the node at hand
-
-    def load(self) -> Any:
-        """Return the document; raise BadRequest with its first fault."""
+    def seconds(self) -> int | None:
+        """Return this duration in seconds, 0 when it has no end, None when it is no duration."""
         try:
-            self._loader = yaml.SafeLoader(self._text)
-            self._loader.compose_node = self._compose  # type: ignore[method-assign]
-            node = self._loader.get_single_node()
-            return None if node is None else self._value(node)
-        except yaml.MarkedYAMLError as error:
-            self._refuse(error.problem_mark or error.context_mark,
-                         f'{error.problem or "is not YAML"} ({error.context or "syntax"})')
-        except (yaml.YAMLError, ValueError) as error:
-            self._refuse(None, f'is not YAML: {" ".join(str(error).split())}')
-
-    def _compose(self, parent: Any, index: Any) -> Any:
-        """Compose a node; an anchor may be set anew, which PyYAML alone refuses."""
-        event = self._loader.peek_event()
-        if not isinstance(event, yaml.AliasEvent):
-            self._loader.anchors.pop(event.anchor, None)
-        return yaml.SafeLoader.compose_node(self._loader, parent, index)
-
-    def _refuse(self, mark: yaml.Mark | None, complaint: str) -> None:
-        raise BadRequest({'base': ['{}:{}:{}: '.format(*self._mark(mark)) + complaint]}) from None
-
-    def _mark(self, mark: yaml.Mark | None) -> Mark:
-        return (self._name, mark.line + 1, mark.column + 1) if mark else (self._name, 1, 1)
-
-    def _value(self, node: Any) -> Any:
-        self._nodes += 1
-        if self._nodes > MAX_FILE_NODES:
-            self._refuse(node.start_mark, f'the file has more than {MAX_FILE_NODES} values once aliases are expanded')
-        if isinstance(node, yaml.ScalarNode):
-            return self._scalar(self._checked(node))
-        if id(node) in self._open:
-            self._refuse(node.start_mark, 'an alias stands inside what it names')
-        reference = node.tag == '!reference' and isinstance(node, yaml.SequenceNode)
-        if not reference and node.tag not in ('tag:yaml.org,2002:map', 'tag:yaml.org,2002:seq'):
-            self._refuse(node.start_mark, f'the tag {node.tag} is not supported')
-        self._open.add(id(node))
-        value = self._map(node) if isinstance(node, yaml.MappingNode) else self._seq(
-            node, Reference if reference else Seq)
-        self._open.discard(id(node))
-        return value
-
-    def _checked(self, node: Any) -> Any:
-        """Return a scalar node whose text can be stored."""
-        self._characters += len(node.value)
-        if self._characters > MAX_FILE_TEXT:
-            self._refuse(node.start_mark, f'the file has over {MAX_FILE_TEXT} characters once aliases are expanded')
-        if NO_TEXT.search(node.value):
-            self._refuse(node.start_mark, 'half a surrogate pair and NUL are no characters of a text')
-        return node
-
-    def _scalar(self, node: Any) -> Any:
-        if node.tag.rpartition(':')[2] in ('str', 'timestamp', 'value'):
-            return node.value
-        if node.tag not in {f'tag:yaml.org,2002:{name}' for name in ('int', 'float', 'bool', 'null')}:
-            self._refuse(node.start_mark, f'the tag {node.tag} is not supported')
-        try:
-            value = self._loader.construct_object(node)
-            if not isinstance(value, int) or value.bit_length() <= 64:
-                return value
-            raise ValueError
-        except (ValueError, KeyError, IndexError):
-            self._refuse(node.start_mark, f'{node.value[:40]!r} is no {node.tag.rpartition(":")[2]}')
-
-    def _seq(self, node: Any, kind: type[Seq]) -> Seq:
-        return kind([self._value(item) for item in node.value], self._mark(node.start_mark),
-                    {index: self._mark(item.start_mark) for index, item in enumerate(node.value)})
-
-    def _map(self, node: Any) -> Map:
-        result = Map(mark=self._mark(node.start_mark))
-        for key, item in node.value:
-            if key.tag == 'tag:yaml.org,2002:merge':
-                merged = self._value(item)
-                for other in merged if isinstance(merged, Seq) else [merged]:
-                    if not isinstance(other, Map):
-                        self._refuse(item.start_mark, '<< must name a mapping or a list of mappings')
-                    for name in other:
-                        result.setdefault(name, other[name])
-                        result.marks.setdefault(name, other.marks.get(name))
-        for key, item in node.value:
-            if key.tag != 'tag:yaml.org,2002:merge':
-                if not isinstance(key, yaml.ScalarNode):
-                    self._refuse(key.start_mark, 'a key must be a text')
-                name = self._checked(key).value
-                result[name], result.marks[name] = self._value(item), self._mark(key.start_mark)
-        return result
+            return int(parse_duration(self.scalar()) or 0)
+        except ValueError as error:
+            self.wrong(f'must be a duration: {error}')
+            return None
 
 
-def load_pipeline_file(content: str | bytes | Mapping[str, Any], name: str = PIPELINE_FILE) -> Map:
-    """Return a pipeline file as mappings and lists that know their lines.
-
-    `content` is YAML text (JSON text is YAML too, and all there is without PyYAML) or a mapping.
-    Raises BadRequest, with line and column, when it cannot be read.
-    """
-    try:
-        text = content.decode('utf-8-sig') if isinstance(content, bytes) else content
-        loaded = mark_plain(text) if isinstance(text, Mapping) else load_text(text, name)
-    except UnicodeDecodeError:
-        raise BadRequest({'base': [f'{name}: is not UTF-8 text']}) from None
-    except RecursionError:
-        raise BadRequest({'base': [f'{name}: is nested too deeply']}) from None
-    if not isinstance(loaded, Map):
-        raise BadRequest({'base': [f'{name}:1:1: must be a mapping of jobs and keywords']})
-    return loaded
+Reader = Callable[[Spot], Value]    # of one value
 
 
-def load_text(text: str, name: str) -> Any:
-    """Return the value of JSON or YAML text; JSON's escapes beyond 16 bits, and its tabs, are not YAML."""
-    try:
-        return mark_plain(json.loads(text))
-    except ValueError as error:
-        if yaml is None:
-            raise BadRequest({'base': [f'{name}: is not JSON: {error}; reading YAML needs PyYAML: '
-                                       'python -m pip install PyYAML']}) from None
-        return YamlFile(text, name).load()
+# -- readers of common kinds
 
-
-def mark_plain(value: Any) -> Any:
-    """Return plain mappings and lists as Map and Seq that know no lines."""
-    if isinstance(value, Mapping):
-        return Map({mark_plain(str(key)): mark_plain(item) for key, item in value.items()})
-    if isinstance(value, (list, tuple)):
-        return Seq(mark_plain(item) for item in value)
-    if isinstance(value, str) and NO_TEXT.search(value):
-        raise BadRequest({'base': ['half a surrogate pair and NUL are no characters of a text']})
-    return value
-
-
-# -- rules: expressions, globs
-
-class Expression:
-    """GitLab's expression of ``rules:if``: variables, texts, patterns, null, ``== != =~ !~ && || !``, parentheses."""
-
-    TOKENS = re.compile(r'\s*(?:(\$\w+|\$\{\w+\})|"([^"]*)"|\'([^\']*)\'|/((?:\\.|[^/\\])*)/([a-zU]*)'
-                        r'|(null\b)|(==|!=|=~|!~|&&|\|\||\(|\)|!))')
-
-    def __init__(self, text: str, variables: Mapping[str, str]) -> None:
-        self._variables, self._tokens, self._depth = variables, [], 0
-        position, text = 0, text.strip()
-        while position < len(text):
-            match = self.TOKENS.match(text, position)
-            if not match:
-                raise ValueError(f'it cannot be read from {text[position:position + 20]!r} on')
-            self._tokens.append(match)
-            position = match.end()
-
-    def value(self) -> bool:
-        """Return whether the expression is true; raise ValueError when it is none."""
-        result = self._or()
-        if self._tokens:
-            raise ValueError(f'{self._tokens[0][0].strip()!r} is not expected where it stands')
-        return self._true(result)
-
-    @staticmethod
-    def _true(value: Any) -> bool:
-        return value is not None and value is not False and value != ''
-
-    def _take(self, *operators: str) -> str | None:
-        if self._tokens and self._tokens[0][7] in operators:
-            return self._tokens.pop(0)[7]
-        return None
-
-    def _or(self) -> Any:
-        left = self._and()
-        while self._take('||'):
-            right = self._and()
-            left = right if left is None or left is False else left     # an empty text is true here, as in Ruby
-        return left
-
-    def _and(self) -> Any:
-        left = self._comparison()
-        while self._take('&&'):
-            right = self._comparison()
-            left = left if left is None or left is False else right
-        return left
-
-    def _comparison(self) -> Any:
-        left = self._operand()
-        operator = self._take('==', '!=', '=~', '!~')
-        if operator is None:
-            return left
-        right = self._operand()
-        if operator in ('==', '!='):
-            return (left == right) is (operator == '==')
-        left, found = '' if left is None else left, False   # a pattern may fit the text of what is not defined
-        if isinstance(left, str) and isinstance(right, (str, regex.Pattern)):
-            pattern = written_pattern(right) if isinstance(right, str) else right   # a variable may hold one
-            found = any(matches(pattern, left)) if pattern else left in str(right)
-        return found is (operator == '=~')
-
-    def _operand(self) -> Any:
-        self._depth += 1
-        if self._depth > 200:
-            raise ValueError('it is too long')
-        if self._take('!'):
-            return not self._true(self._operand())
-        if self._take('('):
-            value = self._or()
-            if not self._take(')'):
-                raise ValueError('a ")" is missing')
-            return value
-        if not self._tokens or self._tokens[0][7]:
-            raise ValueError('a variable, text or pattern is missing')
-        match = self._tokens.pop(0)
-        if match[1]:
-            return self._variables.get(match[1].strip('${}'))
-        if match[4] is not None:
-            return ruby_pattern(match[4], match[5])
-        return None if match[6] else match[2] if match[2] is not None else match[3]
-
-
-def ruby_pattern(pattern: str, flags: str) -> regex.Pattern[str]:
-    """Compile a Ruby regular expression; raise ValueError when it is none."""
-    for ruby, python in ((r'\z', r'\Z'), (r'\h', '[0-9a-fA-F]')):
-        pattern = pattern.replace(ruby, python)
-    known = {'i': regex.I, 's': regex.S, 'm': regex.M}
-    try:
-        return regex.compile(pattern, sum(known[flag] for flag in set(flags) & known.keys()))
-    except (regex.error, OverflowError, RecursionError) as error:
-        raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
-
-
-def matches(pattern: regex.Pattern[str], text: str, written: str = '') -> Iterator[regex.Match[str]]:
-    """Yield where a text has what a pattern looks for; raise BadRequest when that takes too long.
-
-    GitLab's engine always comes to an end soon. Here other calls go on meanwhile, and a limit ends it.
-    """
-    try:
-        yield from pattern.finditer(text, timeout=PATTERN_TIMEOUT, concurrent=True)
-    except TimeoutError:
-        raise BadRequest({'base': [f'the pattern {written or pattern.pattern!r} takes too long']}) from None
-
-
-def written_pattern(text: str) -> regex.Pattern[str] | None:
-    """Return the pattern that a text such as ``/^v[0-9]+/i`` is, None when it is any other text."""
-    match = re.fullmatch(r'/(.*)/([a-z]*)', text, re.S)
-    return ruby_pattern(match[1], match[2]) if match else None
-
-
-def glob_pattern(glob: str) -> regex.Pattern[str]:
-    """Return a glob (``**/``, ``*``, ``?``, ``[a-z]``, ``{a,b}``) as a pattern for paths with NULs between them."""
-    parts, depth = [], 0
-    for token in re.findall(r'(?<![^/{,])\*\*/|\*+|\?|\[!?[^\]]+\]|[{},]|\\.|.', glob, re.S):
-        if token in ('{', '}'):
-            depth += 1 if token == '{' else -1
-        simple = {'**/': r'(?:[^\x00]*/)?', '*' * len(token): r'[^/\x00]*', '?': r'[^/\x00]', '{': '(?:', '}': ')',
-                  ',': '|' if depth else ','}
-        parts.append(simple.get(token) or (token.replace('[!', r'[^/\x00', 1) if token[0] == '[' and len(token) > 1
-                                           else re.escape(token[-1])))
-    try:
-        return regex.compile(rf'(?:^|\x00)(?:{"".join(parts)})(?=\x00|\Z)')
-    except regex.error:
-        return regex.compile(rf'(?:^|\x00){re.escape(glob)}(?=\x00|\Z)')
-
-
-def expand(text: str, variables: Mapping[str, str]) -> str:
-    """Return a text with ``$NAME`` and ``${NAME}`` replaced; what is not defined becomes nothing."""
-    return re.sub(r'\$\$|\$([A-Za-z_]\w*)|\$\{(\w+)\}', lambda match: '$' if match[0] == '$$' else
-                  variables.get(match[1] or match[2], ''), text) if '$' in text else text
-
-
-def expand_all(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return variables with the variables in their values replaced; raise ValueError when one outgrows its limit."""
-    done: dict[str, str] = {}
-
-    def value_of(name: str, *above: str) -> str:
-        if name not in done:
-            names = re.findall(r'\$\{?(\w+)', variables[name])
-            known = {inner: value_of(inner, name, *above) for inner in names
-                     if inner in variables and inner not in (name, *above) and len(above) < 20}
-            if sum(len(known.get(inner, '')) for inner in names) > MAX_VARIABLE:
-                raise ValueError(f'the variable {name} comes to more than {MAX_VARIABLE} characters')
-            done[name] = expand(variables[name], known)
-        return done[name]
-    return {name: value_of(name) for name in variables}
-
-
-def matches_any(globs: Iterable[str], paths: Iterable[str], variables: Mapping[str, str]) -> bool:
-    """Tell whether any of the paths fits any of the globs."""
-    text = '\0'.join(paths)
-    return text != '' and any(any(matches(glob_pattern(expand(glob, variables)), text, glob)) for glob in globs)
-
-
-# -- keywords: a reader for each
-
-def anything(spot: Spot) -> Any:
+def anything(spot: Spot) -> Value:
     """Read a value that is only kept; what JSON has no number for becomes a text."""
     return json.loads(json.dumps(spot.value), parse_constant=str)
+
+
+def untouched(spot: Spot) -> Spot:
+    """Leave a value to be read later."""
+    return spot
 
 
 def one_of(*choices: str) -> Reader:
     """Return a reader of a text that must be one of `choices`."""
     def read(spot: Spot) -> str:
         if spot.value in choices:
-            return spot.value
-        spot.wrong(f'must be one of {", ".join(choices)}')
+            return str(spot.value)
+        spot.wrong(f'must be one of {", ".join(choices)}', spot.value, choices)
         return choices[0]
     return read
 
@@ -1327,181 +1831,262 @@ def mapping(readers: Mapping[str, Reader], *required: str) -> Reader:
     return lambda spot: spot.fields(readers, *required)
 
 
+# -- variables, images, services
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the file; a `raw` one reaches the job without the variables in it replaced."""
+
+    value: str
+    raw: bool = False
+
+
 VARIABLE_FIELDS: dict[str, Reader] = {
-    'value': Spot.text, 'description': Spot.text, 'options': Spot.texts, 'expand': Spot.flag}
+    'value': Spot.scalar, 'description': Spot.text, 'options': listed(Spot.scalar), 'expand': Spot.flag}
 
 
-def read_variables(spot: Spot) -> dict[str, Any]:
-    """Return variables: plain values as texts, and those with attributes as mappings with `value`."""
+def read_variables(spot: Spot) -> dict[str, Variable]:
+    """Return variables: texts and numbers as texts, and those with attributes."""
     if not isinstance(spot.value, dict):
         spot.wrong('must be a mapping of names to values')
         return {}
-    found: dict[str, Any] = {}
-    for key, value in spot.value.items():
+    found = {}
+    for key in spot.value:
         if not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
             spot[key].wrong('is not a name of letters, digits and "_"')
-        elif isinstance(value, dict):
-            found[key] = spot[key].fields(VARIABLE_FIELDS, value='')
         else:
-            found[key] = '' if value is None else spot[key].text()
+            found[key] = read_variable(spot[key])
     return found
 
 
-def plain(variables: Mapping[str, Any]) -> dict[str, str]:
+def read_variable(spot: Spot) -> Variable:
+    """Return one variable; null is an empty text."""
+    if spot.value is None:
+        return Variable('')
+    if not isinstance(spot.value, dict):
+        return Variable(spot.scalar())
+    found = spot.fields(VARIABLE_FIELDS, value='')
+    return Variable(found['value'], found.get('expand') is False)
+
+
+def values_of(variables: Mapping[str, Variable]) -> dict[str, str]:
     """Return variables with their values alone."""
-    return {key: value['value'] if isinstance(value, dict) else value for key, value in variables.items()}
+    return {key: variable.value for key, variable in variables.items()}
 
 
 IMAGE_FIELDS: dict[str, Reader] = {
     'name': Spot.text, 'entrypoint': Spot.texts, 'pull_policy': Spot.texts,
-    'docker': mapping({'platform': Spot.text, 'user': Spot.text}), 'kubernetes': mapping({'user': Spot.text})}
+    'docker': mapping({'platform': Spot.text, 'user': Spot.scalar}), 'kubernetes': mapping({'user': Spot.scalar})}
 SERVICE_FIELDS: dict[str, Reader] = {
     **IMAGE_FIELDS, 'command': Spot.texts, 'alias': Spot.text, 'variables': read_variables}
 
 
-def read_image(spot: Spot, fields: Mapping[str, Reader] = IMAGE_FIELDS) -> dict[str, Any]:
+def read_image(spot: Spot, fields: Mapping[str, Reader] = IMAGE_FIELDS) -> Fields:
     """Return an image in the shape that runners receive."""
-    if isinstance(spot.value, str):
-        return {'name': spot.value}
+    if not isinstance(spot.value, dict):
+        return {'name': spot.text()}
     image = spot.fields(fields, 'name')
     options = {key: image.pop(key) for key in ('docker', 'kubernetes') if key in image}
     if options:
         image['executor_opts'] = options
     if 'variables' in image:
-        image['variables'] = [{'key': key, 'value': value} for key, value in plain(image['variables']).items()]
+        image['variables'] = [{'key': key, 'value': value} for key, value in values_of(image['variables']).items()]
     return image
 
 
-def read_service(spot: Spot) -> dict[str, Any]:
+def read_service(spot: Spot) -> Fields:
     """Return a service in the shape that runners receive."""
     return read_image(spot, SERVICE_FIELDS)
 
 
-def read_reports(spot: Spot) -> list[dict[str, Any]]:
+# -- artifacts, caches
+
+REPORT_KINDS = (
+    'accessibility', 'annotations', 'api_fuzzing', 'browser_performance', 'cluster_image_scanning', 'codequality',
+    'container_scanning', 'coverage_fuzzing', 'coverage_report', 'cyclonedx', 'dast', 'dependency_scanning', 'dotenv',
+    'junit', 'license_scanning', 'load_performance', 'lsif', 'metrics', 'performance', 'repository_xray',
+    'requirements', 'requirements_v2', 'sast', 'secret_detection', 'terraform')
+
+
+def read_coverage_report(spot: Spot) -> list[str]:
+    """Return the path of a coverage report."""
+    found = spot.fields({'coverage_format': one_of('cobertura', 'jacoco'), 'path': Spot.text}, path='')
+    return [found['path']]
+
+
+def read_reports(spot: Spot) -> list[Fields]:
     """Return a job's reports, each an upload of its own that is made whatever becomes of the job."""
-    if not isinstance(spot.value, dict):
-        spot.wrong('must be a mapping of kinds of reports to paths')
-        return []
-    reports = []
-    for kind in spot.value:
-        report = spot[kind]
-        if kind == 'coverage_report':
-            paths = [report.fields({'coverage_format': one_of('cobertura', 'jacoco'), 'path': Spot.text},
-                                   path='')['path']]
-        else:
-            paths = report.texts()
-        if not re.fullmatch('[a-z_]{1,64}', kind):
-            report.wrong('is not a kind of report')
-        reports.append({'name': 'junit.xml' if kind == 'junit' else kind, 'paths': paths, 'when': 'always',
-                        'untracked': False, 'artifact_type': kind,
-                        'artifact_format': ARTIFACT_FORMATS.get(kind, 'raw')})
-    return reports
+    readers = dict.fromkeys(REPORT_KINDS, Spot.texts)
+    found = spot.fields({**readers, 'coverage_report': read_coverage_report})
+    return [{
+        'name': 'junit.xml' if kind == 'junit' else kind,
+        'paths': paths,
+        'when': 'always',
+        'untracked': False,
+        'artifact_type': kind,
+        'artifact_format': ARTIFACT_FORMATS.get(kind, 'raw'),
+    } for kind, paths in found.items()]
 
 
 ARTIFACTS_FIELDS: dict[str, Reader] = {
     'name': Spot.text, 'paths': Spot.texts, 'exclude': Spot.texts, 'untracked': Spot.flag, 'expire_in': Spot.duration,
     'when': one_of('on_success', 'on_failure', 'always'), 'reports': read_reports, 'expose_as': Spot.text,
-    'public': Spot.flag, 'access': Spot.text}
+    'public': Spot.flag, 'access': one_of('all', 'developer', 'maintainer', 'none')}
 
 
-def read_artifacts(spot: Spot) -> list[dict[str, Any]]:
+def read_artifacts(spot: Spot) -> list[Fields]:
     """Return what a job keeps, as the list of uploads that runners receive: the archive, then each report."""
     found = spot.fields(ARTIFACTS_FIELDS, untracked=False, paths=[], when='on_success')
     reports = found.pop('reports', [])
     for key in ('expose_as', 'public', 'access'):
         found.pop(key, None)
-    lifetime = {'expire_in': found['expire_in']} if 'expire_in' in found else {}
-    archive = {**found, 'artifact_type': 'archive', 'artifact_format': 'zip'}
-    return ([archive] if found['paths'] or found['untracked'] else []) + [{**report, **lifetime} for report in reports]
+    if 'expire_in' in found:
+        for report in reports:
+            report['expire_in'] = found['expire_in']
+    if not found['paths'] and not found['untracked']:
+        return reports
+    return [{**found, 'artifact_type': 'archive', 'artifact_format': 'zip'}, *reports]
 
 
-def read_cache_key(spot: Spot) -> Any:
-    """Return the key of a cache, or the files that it is made of (`Compiler` looks at them)."""
-    if not isinstance(spot.value, dict):
-        return spot.text()
-    found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text})
-    return {'files': found.get('files') or found.get('files_commits') or (), 'prefix': found.get('prefix')}
+def read_cache_key(spot: Spot) -> str | Fields:
+    """Return the key of a cache, or the files that it is made of (`JobReader` looks at them)."""
+    if isinstance(spot.value, dict):
+        found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text}, prefix='')
+        return {'files': found.get('files') or found.get('files_commits') or [], 'prefix': found['prefix']}
+    key = spot.scalar()
+    path = urllib.parse.unquote(key)
+    if '/' in path:
+        spot.wrong('must not have a "/"')
+    elif path in ('.', '..'):
+        spot.wrong('must not be "." or ".."')
+    return key
 
 
 CACHE_FIELDS: dict[str, Reader] = {
     'key': read_cache_key, 'paths': Spot.texts, 'untracked': Spot.flag, 'unprotect': Spot.flag,
-    'policy': one_of('pull-push', 'pull', 'push'), 'when': one_of('on_success', 'on_failure', 'always'),
-    'fallback_keys': Spot.texts}
+    'policy': Spot.text, 'when': one_of('on_success', 'on_failure', 'always'), 'fallback_keys': Spot.texts}
+CACHE_POLICIES = ('pull-push', 'pull', 'push')
 
 
-def read_caches(spot: Spot) -> list[dict[str, Any]]:
+def read_caches(spot: Spot) -> list[Fields]:
     """Return a job's caches in the shape that runners receive; an empty one switches the default off."""
-    return [cache.fields(CACHE_FIELDS, key='default', untracked=False, paths=[], policy='pull-push', when='on_success')
-            for cache in spot.spots(10) if cache.value]
+    caches = []
+    for item in spot.spots(10):
+        if not item.value:
+            continue
+        cache = item.fields(CACHE_FIELDS, key='default', untracked=False, paths=[], policy='pull-push',
+                            when='on_success')
+        if cache['policy'] not in CACHE_POLICIES and '$' not in cache['policy']:
+            one_of(*CACHE_POLICIES)(item['policy'])
+        caches.append(cache)
+    return caches
 
+
+# -- how often and in how many copies
 
 def read_allow_failure(spot: Spot) -> bool | list[int]:
     """Return whether any failure is allowed, or the exit codes with which one is."""
     if isinstance(spot.value, dict):
-        return spot.fields({'exit_codes': listed(number(0, 255))}, exit_codes=[])['exit_codes']
+        codes: list[int] = spot.fields({'exit_codes': listed(number(0, 255))}, exit_codes=[])['exit_codes']
+        return codes
     return spot.flag()
 
 
-def read_retry(spot: Spot) -> dict[str, Any]:
+def read_retry(spot: Spot) -> Fields:
     """Return how often a failed job is tried again, and after which failures."""
     if not isinstance(spot.value, dict):
         return {'max': number(0, 2)(spot), 'when': ['always'], 'exit_codes': []}
     when = one_of('always', 'stuck_or_timeout_failure', *sorted(FAILURE_REASONS))
-    return spot.fields({'max': number(0, 2), 'when': listed(when), 'exit_codes': listed(number(0, 255))},
-                       max=0, when=[] if 'exit_codes' in spot else ['always'], exit_codes=[])
+    readers = {'max': number(0, 2), 'when': listed(when), 'exit_codes': listed(number(0, 255))}
+    return spot.fields(readers, max=0, when=[] if 'exit_codes' in spot else ['always'], exit_codes=[])
 
 
 def read_matrix(spot: Spot) -> list[dict[str, str]]:
     """Return every combination of the values of each mapping of a matrix."""
+    if not isinstance(spot.value, list):
+        spot.wrong('must be a list of mappings of variables to values')
+        return []
     combinations: list[dict[str, str]] = []
     for row in spot.spots():
         if not isinstance(row.value, dict):
             row.wrong('must be a mapping of variables to values')
             continue
-        values = [[(name, value.text()) for value in row[name].spots(10)] for name in row.value if name in row]
+        values = [read_matrix_values(row[name], name) for name in row.value if name in row]
         combinations += map(dict, itertools.islice(itertools.product(*values), MAX_PARALLEL + 1))
     return combinations
+
+
+def read_matrix_values(spot: Spot, name: str) -> list[tuple[str, str]]:
+    """Return the name and each value of one variable of a matrix."""
+    return [(name, value.scalar()) for value in spot.spots(10)]
 
 
 def read_parallel(spot: Spot) -> int | list[dict[str, str]]:
     """Return how many copies of a job there are, or the variables of each."""
     if not isinstance(spot.value, dict):
-        return number(1, MAX_PARALLEL)(spot)
-    combinations = spot.fields({'matrix': read_matrix}, matrix=[])['matrix']
+        return int(number(1, MAX_PARALLEL)(spot))
+    combinations: list[dict[str, str]] = spot.fields({'matrix': read_matrix}, matrix=[])['matrix']
     if not 1 <= len(combinations) <= MAX_PARALLEL:
         spot.wrong(f'must make 1 to {MAX_PARALLEL} jobs, and makes {len(combinations)}')
     return combinations[:MAX_PARALLEL]
 
 
+# -- needs
+
+@dataclass(frozen=True)
+class Need:
+    """A job that another one needs: of its pipeline, of another `pipeline`, or of another `project`."""
+
+    spot: Spot
+    job: str = ''
+    artifacts: bool = True
+    optional: bool = False
+    parallel: int | list[dict[str, str]] | None = None
+    pipeline: str = ''
+    project: str = ''
+    ref: str = ''
+
+
 NEED_FIELDS: dict[str, Reader] = {
-    'job': Spot.text, 'artifacts': Spot.flag, 'optional': Spot.flag, 'parallel': read_parallel}
+    'job': Spot.text, 'artifacts': Spot.flag, 'optional': Spot.flag, 'parallel': read_parallel,
+    'pipeline': Spot.scalar, 'project': Spot.text, 'ref': Spot.text}
 
 
-def read_need(spot: Spot) -> dict[str, Any]:
-    """Return one job that another needs."""
+def read_need(spot: Spot) -> Need:
+    """Return one entry of `needs`."""
     if isinstance(spot.value, str):
-        return {'job': spot.value, 'spot': spot}
-    for key in ('project', 'pipeline'):
-        if key in spot:
-            spot[key].wrong('is not supported: minici knows needs within one pipeline')
-            return {}
-    return {**spot.fields(NEED_FIELDS, 'job'), 'spot': spot}
+        return Need(spot, spot.value)
+    found = spot.fields(NEED_FIELDS)
+    if not found.get('job') and 'pipeline' not in found:
+        spot.wrong('must have a job')
+    if 'project' in found and 'ref' not in found:
+        spot.wrong('must have a ref beside its project')
+    return Need(spot, **found)
 
 
-def read_environment(spot: Spot) -> dict[str, Any]:
+# -- environments, timeouts, rules
+
+ENVIRONMENT_FIELDS: dict[str, Reader] = {
+    **dict.fromkeys(('name', 'url', 'on_stop', 'auto_stop_in', 'deployment_tier'), Spot.text), 'kubernetes': anything,
+    'action': one_of('start', 'prepare', 'stop', 'verify', 'access')}
+
+
+def read_environment(spot: Spot) -> Fields:
     """Return a job's environment, which is only kept and shown."""
     if not isinstance(spot.value, dict):
         return {'name': spot.text()}
-    return spot.fields({**dict.fromkeys(('name', 'url', 'on_stop', 'auto_stop_in', 'deployment_tier'), Spot.text),
-                        'kubernetes': anything, 'action': one_of('start', 'prepare', 'stop', 'verify', 'access')},
-                       'name')
+    return spot.fields(ENVIRONMENT_FIELDS, 'name')
 
 
 def read_coverage(spot: Spot) -> str:
-    """Return the pattern that finds a job's coverage in its trace."""
-    pattern = spot.text().strip('/')
+    """Return the pattern, without its slashes, that finds a job's coverage in its trace."""
+    text = spot.text()
+    if not PATTERN.fullmatch(text):
+        spot.wrong('must be a regular expression between slashes, such as /\\d+%/')
+        return text
+    pattern = text[1:].rpartition('/')[0]
     try:
-        ruby_pattern(pattern, '')
+        re2_pattern(pattern)
     except ValueError as error:
         spot.wrong(str(error))
     return pattern
@@ -1510,42 +2095,52 @@ def read_coverage(spot: Spot) -> str:
 def read_timeout(spot: Spot) -> int | None:
     """Return a job's timeout in seconds."""
     seconds = spot.seconds()
-    if seconds is not None and not 0 < seconds <= MAX_TIMEOUT:
-        spot.wrong(f'must be more than nothing and at most {MAX_TIMEOUT // 86400} days')
+    if seconds is not None and not 0 < seconds <= MAX_JOB_TIMEOUT:
+        spot.wrong(f'must be more than nothing and at most {MAX_JOB_TIMEOUT // 86400} days')
     return seconds
 
 
-def read_ref(spot: Spot) -> str | regex.Pattern[str]:
-    """Return one word of `only` or `except`: a name, a pattern or a kind of pipeline."""
+#: The words in only and except that stand for where a pipeline came from.
+SOURCE_WORDS = {
+    'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigger', 'schedules': 'schedule',
+    'pipelines': 'pipeline', 'external': 'external', 'chat': 'chat', 'merge_requests': 'merge_request_event',
+    'external_pull_requests': 'external_pull_request_event'}
+
+
+@dataclass(frozen=True)
+class RefName:
+    """One word of `only` or `except`: a name, a pattern or a kind of pipeline, of one project if it says so."""
+
+    word: str
+    pattern: regex.Pattern[str] | None = None
+    project: str = ''
+
+
+def read_ref(spot: Spot) -> RefName:
+    """Return one word of `only` or `except`."""
     if not isinstance(spot.value, str):
         spot.wrong('must be a text: a name, a /pattern/ or a kind of pipeline')
-        return ''
+        return RefName('')
+    word, _, project = spot.value.partition('@')
+    if spot.value.startswith('/') and re.search(r'/[ismU]*$', spot.value):
+        word, project = spot.value, ''
     try:
-        pattern = written_pattern(spot.value)
+        return RefName(word, written_pattern(word), project)
     except ValueError as error:
         spot.wrong(str(error))
-        return ''
-    if not pattern and '@' in spot.value:
-        spot.wrong('is not supported: there are no forks here whose pipelines NAME@PROJECT could leave out')
-    return pattern or spot.value
+        return RefName('')
 
 
-def holds(spot: Spot, variables: Mapping[str, str]) -> bool:
-    """Tell whether an expression is true; complain if it is none."""
+def read_condition(spot: Spot) -> Node:
+    """Return an expression as a tree."""
     try:
-        return Expression(spot.text(), variables).value()
+        return parse_expression(spot.text())
     except ValueError as error:
         spot.wrong(f'is not an expression: {error}')
-        return False
+        return ('value', None)
 
 
-def read_condition(spot: Spot) -> Spot:
-    """Return an expression for `holds`, once it is known to be one; no rule before it may hide a fault."""
-    holds(spot, {})
-    return spot
-
-
-def read_refs(spot: Spot) -> dict[str, Any]:
+def read_refs(spot: Spot) -> Fields:
     """Return what `only` or `except` names."""
     if not isinstance(spot.value, dict):
         return {'refs': listed(read_ref)(spot)}
@@ -1553,13 +2148,27 @@ def read_refs(spot: Spot) -> dict[str, Any]:
                         'changes': Spot.texts, 'kubernetes': refused('there are no clusters here')})
 
 
-def read_globs(spot: Spot) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Globs:
+    """The paths of ``rules:changes`` or ``rules:exists``, and what they are compared with or looked up in."""
+
+    spot: Spot
+    paths: Sequence[str] = ()
+    compare_to: str = ''
+    project: str = ''
+    ref: str = ''
+
+
+GLOB_FIELDS: dict[str, Reader] = {
+    'paths': Spot.texts, 'compare_to': Spot.text, 'project': Spot.text, 'ref': Spot.text,
+    'regex': refused('name paths')}
+
+
+def read_globs(spot: Spot) -> Globs:
     """Return the paths of ``rules:changes`` or ``rules:exists``."""
-    if not isinstance(spot.value, dict):
-        return {'paths': spot.texts()}
-    elsewhere = refused('only the files of this commit are read')
-    return spot.fields({'paths': Spot.texts, 'compare_to': Spot.text, 'project': elsewhere, 'ref': elsewhere,
-                        'regex': refused('name paths')}, paths=[])
+    if isinstance(spot.value, dict):
+        return Globs(spot, **spot.fields(GLOB_FIELDS))
+    return Globs(spot, spot.texts())
 
 
 def read_inherited(spot: Spot) -> bool | list[str]:
@@ -1569,146 +2178,673 @@ def read_inherited(spot: Spot) -> bool | list[str]:
 
 WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
 AUTO_CANCEL_FIELDS: dict[str, Reader] = {
-    'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none')}
+    'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none', 'all')}
 RULE_FIELDS: dict[str, Reader] = {
     'if': read_condition, 'changes': read_globs, 'exists': read_globs, 'when': one_of(*WHENS, 'never'),
     'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables,
     'interruptible': Spot.flag, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}
 
 
-def read_rule(spot: Spot) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rule:
+    """One entry of `rules`: its clauses, and what it sets when they all hold."""
+
+    spot: Spot | None = None
+    fields: Mapping[str, Value] = field(default_factory=dict)
+
+    def get(self, key: str) -> Value:
+        """Return what the rule says of a keyword, None for nothing."""
+        return self.fields.get(key)
+
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        """The variables that the rule sets."""
+        found: Mapping[str, Variable] = self.fields.get('variables', {})
+        return found
+
+
+def read_rule(spot: Spot) -> Rule:
     """Return one rule and where it stands."""
-    return {**spot.fields(RULE_FIELDS), 'spot': spot}
+    if isinstance(spot.value, dict) and not spot.value:
+        spot.wrong('must say something')
+    return Rule(spot, spot.fields(RULE_FIELDS))
 
 
+def read_rules(spot: Spot) -> list[Rule]:
+    """Return rules; there must be a list of at least one."""
+    if not isinstance(spot.value, list) or not spot.value:
+        spot.wrong('must be a list of at least one rule')
+        return []
+    return [read_rule(item) for item in spot.spots(10)]
+
+
+# -- triggers
+
+@dataclass(frozen=True)
+class Trigger:
+    """What a bridge starts: a pipeline of a `project`, or a child pipeline of what `include` names."""
+
+    spot: Spot
+    project: str = ''
+    branch: str = ''
+    include: Spot | None = None
+    strategy: str = ''
+    forward: Mapping[str, bool] = field(default_factory=dict)
+    inputs: Mapping[str, Value] = field(default_factory=dict)
+
+
+TRIGGER_FIELDS: dict[str, Reader] = {
+    'project': Spot.text, 'branch': Spot.text, 'include': untouched, 'strategy': one_of('depend', 'mirror'),
+    'forward': mapping({'yaml_variables': Spot.flag, 'pipeline_variables': Spot.flag}), 'inputs': anything}
+
+
+def read_trigger(spot: Spot) -> Trigger:
+    """Return what a job with `trigger` starts."""
+    if isinstance(spot.value, str):
+        return Trigger(spot, spot.value)
+    found = spot.fields(TRIGGER_FIELDS)
+    if ('project' in found) == ('include' in found):
+        spot.wrong('must have a project or an include')
+    if 'branch' in found and 'include' in found:
+        spot.wrong('has a branch, and a child pipeline has that of its parent')
+    if 'include' in found and len(found['include'].spots()) > MAX_CHILD_INCLUDES:
+        spot.wrong(f'includes more than {MAX_CHILD_INCLUDES} files')
+    return Trigger(spot, **found)
+
+
+# -- the tables
+
+INCLUDE_FIELDS: dict[str, Reader] = {
+    **dict.fromkeys(('local', 'project', 'template', 'remote', 'component', 'ref', 'artifact', 'job', 'integrity'),
+                    Spot.text),
+    'file': Spot.texts, 'rules': read_rules, 'inputs': anything, 'cache': anything}
+INCLUDE_KINDS = ('local', 'project', 'template', 'remote', 'component', 'artifact')
 RELEASE_FIELDS: dict[str, Reader] = {
     **dict.fromkeys(('name', 'description', 'tag_name', 'tag_message', 'ref', 'released_at'), Spot.text),
     'milestones': Spot.texts, 'assets': mapping({'links': listed(mapping(
         dict.fromkeys(('name', 'url', 'filepath', 'link_type'), Spot.text), 'name', 'url'))})}
+
+
+def read_id_tokens(spot: Spot) -> list[str]:
+    """Return the names of the ID tokens that a job asks for; none are issued."""
+    if not isinstance(spot.value, dict):
+        spot.wrong('must be a mapping of names to tokens')
+        return []
+    for name in spot.value:
+        spot[name].fields({'aud': Spot.texts}, 'aud')
+    return list(spot.value)
+
+
+def read_pages(spot: Spot) -> bool | Fields:
+    """Return whether a job publishes pages, or how."""
+    if not isinstance(spot.value, dict):
+        return bool(spot.value)
+    return spot.fields({'path_prefix': Spot.scalar, 'expire_in': Spot.duration, 'publish': Spot.text})
+
+
 DEFAULT_FIELDS: dict[str, Reader] = {
     'image': read_image, 'services': listed(read_service), 'before_script': Spot.texts, 'after_script': Spot.texts,
     'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': read_timeout, 'retry': read_retry,
-    'interruptible': Spot.flag, 'hooks': mapping({'pre_get_sources_script': Spot.texts}),
-    'id_tokens': refused('minici issues no ID tokens')}
-JOB_FIELDS: dict[str, Reader] = {
-    **DEFAULT_FIELDS, 'stage': Spot.text, 'script': Spot.texts, 'variables': read_variables, 'dependencies': Spot.texts,
-    'needs': listed(read_need), 'when': one_of(*WHENS), 'start_in': Spot.seconds, 'allow_failure': read_allow_failure,
-    'only': read_refs, 'except': read_refs, 'rules': listed(read_rule), 'parallel': read_parallel, 'extends': anything,
-    'inherit': mapping({'default': read_inherited, 'variables': read_inherited}), 'resource_group': Spot.text,
-    'coverage': read_coverage, 'environment': read_environment,
-    'release': mapping(RELEASE_FIELDS, 'tag_name', 'description'), 'manual_confirmation': Spot.text,
-    'pages': anything, 'publish': Spot.text, 'secrets': refused('minici reads no vaults'), 'run': refused('use script'),
+    'interruptible': Spot.flag, 'hooks': mapping({'pre_get_sources_script': Spot.texts}), 'id_tokens': read_id_tokens,
     'identity': refused('minici knows no cloud providers')}
+PROCESSABLE_FIELDS: dict[str, Reader] = {
+    'stage': Spot.text, 'variables': read_variables, 'needs': listed(read_need), 'when': one_of(*WHENS),
+    'allow_failure': read_allow_failure, 'only': read_refs, 'except': read_refs, 'rules': read_rules,
+    'extends': anything, 'parallel': read_parallel, 'resource_group': Spot.text, 'start_in': Spot.seconds,
+    'inherit': mapping({'default': read_inherited, 'variables': read_inherited}), 'environment': read_environment,
+    'interruptible': Spot.flag, 'manual_confirmation': Spot.text}
+JOB_FIELDS: dict[str, Reader] = {
+    **DEFAULT_FIELDS, **PROCESSABLE_FIELDS, 'script': Spot.texts, 'dependencies': Spot.texts, 'coverage': read_coverage,
+    'release': mapping(RELEASE_FIELDS, 'tag_name', 'description'), 'pages': read_pages, 'publish': Spot.text,
+    'secrets': refused('minici reads no vaults'), 'run': refused('use script')}
+BRIDGE_FIELDS: dict[str, Reader] = {**PROCESSABLE_FIELDS, 'trigger': read_trigger}
 GLOBAL_FIELDS: dict[str, Reader] = {
     'stages': Spot.texts, 'types': Spot.texts, 'variables': read_variables, 'include': anything,
     'default': mapping(DEFAULT_FIELDS),
-    'workflow': mapping({'rules': listed(read_rule), 'name': Spot.text, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}),
+    'workflow': mapping({'rules': read_rules, 'name': Spot.text, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}),
     **{key: DEFAULT_FIELDS[key] for key in ('image', 'services', 'before_script', 'after_script', 'cache')}}
-INCLUDE_FIELDS: dict[str, Reader] = {
-    'local': Spot.text, 'rules': listed(read_rule), **dict.fromkeys(
-        ('project', 'template', 'remote', 'component', 'file', 'ref', 'artifact', 'inputs', 'job', 'integrity',
-         'cache'), refused('minici includes local files alone; keep a copy in the repository'))}
 
 
-class Compiler:
-    """One pipeline file on its way to a PipelineSpec."""
+# Includes #####################################################################################
+#
+# Rules decide, inputs are put in, and the files that `include` names are merged: what happens to a
+# pipeline file before its jobs are read. Files come from a `Tree` or a `Library`, never from here.
 
-    def __init__(self, facts: Facts, name: str = PIPELINE_FILE) -> None:
-        self.facts, self.name = facts, name
-        self.problems: dict[str, None] = {}     # in order, each once
-        self.decisions: dict[str, str] = {}
-        self._stages: list[str] = []
-        self._included: list[str] = []
-        self._extended_jobs: dict[str, Map] = {}
-        self._values = 0    # looked at while references are resolved
+class Tree(Protocol):
+    """What a compiler asks of a repository."""
 
-    def compile(self, content: str | bytes | Mapping[str, Any]) -> PipelineSpec:
-        """Return the pipeline; raise BadRequest with all that is wrong."""
-        merged = self._resolve(self._with_includes(load_pipeline_file(content, self.name)))
-        merged.pop('include', None)
-        spot = self._spot(merged)
-        names = [key for key in spot.value if key not in GLOBAL_FIELDS and not key.startswith('.')]
-        found = spot.fields({**dict.fromkeys(spot.value, anything), **GLOBAL_FIELDS})
-        listed_stages = found.get('stages') or found.get('types') or DEFAULT_STAGES
-        self._stages = ['.pre', *dict.fromkeys(stage for stage in listed_stages if stage not in ('.pre', '.post')),
-                        '.post']
-        variables = found.get('variables', {})
-        defaults = {**{key: found[key] for key in DEFAULT_FIELDS if key in found}, **found.get('default', {})}
-        for key in found.get('default', {}):
-            if key in found:
-                spot[key].wrong('stands under default too; say it once')
-        workflow = found.get('workflow', {})
-        runs, rule = self._decide(workflow.get('rules', [{}]), self._known(variables, spot))
-        variables = {**variables, **rule.get('variables', {})}
-        jobs = {name: self._read_job(spot[name], name, defaults, variables) for name in names}
-        if not names:
-            spot.wrong('must have at least one job that is not hidden')
-        included = [job for copies in jobs.values() for job in copies if runs and self._included_by(job)]
-        specs = self._link(included, jobs)
-        if sum(len(line) for spec in specs for line in (*spec.script, *spec.after_script)) > MAX_FILE_TEXT:
-            spot.wrong(f'has jobs whose scripts come to more than {MAX_FILE_TEXT} characters')
-        name = expand(workflow.get('name', ''), self._known(variables, spot))
-        self._report()
-        auto_cancel = {**workflow.get('auto_cancel', {}), **rule.get('auto_cancel', {})}
-        return PipelineSpec(stages=self._stages, jobs=specs, decisions=self.decisions, name=name or None, merged=merged,
-                            auto_cancel=auto_cancel.get('on_new_commit', 'conservative'))
+    def file(self, sha: str, path: str) -> bytes | None:
+        """Return a file as it is at a commit, or None when there is none."""
 
-    def _spot(self, value: Map | Seq) -> Spot:
-        return Spot(value, value.mark, self.problems)
+    def files(self, sha: str) -> Sequence[str]:
+        """Return the paths of all files at a commit."""
 
-    def _report(self) -> None:
-        """Raise BadRequest if anything is wrong."""
-        if self.problems:
-            more = len(self.problems) - MAX_PROBLEMS
-            raise BadRequest({'base': [*itertools.islice(self.problems, MAX_PROBLEMS),
-                                       *([f'and {more} more'] if more > 0 else [])]})
+    def changes(self, base: str, sha: str) -> Sequence[str] | None:
+        """Return the paths that differ between a commit (or ref) and a later commit, None when that cannot be told."""
 
-    # -- include, extends, !reference
 
-    def _with_includes(self, root: Map) -> Map:
-        """Return a file laid over the files that it includes."""
+@runtime_checkable
+class History(Protocol):
+    """A tree with a history."""
+
+    def compare(self, ref: str, sha: str) -> Sequence[str] | None:
+        """Return the paths that a commit changed since its history left that of a branch or tag, None if it never did.
+
+        Raises BadRequest when there is no such branch or tag.
+        """
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file stands: the files that it includes as local come from there."""
+
+    tree: Tree
+    sha: str
+    name: str = ''      # of another project and ref, in front of its files' names in messages
+
+
+class Library(Protocol):
+    """Finds files outside the repository; each method raises BadRequest when it cannot, and says what would help."""
+
+    def project(self, path: str, ref: str) -> Place:
+        """Return the files of another project at a ref, by default its default branch."""
+
+    def component(self, project: str, version: str) -> tuple[Place, str]:
+        """Return the files of a component project at a version, and what that version is called in full."""
+
+    def remote(self, url: str, integrity: str) -> bytes:
+        """Return the file at an https address; `integrity` is ``sha256-`` and a hash in Base64, or empty."""
+
+    def template(self, name: str) -> bytes:
+        """Return one of GitLab's own templates."""
+
+    def artifact(self, job: str, path: str) -> bytes:
+        """Return a file out of the artifacts of a job of the parent pipeline."""
+
+
+class NoFiles:
+    """A repository without files, of which nothing is known."""
+
+    def file(self, sha: str, path: str) -> None:
+        """Return None: there are no files."""
+
+    def files(self, sha: str) -> Sequence[str]:
+        """Return no paths."""
+        return ()
+
+    def changes(self, base: str, sha: str) -> None:
+        """Return None: what changed cannot be told."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a pipeline file may ask about: the ref, where the pipeline came from, variables and files.
+
+    `predefined` are the variables that the file may override, `variables` those that override the
+    file. Without a `library`, only local files can be included.
+    """
+
+    ref: str
+    tag: bool
+    source: str
+    before_sha: str
+    place: Place
+    project_path: str = ''
+    variables: Mapping[str, str] = field(default_factory=dict)
+    predefined: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Value] = field(default_factory=dict)
+    library: Library | None = None
+
+
+# -- rules
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether something is included, the rule that decided, and the reason in words."""
+
+    included: bool
+    rule: Rule
+    reason: str
+
+
+class RuleEvaluator:
+    """Decides by the facts of a pipeline which rule applies."""
+
+    def __init__(self, facts: Facts, report: Report, name: str) -> None:
+        self._facts, self._report, self._name = facts, report, name
+        self._changes: dict[str, Sequence[str] | BadRequest | None] = {}
+        self._files = functools.cache(self._paths)
+
+    def decide(self, rules: Sequence[Rule], scope: Scope) -> Decision:
+        """Return what the first rule says whose clauses all hold."""
+        for rule in rules:
+            notes = self._holding(rule, scope)
+            if notes is not None:
+                return Decision(rule.get('when') != 'never', rule, reason_of(rule, notes, self._name))
+        return Decision(False, Rule(), 'no rule fits')
+
+    def _holding(self, rule: Rule, scope: Scope) -> list[str] | None:
+        """Return what there is to say about a rule whose clauses all hold, None when one does not."""
+        notes: list[str] = []
+        if 'if' in rule.fields and not is_true(rule.get('if'), scope, self._report.budget):
+            return None
+        if 'changes' in rule.fields:
+            changed = self.is_changed(rule.get('changes'), scope)
+            if changed is False:
+                return None
+            notes.append('changes: assumed true' if changed is None else 'changes')
+        if 'exists' in rule.fields:
+            if not self._exists(rule.get('exists'), scope):
+                return None
+            notes.append('exists')
+        return notes
+
+    def is_changed(self, globs: Globs, scope: Scope) -> bool | None:
+        """Tell whether any of the paths differs from what was there before, None when that cannot be told."""
+        base = self._facts.before_sha
+        if globs.compare_to:
+            base = self.expanded(scope, globs.compare_to, globs.spot).removeprefix('refs/heads/')
+        if base not in self._changes:
+            self._changes[base] = self._changes_since(base, bool(globs.compare_to))
+        changed = self._changes[base]
+        if changed is None:
+            return None
+        if isinstance(changed, BadRequest):
+            globs.spot.wrong(f'has compare_to: {base}, which cannot be compared with: {changed.problems[0]}')
+            return False
+        paths = [self.expanded(scope, path, globs.spot) for path in globs.paths]
+        return fits_any(paths, changed, self._report.budget)
+
+    @staticmethod
+    def expanded(scope: Scope, text: str, spot: Spot) -> str:
+        """Return a text with variables, and the variables in those, replaced."""
+        try:
+            return scope.expand_known(text)
+        except ValueError as error:
+            spot.wrong(str(error))
+            return text
+
+    def _changes_since(self, base: str, named: bool) -> Sequence[str] | BadRequest | None:
+        """Return the paths that differ from a commit or ref, None when that is unknown, the error for a wrong ref."""
+        if not set(base) - {'0'}:
+            return None
+        place = self._facts.place
+        try:
+            if named and isinstance(place.tree, History):
+                return place.tree.compare(base, place.sha)
+            return place.tree.changes(base, place.sha)
+        except BadRequest as error:
+            return error
+
+    def _exists(self, globs: Globs, scope: Scope) -> bool:
+        """Tell whether any of the paths exists."""
+        place = self._facts.place
+        if globs.project:
+            project, ref = (self.expanded(scope, text, globs.spot) for text in (globs.project, globs.ref))
+            found = place_in_library(self._facts, globs.spot.at('project'), project, ref)
+            if found is None:
+                return False
+            place = found
+        paths = [self.expanded(scope, path, globs.spot) for path in globs.paths]
+        return fits_any(paths, self._files(place), self._report.budget)
+
+    @staticmethod
+    def _paths(place: Place) -> Sequence[str]:
+        return place.tree.files(place.sha)
+
+
+def reason_of(rule: Rule, notes: Sequence[str], file: str) -> str:
+    """Return in words which rule decided, by which clause, and where it stands if not in `file` itself."""
+    if rule.spot is None:
+        return 'no condition'
+    name, mark = ':'.join(rule.spot.path[-2:]), rule.spot.mark
+    if mark is None:
+        place = ''
+    elif mark[0] == file:
+        place = f' (line {mark[1]})'
+    else:
+        place = f' ({mark[0]}, line {mark[1]})'
+    condition = rule.spot['if'].value if 'if' in rule.spot else ''
+    if notes and not condition:
+        return f'{name} {", ".join(notes)}{place}'
+    return f'{name}{place}: ' + ', '.join([condition or 'no condition', *notes])
+
+
+def place_in_library(facts: Facts, spot: Spot, project: str, ref: str) -> Place | None:
+    """Return the files of another project at a ref; complain when they cannot be had."""
+    try:
+        if facts.library is None:
+            raise BadRequest({'base': [f'the files of {project} cannot be read here']})
+        return facts.library.project(project, ref)
+    except BadRequest as error:
+        spot.wrong(f'names {project}: {error.problems[0]}')
+        return None
+
+
+# -- inputs
+
+INPUT_KINDS: dict[str, type | tuple[type, ...]] = {
+    'string': str, 'number': (int, float), 'boolean': bool, 'array': list}
+INPUT_FIELDS: dict[str, Reader] = {
+    'default': anything, 'description': Spot.text, 'options': listed(anything), 'regex': Spot.text,
+    'type': one_of(*INPUT_KINDS), 'rules': refused('conditional inputs are not known')}
+SPEC_FIELDS: dict[str, Reader] = {
+    'inputs': untouched, 'component': listed(one_of('name', 'sha', 'version', 'reference')), 'description': Spot.text}
+BLOCK = re.compile(r'\$\[\[\s*(\S(?:.*?\S)?)\s*\]\]')
+FUNCTIONS = ('expand_vars', 'posix_escape', 'truncate')
+TRUNCATE = re.compile(r'truncate\(\s*(\d+)\s*,\s*(\d+)\s*\)')
+
+
+class InputReader:
+    """Reads the header of a file, ``spec:inputs``, and puts the inputs into the rest of it."""
+
+    def __init__(self, header: Spot, scope: Scope, component: Mapping[str, str]) -> None:
+        self._scope, self._component = scope, component
+        spec = header.fields({'spec': mapping(SPEC_FIELDS)}).get('spec') or {}
+        self._declared: Spot | None = spec.get('inputs')
+        self._header = header
+
+    def values(self, given: Mapping[str, Value], spot: Spot) -> dict[str, Value]:
+        """Return the value of each input; complain about those that are missing, unknown or of another kind."""
+        declared = self._declared
+        if declared is None:
+            names: list[str] = []
+        elif isinstance(declared.value, dict):
+            names = list(declared.value)
+        else:
+            declared.wrong('must be a mapping of names to inputs')
+            return {}
+        for name in given:
+            if name not in names:
+                spot.wrong(f'gives the input {name}, which the file does not have', name, names)
+        return {name: self._value(declared[name], name, given, spot) for name in names if declared is not None}
+
+    def _value(self, declared: Spot, name: str, given: Mapping[str, Value], spot: Spot) -> Value:
+        fields: Fields = {}
+        if declared.value is not None:
+            fields = declared.fields(INPUT_FIELDS)
+            if 'default' in declared.value:
+                fields.setdefault('default', None)
+        if name not in given:
+            if 'default' not in fields:
+                spot.wrong(f'must give the input {name}: it has no default')
+            value, place, word = fields.get('default'), declared, 'default'
+        else:
+            value, place, word = as_input(given[name], fields.get('type', 'string')), spot, 'value'
+        self._check(value, fields, place, f'has a {word} of the input {name}')
+        return value
+
+    @staticmethod
+    def _check(value: Value, fields: Fields, spot: Spot, subject: str) -> None:
+        """Complain about a value that is not what its input says."""
+        kind = fields.get('type', 'string')
+        if value is None and kind == 'string':
+            return
+        if not isinstance(value, INPUT_KINDS[kind]) or isinstance(value, bool) and kind != 'boolean':
+            spot.wrong(f'{subject} that is not a {kind}')
+        elif 'options' in fields and value not in fields['options']:
+            options = [str(option) for option in fields['options']]
+            spot.wrong(f'{subject} that is none of its options: {", ".join(options)}', value, options)
+        elif 'regex' in fields and kind == 'string':
+            try:
+                if not any(spot.report.budget.find_all(re2_pattern(fields['regex']), str(value))):
+                    spot.wrong(f'{subject} that does not match {fields["regex"]}')
+            except ValueError as error:
+                spot.wrong(f'{subject} whose regex cannot be read: {error}')
+
+    def interpolate(self, text: str, inputs: Mapping[str, Value]) -> str:
+        """Return the text of a file with each ``$[[ inputs.name ]]`` replaced; JSON stands for what is no text."""
+        def replacement(match: re.Match[str]) -> str:
+            access, *calls = [part.strip() for part in match[1].split('|')]
+            if access.startswith('matrix.'):
+                return match[0]
+            value = self._lookup(access, inputs)
+            if len(calls) > 3:
+                self._header.wrong(f'is used with more than three functions in {match[0]}')
+            for call in calls[:3]:
+                value = self._apply(call, value)
+            return value if isinstance(value, str) else json.dumps(value)
+
+        return BLOCK.sub(replacement, text)
+
+    def _lookup(self, access: str, inputs: Mapping[str, Value]) -> Value:
+        kind, _, name = access.partition('.')
+        known = {'inputs': inputs, 'component': self._component}.get(kind, {})
+        if name not in known:
+            self._header.wrong(f'has no {access}, which the file uses', name, known)
+        value = known.get(name)
+        return '' if value is None else value
+
+    def _apply(self, call: str, value: Value) -> Value:
+        """Return what one of the functions makes of a value."""
+        truncate = TRUNCATE.fullmatch(call)
+        if not truncate and call not in ('expand_vars', 'posix_escape'):
+            self._header.wrong(f'is used with {call}, which is no function', call, FUNCTIONS)
+        elif not isinstance(value, str):
+            self._header.wrong(f'is used with {call}, which takes a text')
+        elif truncate:
+            start = int(truncate[1])
+            return value[start:start + int(truncate[2])]
+        elif call == 'expand_vars':
+            return self._scope.expand_known(value, nested=False)
+        else:
+            return re.sub(r'[^A-Za-z0-9_\-.,:+/@\n]', r'\\\g<0>', value).replace('\n', "'\n'") or "''"
+        return value
+
+
+def as_input(value: Value, kind: str) -> Value:
+    """Return an input that came as a text, from a form or a command line, as what its kind says."""
+    if isinstance(value, str) and kind != 'string':
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
+# -- files
+
+@dataclass(frozen=True)
+class Found:
+    """An included file: its name for messages, its content, and where the files that it includes come from."""
+
+    name: str
+    content: bytes
+    place: Place
+    component: Mapping[str, str] = field(default_factory=dict)
+
+
+class Includes:
+    """Puts a pipeline file and all that it includes together."""
+
+    def __init__(self, facts: Facts, report: Report, evaluator: RuleEvaluator) -> None:
+        self._facts, self._report, self._evaluator = facts, report, evaluator
+        self._scope = Scope(facts.predefined, facts.variables)
+        self._count = 0
+        self._readers: dict[str, Callable[[Fields, Place, Spot], Iterator[Found]]] = {
+            'local': self._local, 'project': self._project, 'template': self._template, 'remote': self._remote,
+            'component': self._component, 'artifact': self._artifact}
+
+    def load(self, content: str | bytes | Mapping[str, Value], name: str, given: Mapping[str, Value],
+             spot: Spot | None = None, component: Mapping[str, str] | None = None) -> Map:
+        """Return a file as a mapping, the inputs given to it put in; `spot` is where they are given."""
+        text = decoded(content, name)
+        if isinstance(text, Mapping):
+            loaded = marked(text, name)
+        else:
+            header, text = split_header(text)
+            if header:
+                loaded_header = load_text(header, name, self._report)
+                place = Spot(loaded_header, getattr(loaded_header, 'mark', None), self._report)
+                reader = InputReader(place, self._scope, component or {})
+                inputs = reader.values(given, spot or place)
+                text = reader.interpolate(text, inputs)
+                self._report.check()
+                if len(text) > MAX_FILE_SIZE:
+                    raise BadRequest({'base': [f'{name}: has more than {MAX_FILE_SIZE} bytes with its inputs']})
+                given = {}
+            loaded = load_text(text, name, self._report)
+        if not isinstance(loaded, Map):
+            raise BadRequest({'base': [f'{name}:1:1: must be a mapping of jobs and keywords']})
+        if given:
+            (spot or Spot(loaded, loaded.mark, self._report)).wrong(
+                f'gives the inputs {", ".join(given)}, and the file has no spec:inputs')
+        return loaded
+
+    def merged(self, root: Map, place: Place, above: tuple[str, ...] = ()) -> Map:
+        """Return a file laid over the files that it includes; a later include wins over an earlier one."""
         if root.get('include') is None:
             return root
         base = Map(mark=root.mark)
-        for spot in self._spot(root)['include'].spots():
-            for path in self._included_paths(spot):
-                content = self.facts.read_file(path)
-                if content is None:
-                    spot.wrong(f'names {path}, which is not in the repository')
-                elif len(self._included) >= MAX_INCLUDES:
-                    spot.wrong(f'makes this more than {MAX_INCLUDES} files')
-                elif path not in self._included:
-                    self._included.append(path)
-                    base = self._with_includes(load_pipeline_file(content, path)).over(base)
-        self._report()
+        for spot in Spot(root, root.mark, self._report)['include'].spots():
+            for file in self._entry(spot, place, above):
+                base = file.over(base)
+        self._report.check()
         return root.over(base)
 
-    def _included_paths(self, spot: Spot) -> list[str]:
-        """Return the files of the repository that one entry of `include` names."""
-        if isinstance(spot.value, str):
-            kind = 'remote' if re.match(r'https?://', spot.value) else 'local'
-            found = {kind: INCLUDE_FIELDS[kind](spot)}
+    def _entry(self, spot: Spot, place: Place, above: tuple[str, ...]) -> Iterator[Map]:
+        """Yield the files that one entry of `include` names, with all that they include."""
+        if isinstance(spot.value, dict):
+            fields = spot.fields(INCLUDE_FIELDS)
         else:
-            found = spot.fields(INCLUDE_FIELDS)
-        if not found.get('local') and not found.keys() - {'local', 'rules'}:
-            spot.wrong('must name a local file')
-        if not found.get('local') or not self._decide(found.get('rules', [{}]), self.facts.variables)[0]:
-            return []
-        local = expand(found['local'], self.facts.variables).lstrip('/')
-        if '*' not in local:
-            return [local]
-        wild = re.escape(local).replace(r'\*\*', r'[^\x00]*').replace(r'\*', r'[^/\x00]*')     # not the globs of rules
-        return [match[1] for match in matches(regex.compile(rf'(?:^|\x00)({wild})(?=\x00|\Z)'),
-                                              '\0'.join(sorted(self.facts.list_files())), local) if match[1]]
+            text = spot.text()
+            fields = {'remote' if re.match(r'https?://', text) else 'local': text}
+        kinds = [kind for kind in INCLUDE_KINDS if fields.get(kind)]
+        if len(kinds) != 1:
+            spot.wrong(f'must name one of {", ".join(INCLUDE_KINDS)}')
+            return
+        if 'rules' in fields and not self._evaluator.decide(fields['rules'], self._scope).included:
+            return
+        for key in (*INCLUDE_KINDS, 'ref', 'job'):
+            if key in fields:
+                fields[key] = self._scope.expand(fields[key], nested=False)
+        try:
+            for found in self._readers[kinds[0]](fields, place, spot):
+                yield from self._file(found, fields.get('inputs') or {}, spot.at('inputs'), above)
+        except BadRequest as error:
+            spot.at(kinds[0]).wrong(f'names {fields[kinds[0]]}: {"; ".join(error.problems)}')
 
-    def _resolve(self, root: Map) -> Map:
-        """Return the file with `extends` and `!reference` resolved."""
-        extended = Map({name: self._extended(self._spot(root), name, ())
-                        if isinstance(value, Map) and name not in GLOBAL_FIELDS else value
-                        for name, value in root.items()}, root.mark, root.marks)
-        self._report()
+    def _file(self, found: Found, inputs: Mapping[str, Value], spot: Spot, above: tuple[str, ...]) -> Iterator[Map]:
+        """Yield one included file with what it includes; one that includes itself is left out."""
+        if found.name in above:
+            return
+        self._count += 1
+        self._report.budget.check()
+        if self._count > MAX_INCLUDES:
+            spot.wrong(f'makes this more than {MAX_INCLUDES} files')
+            self._report.check()
+        loaded = None
+        try:
+            loaded = self.load(found.content, found.name, inputs, spot, found.component)
+        except BadRequest as error:
+            for problem in error.problems:      # each names its own place
+                self._report.wrong(problem)
+        if loaded is not None:
+            yield self.merged(loaded, found.place, (*above, found.name))
+
+    def _local(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
+        path = fields['local'].lstrip('/')
+        if '*' not in path:
+            yield from self._read(place, [path], spot, 'which is not in the repository')
+            return
+        wild = re.escape(path).replace(r'\*\*', r'[^\x00]*').replace(r'\*', r'[^/\x00]*')     # not the globs of rules
+        pattern = regex.compile(rf'(?:^|\x00)({wild})(?=\x00|\Z)')
+        paths = '\0'.join(sorted(place.tree.files(place.sha)))
+        names = [match[1] for match in self._report.budget.find_all(pattern, paths, path) if match[1]]
+        yield from self._read(place, [name for name in names if is_yaml(name)], spot, 'which is not in the repository')
+
+    def _read(self, place: Place, paths: Iterable[str], spot: Spot, missing: str) -> Iterator[Found]:
+        """Yield files of a repository."""
+        for path in paths:
+            if not is_yaml(path):
+                spot.wrong(f'names {path}, and a pipeline file ends in .yml or .yaml')
+                continue
+            content = place.tree.file(place.sha, path)
+            if content is None:
+                spot.wrong(f'names {place.name}{path}, {missing}')
+            else:
+                yield Found(place.name + path, content, place)
+
+    def _project(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
+        if not fields.get('file'):
+            spot.wrong('must name a file of the project')
+            return
+        other = self._library().project(fields['project'], fields.get('ref', ''))
+        paths = [self._scope.expand(path, nested=False).lstrip('/') for path in fields['file']]
+        yield from self._read(other, paths, spot, 'which that project does not have')
+
+    def _component(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
+        """Yield a component: ``HOST/PROJECT/NAME@VERSION`` is templates/NAME.yml or templates/NAME/template.yml."""
+        address, _, version = fields['component'].partition('@')
+        _, _, path = address.partition('/')
+        project, _, name = path.rpartition('/')
+        if not version or not project:
+            spot.wrong('names a component, which is written HOST/PROJECT/NAME@VERSION')
+            return
+        other, full = self._library().component(address.rpartition('/')[0], version)
+        component = {'name': name, 'sha': other.sha, 'version': full, 'reference': version}
+        for path in (f'templates/{name}.yml', f'templates/{name}/template.yml'):
+            content = other.tree.file(other.sha, path)
+            if content is not None:
+                yield Found(other.name + path, content, other, component)
+                return
+        spot.wrong(f'names {fields["component"]}, and {project} has no templates/{name}.yml '
+                   f'nor templates/{name}/template.yml')
+
+    def _remote(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
+        url, integrity = fields['remote'], fields.get('integrity', '')
+        if not is_yaml(urllib.parse.urlsplit(url).path):
+            spot.wrong(f'names {url}, and a pipeline file ends in .yml or .yaml')
+            return
+        yield Found(url, self._library().remote(url, integrity), Place(NoFiles(), ''))
+
+    def _template(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
+        name = fields['template']
+        if not name.endswith('.gitlab-ci.yml'):
+            spot.wrong(f'names {name}, and the name of a template ends in .gitlab-ci.yml')
+            return
+        yield Found(name, self._library().template(name), Place(NoFiles(), ''))
+
+    def _artifact(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
+        if not fields.get('job'):
+            spot.wrong('must name the job that makes the artifact')
+            return
+        content = self._library().artifact(fields['job'], fields['artifact'])
+        yield Found(fields['artifact'], content, self._facts.place)
+
+    def _library(self) -> Library:
+        if self._facts.library is None:
+            raise BadRequest({'base': ['only files of the repository can be included here']})
+        return self._facts.library
+
+
+def is_yaml(path: str) -> bool:
+    """Tell whether GitLab would include a file of this name."""
+    return path.lower().endswith(('.yml', '.yaml'))
+
+
+# Pipeline files ###############################################################################
+#
+# A pipeline file in, a PipelineSpec out: includes, `extends` and `!reference` are resolved, each job's
+# keywords are read, its rules decide whether it is in, and its needs are linked to other jobs.
+
+DEFAULT_STAGES = ('build', 'test', 'deploy')
+
+
+class Resolver:
+    """Resolves `extends` and `!reference` in a file that is merged from all its includes."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._done: dict[str, Map] = {}
+
+    def resolve(self, root: Map) -> Map:
+        """Return the file with nothing left to look up."""
+        extended = Map(root, root.mark, root.marks)
+        for name, value in root.items():
+            if isinstance(value, Map) and name not in GLOBAL_FIELDS:
+                extended[name] = self._extended(Spot(root, root.mark, self._report), name, ())
+        self._report.check()
         resolved: Map = self._referenced(extended, extended, ())
-        self._report()
+        self._report.check()
         return resolved
 
     def _extended(self, root: Spot, name: str, below: tuple[str, ...]) -> Map:
@@ -1716,278 +2852,640 @@ class Compiler:
         own: Map = root.value[name]
         if own.get('extends') is None:
             return own
-        if name in self._extended_jobs:
-            return self._extended_jobs[name]
+        if name in self._done:
+            return self._done[name]
         base, spot = Map(mark=own.mark), root[name]['extends']
         for parent in spot.texts():
             if not isinstance(root.value.get(parent), Map):
-                spot.wrong(f'names {parent}, and there is no such job')
+                jobs = (key for key in root.value if key not in GLOBAL_FIELDS)
+                spot.wrong(f'names {parent}, and there is no such job', parent, jobs)
             elif parent in (*below, name) or len(below) >= MAX_DEPTH - 1:
                 spot.wrong(f'names {parent}, which goes round in circles or too deep')
             else:
                 base = self._extended(root, parent, (*below, name)).over(base)
-        merged = self._extended_jobs[name] = own.over(base)
+        merged = self._done[name] = own.over(base)
         merged.pop('extends', None)
         return merged
 
-    def _referenced(self, root: Map, value: Any, above: tuple[tuple[str, ...], ...]) -> Any:
-        """Return a value with each `!reference` in it replaced by what it names."""
-        self._values += 1
-        if self._values > MAX_FILE_NODES:
-            self._spot(root).wrong(f'has more than {MAX_FILE_NODES} values once expanded')
-            self._report()
+    def _referenced(self, root: Map, value: Value, above: tuple[tuple[str, ...], ...]) -> Value:
+        """Return a value with each `!reference` in it replaced by what it names; untouched values stay as they are."""
         if isinstance(value, Reference):
-            keys = tuple(str(key) for key in value)
-            found: Any = root if keys else None
-            for key in keys:
-                found = found.get(key) if isinstance(found, Map) else None
-            if found is not None and keys not in above and len(above) < MAX_DEPTH - 1:
-                return self._referenced(root, found, (*above, keys))
-            self._spot(value).wrong(f'!reference [{", ".join(keys)}] ' + (
-                'names nothing' if found is None else 'goes round in circles or too deep'))
-            return None
+            return self._looked_up(root, value, above)
+        if not isinstance(value, (Map, Seq)):
+            return value
+        self._report.budget.spend(len(value) if above else 0, 0, value.mark)
         if isinstance(value, Map):
-            return Map({key: self._referenced(root, item, above) for key, item in value.items()},
-                       value.mark, value.marks)
-        if isinstance(value, Seq):
-            return Seq([self._referenced(root, item, above) for item in value], value.mark, value.marks)
-        return value
+            items = {key: self._referenced(root, item, above) for key, item in value.items()}
+            if all(items[key] is value[key] for key in items):
+                return value
+            return Map(items, value.mark, value.marks)
+        found = [self._referenced(root, item, above) for item in value]
+        if all(map(operator.is_, found, value)):
+            return value
+        return Seq(found, value.mark, value.marks)
 
-    # -- jobs
+    def _looked_up(self, root: Map, reference: Reference, above: tuple[tuple[str, ...], ...]) -> Value:
+        """Return what a `!reference` names."""
+        keys = tuple(str(key) for key in reference)
+        found: Value = root
+        for key in keys:
+            found = found.get(key) if isinstance(found, Map) else None
+        spot = Spot(reference, reference.mark, self._report)
+        if found is None or not keys:
+            spot.wrong(f'!reference [{", ".join(keys)}] names nothing', ''.join(keys[:1]), root)
+            return None
+        if keys in above or len(above) >= MAX_DEPTH - 1:
+            spot.wrong(f'!reference [{", ".join(keys)}] goes round in circles or too deep')
+            return None
+        return self._referenced(root, found, (*above, keys))
 
-    def _read_job(self, spot: Spot, name: str, defaults: Mapping[str, Any],
-                  variables: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return a job's keywords, what it inherits among them, for each of its parallel copies."""
+
+# -- jobs
+
+@dataclass
+class Draft:
+    """One job on its way to a JobSpec; `parallel` makes several of one job of the file."""
+
+    name: str
+    spot: Spot
+    keywords: Fields                            # what the job says and inherits, read
+    variables: dict[str, Variable]
+    group: str = ''                             # the job's name in the file
+    matrix: Mapping[str, str] = field(default_factory=dict)     # its own row of a matrix
+    copies: tuple[int, int] | None = None       # its number and how many there are
+    predefined: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """The stage of the job."""
+        return str(self.keywords['stage'])
+
+    def get(self, keyword: str, default: Value = None) -> Value:
+        """Return what the job says of a keyword."""
+        return self.keywords.get(keyword, default)
+
+    def wrong(self, complaint: str, keyword: str = '', word: object = '', known: Iterable[str] = ()) -> None:
+        """Complain about the job, or about one of its keywords if it stands in the job itself."""
+        self.spot.at(keyword).wrong(complaint, word, known)
+
+
+class JobReader:
+    """Reads the jobs of a resolved file: keywords, what they inherit, copies and variables."""
+
+    def __init__(self, facts: Facts, report: Report, stages: Sequence[str]) -> None:
+        self._facts, self._report, self._stages = facts, report, stages
+        self._file = functools.cache(self._blob)
+
+    def read(self, spot: Spot, name: str, defaults: Fields, variables: Mapping[str, Variable]) -> list[Draft]:
+        """Return a job as one draft for each of its parallel copies."""
         if not isinstance(spot.value, dict):
-            spot.wrong('must be a mapping: a job with a script, or a keyword that minici does not know')
+            spot.wrong('must be a mapping: a job with a script, or a keyword that minici does not know',
+                       name, GLOBAL_FIELDS)
             return []
-        if 'trigger' in spot:
-            self.decisions[name] = 'left out: trigger is not supported, there are no downstream pipelines'
-            return []
-        own = spot.fields(JOB_FIELDS)
+        self._report.budget.check()
+        bridge = 'trigger' in spot
+        own = spot.fields(BRIDGE_FIELDS if bridge else JOB_FIELDS)
         inherit = own.get('inherit', {})
-        job = {**taken(defaults, inherit.get('default', True)), **own, 'name': name, 'spot': spot,
-               'variables': {**taken(variables, inherit.get('variables', True)), **own.get('variables', {})}}
-        if not 0 < len(name) <= 255:
-            spot.wrong('must have a name of 1 to 255 characters')
-        if not spot.value.get('script'):
-            spot.wrong('must have a script')
-        if job.setdefault('stage', 'test') not in self._stages:
-            at = spot['stage'] if 'stage' in own else spot
-            at.wrong(f'names no stage: there are {", ".join(self._stages)}')
-            job['stage'] = self._stages[0]
-        job['cache'] = [{**cache, 'key': self._cache_key(cache['key'])} for cache in job.get('cache', ())]
-        if 'rules' in job and ('only' in job or 'except' in job):
-            spot.wrong('cannot have rules together with only or except')
-        for way in (job, *job.get('rules', ())):
-            if way.get('when') == 'delayed' and not 0 < (way.get('start_in') or 0) <= MAX_START_IN:
-                way['spot'].wrong('is delayed and needs start_in, of at most a week')
-        return parallel_copies(job)
+        inherited = {} if bridge else taken(defaults, inherit.get('default', True))
+        keywords = {**inherited, **own}
+        own_variables = own.get('variables', {})
+        job_variables = {**taken(variables, inherit.get('variables', True)), **own_variables}
+        draft = Draft(name, spot, keywords, job_variables, group=name)
+        self._check(draft, own)
+        if not bridge:
+            self._complete(draft)
+        return parallel_copies(draft)
 
-    def _cache_key(self, key: Any) -> str:
-        """Return the key of a cache; one of files changes with what they hold."""
+    def _check(self, draft: Draft, own: Fields) -> None:
+        """Complain about what the keywords of a job may not be together."""
+        spot, keywords = draft.spot, draft.keywords
+        if not 0 < len(draft.name) <= 255:
+            spot.wrong('must have a name of 1 to 255 characters')
+        if 'trigger' not in spot and not spot.value.get('script') and not own.get('run'):
+            spot.wrong('must have a script')
+        if keywords.setdefault('stage', 'test') not in self._stages:
+            listed_stages = ', '.join(self._stages)
+            draft.wrong(f'names the stage {draft.stage}, which is none of {listed_stages}', 'stage',
+                        draft.stage, self._stages)
+            keywords['stage'] = self._stages[0]
+        if 'rules' in own:
+            if 'only' in own or 'except' in own:
+                spot.wrong('cannot have rules together with only or except')
+            if 'start_in' in own:
+                draft.wrong('cannot stand beside rules: write it into a rule', 'start_in')
+        ways = [(own, spot)] + [(rule.fields, rule.spot) for rule in own.get('rules', ()) if rule.spot]
+        for fields, place in ways:
+            delayed = fields.get('when') == 'delayed' and (fields is not own or 'rules' not in own)
+            if delayed and not 0 < (fields.get('start_in') or 0) <= MAX_START_IN:
+                place.wrong('is delayed and needs start_in, of at most a week')
+        if 'trigger' in own and own.get('when') == 'delayed':
+            draft.wrong('must be one of on_success, on_failure, always, manual in a job with trigger', 'when')
+
+    def _complete(self, draft: Draft) -> None:
+        """Put in what follows from a job's keywords: keys of caches, artifacts of pages."""
+        keywords = draft.keywords
+        keywords['cache'] = [{**cache, 'key': self._cache_key(cache['key'])} for cache in keywords.get('cache', ())]
+        pages = keywords.get('pages', draft.name == 'pages')
+        if not pages:
+            return
+        path = keywords.get('publish') or 'public'
+        if isinstance(pages, dict):
+            path = pages.get('publish') or path
+        artifacts = keywords.get('artifacts', [])
+        archives = [upload for upload in artifacts if upload['artifact_type'] == 'archive']
+        if not archives:
+            archive = {'untracked': False, 'paths': [path], 'when': 'on_success', 'artifact_type': 'archive',
+                       'artifact_format': 'zip'}
+            keywords['artifacts'] = [archive, *artifacts]
+        elif path not in archives[0]['paths']:
+            archive = {**archives[0], 'paths': [*archives[0]['paths'], path]}
+            keywords['artifacts'] = [archive if upload is archives[0] else upload for upload in artifacts]
+
+    def _cache_key(self, key: str | Fields) -> str:
+        """Return the key of a cache; one of files changes with what they hold, as in GitLab."""
         if isinstance(key, str):
             return key
-        digest = hashlib.sha1(usedforsecurity=False)
+        place, paths = self._facts.place, []
         for name in key['files']:
-            digest.update(name.encode() + b'\0' + (self.facts.read_file(name) or b'') + b'\0')
-        return '-'.join(part for part in (key['prefix'], digest.hexdigest()) if part)
+            if '*' in name:
+                text = '\0'.join(place.tree.files(place.sha))
+                paths += [match[0].strip('\0') for match in self._report.budget.find_all(glob_pattern(name), text)]
+            else:
+                paths.append(name)
+        blobs = {self._file(path) for path in paths} - {''}
+        digest = hashlib.sha1('-'.join(sorted(blobs)).encode(), usedforsecurity=False).hexdigest()
+        return '-'.join(part for part in (key['prefix'], digest if blobs else 'default') if part)
 
-    def _included_by(self, job: dict[str, Any]) -> bool:
-        """Tell whether a job's rules, or `only` and `except`, let it in; what they change is put into it."""
-        known, name = self._known(job['variables'], job['spot']), job['name']
-        if 'rules' in job:
-            included, rule = self._decide(job['rules'], known)
-            self.decisions[name] = ('' if included else 'left out: ') + decision(rule)
-            if included:
-                job.setdefault('allow_failure', job.get('when') == 'manual')    # of a rule's `when: manual` it is not
-                job.update({key: rule[key] for key in ('when', 'start_in', 'allow_failure', 'needs', 'interruptible')
-                            if key in rule})
-                job['variables'] = {**job['variables'], **rule.get('variables', {})}
-            return included
-        only = {'refs': None, **job.get('only', {})}    # by default branches and tags
-        included = all(self._refs_match(only, known)) and not any(self._refs_match(job.get('except', {}), known))
-        self.decisions[name] = 'no rules' if 'only' not in job and 'except' not in job else (
-            'only and except fit' if included else 'left out by only or except')
-        return included
+    def _blob(self, path: str) -> str:
+        """Return the id that git gives to the content of a file, an empty text when there is no such file."""
+        place = self._facts.place
+        content = place.tree.file(place.sha, path)
+        if content is None:
+            return ''
+        return hashlib.sha1(b'blob %d\0%b' % (len(content), content), usedforsecurity=False).hexdigest()
 
-    def _known(self, variables: Mapping[str, Any], spot: Spot) -> dict[str, str]:
-        """Return all variables that a rule may ask for, with the variables in their values replaced."""
+    def scope_of(self, draft: Draft) -> Scope:
+        """Return the variables that the rules of a job know."""
+        raw = {name for name, variable in draft.variables.items() if variable.raw}
+        layers = (self._facts.predefined, draft.predefined, values_of(draft.variables), self._facts.variables)
+        return Scope(*layers, raw=raw)
+
+    def predefine(self, draft: Draft) -> None:
+        """Set the predefined variables that are known of a job before it exists."""
+        known = {
+            'CI_JOB_NAME': draft.name,
+            'CI_JOB_NAME_SLUG': slug(draft.name),
+            'CI_JOB_GROUP_NAME': draft.group,
+            'CI_JOB_STAGE': draft.stage,
+            'CI_NODE_TOTAL': '1',
+        }
+        if draft.get('when') in ('manual', 'delayed'):
+            known['CI_JOB_MANUAL'] = 'true'
+        draft.predefined = known
+        environment = draft.get('environment')
+        if not environment:
+            return
+        name = self.expanded(draft, environment.get('name', ''), 'environment')
+        known['CI_ENVIRONMENT_NAME'] = name
+        known['CI_ENVIRONMENT_ACTION'] = environment.get('action', 'start')
+        for key in ('url', 'deployment_tier'):
+            if key in environment:
+                known['CI_ENVIRONMENT_' + key.rpartition('_')[2].upper()] = environment[key]
+
+    def expanded(self, draft: Draft, text: str, keyword: str, *, keep: bool = False) -> str:
+        """Return a text of a job with variables, and the variables in those, replaced.
+
+        With `keep`, what is not known stays as it is written, else it becomes nothing.
+        """
+        if '$' not in text and '%' not in text:
+            return text
+        scope = self.scope_of(draft)
         try:
-            return expand_all({**plain(variables), **self.facts.variables})
+            return scope.expand_known(text) if keep else scope.expand(text)
         except ValueError as error:
-            spot.wrong(str(error))
-            return {}
-
-    def _decide(self, rules: list[dict[str, Any]], variables: Mapping[str, str]) -> tuple[bool, dict[str, Any]]:
-        """Return whether the first rule that fits lets things run, and that rule ({} when none fits)."""
-        for rule in rules:
-            if self._fits(rule, variables):
-                return rule.get('when') != 'never', rule
-        return False, {}
-
-    def _fits(self, rule: Mapping[str, Any], variables: Mapping[str, str]) -> bool:
-        """Tell whether all clauses of a rule hold."""
-        return (('if' not in rule or holds(rule['if'], variables))
-                and ('changes' not in rule or self._changed(rule['changes'], variables))
-                and ('exists' not in rule or matches_any(rule['exists']['paths'], self.facts.list_files(), variables)))
-
-    def _changed(self, changes: Mapping[str, Any], variables: Mapping[str, str]) -> bool:
-        """Tell whether any of the paths differs from what was there before, or that cannot be told."""
-        base = expand(changes.get('compare_to', ''), variables).removeprefix('refs/heads/')
-        changed = self.facts.changed(base or None)
-        return changed is None or matches_any(changes['paths'], changed, variables)
-
-    def _refs_match(self, refs: Mapping[str, Any], variables: Mapping[str, str]) -> list[bool]:
-        """Tell of each kind of condition that `only` or `except` has whether any of its members fits."""
-        kinds = []
-        if 'refs' in refs:
-            kinds.append(self.facts.source != 'merge_request_event' if refs['refs'] is None
-                         else any(self._ref_matches(ref) for ref in refs['refs']))
-        if 'variables' in refs:
-            kinds.append(any(holds(spot, variables) for spot in refs['variables']))
-        if 'changes' in refs:
-            kinds.append(self._changed({'paths': refs['changes']}, variables))
-        return kinds
-
-    def _ref_matches(self, ref: str | regex.Pattern[str]) -> bool:
-        """Tell whether one word fits: a name, a pattern, or a kind of pipeline."""
-        facts = self.facts
-        if ref in SOURCE_WORDS or ref == facts.source.removesuffix('_event'):   # `schedule` is `schedules` too
-            return facts.source == SOURCE_WORDS.get(str(ref), facts.source)
-        if facts.source == 'merge_request_event':   # all else is of branches and tags
-            return False
-        if isinstance(ref, regex.Pattern):
-            return any(matches(ref, facts.ref))
-        return facts.tag == (ref == 'tags') if ref in ('branches', 'tags') else ref == facts.ref
-
-    # -- what jobs need
-
-    def _link(self, included: list[dict[str, Any]], jobs: dict[str, list[dict[str, Any]]]) -> list[JobSpec]:
-        """Return the jobs that will be created, each with the names of those that it needs."""
-        named = {**{job['name']: [job] for copies in jobs.values() for job in copies}, **jobs}
-        running = collections.Counter(job['name'] for job in included)
-        specs = []
-        for job in included:
-            if running[job['name']] > 1:
-                job['spot'].wrong(f'makes a job of the name {job["name"]}, which another has too')
-            needs = self._needs(job, named, running) if 'needs' in job else None
-            needed = {other['name'] for need in job.get('needs', ()) for other in named.get(need.get('job'), ())}
-            for name in job.get('dependencies', ()):
-                others, spot = named.get(name, []), job['spot']['dependencies']
-                if name not in named:
-                    spot.wrong(f'names {name}, and there is no such job')
-                elif job.get('needs') and needed.isdisjoint(other['name'] for other in others):
-                    spot.wrong(f'names {name}, which must be among its needs')
-                elif any(other is job for other in others):
-                    spot.wrong(f'names {name}, the job itself')
-                elif needs is None and self._are_later(others, job):
-                    spot.wrong(f'names {name}, which is in a later stage')
-            stops = job.get('environment', {}).get('on_stop')
-            if stops and stops not in jobs:
-                job['spot']['environment'].wrong(f'has on_stop: {stops}, and there is no such job')
-            dependencies = None if 'dependencies' not in job else [
-                other['name'] for name in job['dependencies'] for other in named.get(name, ())]
-            specs.append(job_spec({**job, 'needs': needs, 'dependencies': dependencies},
-                                  self._known(job['variables'], job['spot'])))
-        try:
-            graphlib.TopologicalSorter({spec.name: [need['name'] for need in spec.needs or ()]
-                                        for spec in specs}).prepare()
-        except graphlib.CycleError as error:
-            circle = sorted(set(error.args[1]))
-            named[circle[0]][0]['spot'].wrong(f'needs itself in a circle: {", ".join(circle)}')
-        return specs
-
-    def _are_later(self, others: Sequence[Mapping[str, Any]], job: Mapping[str, Any]) -> bool:
-        return any(self._stages.index(other['stage']) > self._stages.index(job['stage']) for other in others)
-
-    def _needs(self, job: Mapping[str, Any], named: Mapping[str, Sequence[dict[str, Any]]],
-               running: Container[str]) -> list[dict[str, Any]]:
-        """Return the jobs that a job needs."""
-        found: list[dict[str, Any]] = []
-        if len(job['needs']) > MAX_NEEDS:
-            job['spot'].wrong(f'needs {len(job["needs"])} jobs; {MAX_NEEDS} are allowed')
-        for index, need in enumerate(job['needs'][:MAX_NEEDS]):
-            name, wanted = need.get('job'), need.get('parallel')
-            if not name:
-                continue
-            others = [other for other in named.get(name, ()) if other['name'] in running]
-            if 'parallel' not in need and any(name == other.get('job') for other in job['needs'][:index]):
-                need['spot'].wrong(f'needs {name} twice')
-            if name not in named and not need.get('optional'):
-                need['spot'].wrong(f'needs {name}, and there is no such job')
-            elif named.get(name) and not others and not need.get('optional'):   # one with `trigger` has no copies
-                need['spot'].wrong(f'needs {name}, which is not in this pipeline; make it optional '
-                                   'or give both jobs the same rules')
-            elif self._are_later(others, job):
-                need['spot'].wrong(f'needs {name}, which is in a later stage')
-            for other in others:
-                if not isinstance(wanted, list) or any(row.items() <= plain(other['variables']).items()
-                                                       for row in wanted):
-                    found.append({'name': other['name'], 'artifacts': need.get('artifacts', True)})
-        return found
+            draft.wrong(str(error), keyword)
+            return text
 
 
-def decision(rule: Mapping[str, Any]) -> str:
-    """Return which rule decided, for people."""
-    if not rule:
-        return 'no rule fits'
-    spot, text = rule['spot'], rule['if'].text() if 'if' in rule else 'no condition'
-    return ':'.join(spot.path[-2:]) + (f' (line {spot.mark[1]})' if spot.mark else '') + f': {text}'
-
-
-def taken(whole: Mapping[str, Any], choice: bool | list[str]) -> dict[str, Any]:
+def taken(whole: Mapping[str, Value], choice: bool | list[str]) -> dict[str, Value]:
     """Return what `inherit` leaves of the defaults or variables."""
-    return {key: value for key, value in whole.items() if choice is True or choice and key in choice}
+    if choice is True:
+        return dict(whole)
+    return {key: whole[key] for key in choice or () if key in whole}
 
 
-def parallel_copies(job: dict[str, Any]) -> list[dict[str, Any]]:
+def parallel_copies(draft: Draft) -> list[Draft]:
     """Return the copies that `parallel` makes of a job, each with its name and variables; the job alone without it."""
-    parallel, copies = job.get('parallel'), []
+    parallel = draft.get('parallel')
     if parallel is None:
-        return [job]
-    rows = [{}] * parallel if isinstance(parallel, int) else parallel
+        return [draft]
+    numbered = isinstance(parallel, int)
+    rows = [{}] * parallel if numbered else parallel
+    copies = []
     for index, row in enumerate(rows, 1):
-        suffix = f' {index}/{parallel}' if isinstance(parallel, int) else f': [{", ".join(row.values())}]'
-        variables = {**job['variables'], **row, 'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(len(rows))}
-        copies.append({**job, 'name': job['name'] + suffix, 'variables': variables})
+        suffix = f' {index}/{parallel}' if numbered else f': [{", ".join(row.values())}]'
+        numbers = {'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(len(rows))}
+        own = {key: Variable(value) for key, value in {**row, **numbers}.items()}
+        copies.append(dataclasses.replace(
+            draft, name=draft.name + suffix, keywords=dict(draft.keywords), variables={**draft.variables, **own},
+            matrix=row, copies=(index, len(rows))))
     return copies
 
 
-def job_spec(job: Mapping[str, Any], known: Mapping[str, str]) -> JobSpec:
-    """Return one job as it will be created; `known` are the variables that its tags may name."""
-    allowed = job.get('allow_failure', job.get('when') == 'manual')
-    kept = {item.name for item in dataclasses.fields(JobSpec)}
-    return JobSpec(**{
-        **{key: value for key, value in job.items() if key in kept},
-        'script': job.get('before_script', []) + job.get('script', []),
-        'allow_failure': allowed is True, 'allow_failure_exit_codes': allowed if isinstance(allowed, list) else (),
-        'tag_list': [expand(tag, known) for tag in job.get('tags', ())], 'variables': plain(job['variables']),
-        'raw_variables': [key for key, value in job['variables'].items()
-                          if isinstance(value, dict) and value.get('expand') is False]})
+# -- needs
+
+MATRIX_BLOCK = re.compile(r'\$\[\[\s*matrix\.([A-Za-z0-9_-]+)\s*\]\]')
 
 
-def compile_pipeline(content: str | bytes | Mapping[str, Any], *, ref: str = 'main', tag: bool = False,
-                     source: str = 'api', name: str = PIPELINE_FILE, facts: Mapping[str, Any] | None = None,
-                     variables: Mapping[str, str] | None = None, repository: Any = None) -> PipelineSpec:
+class Linker:
+    """Finds the jobs that jobs need and depend on, and complains about those that cannot be had."""
+
+    def __init__(self, included: Sequence[Draft], jobs: Mapping[str, Sequence[Draft]], stages: Sequence[str]) -> None:
+        self._jobs = jobs
+        self._stages = {stage: index for index, stage in enumerate(stages)}
+        self._named: dict[str, Sequence[Draft]] = {}
+        for copies in jobs.values():
+            self._named.update({draft.name: [draft] for draft in copies})
+        self._named.update(jobs)
+        self._running = collections.Counter(draft.name for draft in included)
+
+    def check(self, draft: Draft) -> None:
+        """Complain about a job's name and the job that stops its environment."""
+        if self._running[draft.name] > 1:
+            draft.spot.wrong(f'makes a job of the name {draft.name}, which another has too')
+        environment = draft.get('environment') or {}
+        stopper = environment.get('on_stop')
+        if not stopper:
+            return
+        if stopper not in self._jobs:
+            draft.wrong(f'has on_stop: {stopper}, and there is no such job', 'environment', stopper, self._jobs)
+            return
+        for other in self._jobs[stopper][:1]:
+            theirs = other.get('environment') or {}
+            if theirs.get('name') != environment.get('name'):
+                draft.wrong(f'has on_stop: {stopper}, a job of another environment', 'environment')
+            elif theirs.get('action') != 'stop':
+                draft.wrong(f'has on_stop: {stopper}, which must have action: stop', 'environment')
+
+    def needs(self, draft: Draft) -> list[dict[str, Value]] | None:
+        """Return the jobs of this pipeline that a job needs, None when it waits for stages."""
+        needs: Sequence[Need] | None = draft.get('needs')
+        if needs is None:
+            return None
+        if len(needs) > MAX_NEEDS:
+            draft.spot.wrong(f'needs {len(needs)} jobs; {MAX_NEEDS} are allowed')
+        found: dict[str, bool] = {}
+        seen: set[str] = set()
+        for need in needs[:MAX_NEEDS]:
+            if not need.job or need.pipeline or need.project:
+                continue
+            if need.job in seen and need.parallel is None:
+                need.spot.wrong(f'needs {need.job} twice')
+            seen.add(need.job)
+            for other in self._needed(draft, need):
+                found[other.name] = need.artifacts
+        return [{'name': name, 'artifacts': artifacts} for name, artifacts in found.items()]
+
+    def _needed(self, draft: Draft, need: Need) -> list[Draft]:
+        """Return the copies that one need names."""
+        copies = [other for other in self._named.get(need.job, ()) if other.name in self._running]
+        if need.job not in self._named:
+            if not need.optional:
+                need.spot.wrong(f'needs {need.job}, and there is no such job', need.job, self._named)
+        elif not copies and not need.optional:
+            need.spot.wrong(f'needs {need.job}, which is not in this pipeline; make it optional '
+                            'or give both jobs the same rules')
+        elif self._are_later(copies, draft):
+            need.spot.wrong(f'needs {need.job}, which is in a later stage')
+        if not isinstance(need.parallel, list):
+            return copies
+        wanted = []
+        for row in need.parallel:
+            values = {name: self._in_matrix(draft, need, text) for name, text in row.items()}
+            fitting = [other for other in copies if values.items() <= other.matrix.items()]
+            if not fitting and not need.optional:
+                told = ', '.join(f'{name}: {value}' for name, value in values.items())
+                need.spot.wrong(f'needs {need.job} with {told}, and no copy of it in this pipeline has that')
+            wanted += fitting
+        return wanted
+
+    @staticmethod
+    def _in_matrix(draft: Draft, need: Need, text: str) -> str:
+        """Return a value of a needed matrix with the values of the job's own matrix put in."""
+        def replacement(match: re.Match[str]) -> str:
+            if match[1] not in draft.matrix:
+                need.spot.wrong(f'uses matrix.{match[1]}, which {draft.group} does not have', match[1], draft.matrix)
+            return draft.matrix.get(match[1], '')
+
+        return MATRIX_BLOCK.sub(replacement, text)
+
+    def _are_later(self, others: Iterable[Draft], draft: Draft) -> bool:
+        own = self._stages[draft.stage]
+        return any(self._stages[other.stage] > own for other in others)
+
+    def dependencies(self, draft: Draft) -> list[str] | None:
+        """Return the jobs whose artifacts a job asks for, None for all before it."""
+        names: Sequence[str] | None = draft.get('dependencies')
+        if names is None:
+            return None
+        needs: Sequence[Need] = draft.get('needs') or ()
+        needed = {other.name for need in needs for other in self._named.get(need.job, ())}
+        found = []
+        for name in names:
+            others = self._named.get(name, ())
+            if name not in self._named:
+                draft.wrong(f'names {name}, and there is no such job', 'dependencies', name, self._named)
+            elif needs and needed.isdisjoint(other.name for other in others):
+                draft.wrong(f'names {name}, which must be among its needs', 'dependencies')
+            elif any(other is draft for other in others):
+                draft.wrong(f'names {name}, the job itself', 'dependencies')
+            elif draft.get('needs') is None and self._are_later(others, draft):
+                draft.wrong(f'names {name}, which is in a later stage', 'dependencies')
+            found += [other.name for other in others]
+        return found
+
+    def check_circles(self, specs: Sequence[JobSpec]) -> None:
+        """Complain about jobs that wait for each other."""
+        graph = {spec.name: [need['name'] for need in spec.needs or ()] for spec in specs}
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            circle = error.args[1][::-1]        # each needs the next; the last is the first again
+            start = circle.index(min(circle))
+            names = [*circle[start:-1], *circle[:start], circle[start]]
+            self._named[names[0]][0].wrong(f'goes round in a circle: {" needs ".join(names)}', 'needs')
+
+
+# -- the compiler
+
+class Compiler:
+    """One pipeline file on its way to a PipelineSpec."""
+
+    def __init__(self, facts: Facts, name: str = PIPELINE_FILE) -> None:
+        self._facts, self._name = facts, name
+        self._report = Report()
+        self._evaluator = RuleEvaluator(facts, self._report, name)
+        self._decisions: dict[str, str] = {}
+
+    def compile(self, content: str | bytes | Mapping[str, Value]) -> PipelineSpec:
+        """Return the pipeline; raise BadRequest with all that is wrong."""
+        merged = self._merged(content)
+        spot = Spot(merged, merged.mark, self._report)
+        names = [key for key in merged if key not in GLOBAL_FIELDS and not key.startswith('.')]
+        found = spot.fields({**dict.fromkeys(names, untouched), **GLOBAL_FIELDS,
+                             **{key: untouched for key in merged if key.startswith('.')}})
+        stages = stages_of(found)
+        workflow, variables = found.get('workflow', {}), found.get('variables', {})
+        decision = self._workflow(workflow, variables)
+        variables = {**variables, **decision.rule.variables}
+        reader = JobReader(self._facts, self._report, stages)
+        defaults = self._defaults(spot, found)
+        jobs = {name: reader.read(spot[name], name, defaults, variables) for name in names}
+        if not names:
+            spot.wrong('must have at least one job that is not hidden')
+        included = self._included(jobs, reader, workflow) if decision.included else []
+        specs = self._specs(included, jobs, stages, reader)
+        name = self._global_scope(variables).expand(workflow.get('name', ''))
+        self._report.check()
+        auto_cancel = {**workflow.get('auto_cancel', {}), **(decision.rule.get('auto_cancel') or {})}
+        return PipelineSpec(
+            stages=stages, jobs=specs, name=name or None, decisions=self._decisions, merged=merged,
+            auto_cancel=auto_cancel.get('on_new_commit', 'conservative'),
+            auto_cancel_failure=auto_cancel.get('on_job_failure', 'none'),
+            filtered=not decision.included, warnings=tuple(self._report.warnings))
+
+    def _merged(self, content: str | bytes | Mapping[str, Value]) -> Map:
+        """Return the file with all that it includes, extends and refers to in place."""
+        includes = Includes(self._facts, self._report, self._evaluator)
+        root = includes.load(content, self._name, self._facts.inputs)
+        whole = includes.merged(root, self._facts.place, (self._name,))
+        self._report.check()
+        merged = Resolver(self._report).resolve(whole)
+        if 'include' in merged:
+            merged = Map(merged, merged.mark, merged.marks)
+            del merged['include']
+        return merged
+
+    def _global_scope(self, variables: Mapping[str, Variable]) -> Scope:
+        return Scope(self._facts.predefined, values_of(variables), self._facts.variables)
+
+    def _workflow(self, workflow: Fields, variables: Mapping[str, Variable]) -> Decision:
+        """Return whether there is a pipeline at all."""
+        if 'rules' not in workflow:
+            return Decision(True, Rule(), 'no rules')
+        return self._evaluator.decide(workflow['rules'], self._global_scope(variables))
+
+    @staticmethod
+    def _defaults(spot: Spot, found: Fields) -> Fields:
+        """Return what jobs inherit; complain about what stands under default and beside it."""
+        defaults = found.get('default', {})
+        for key in defaults:
+            if key in found:
+                spot[key].wrong('is also set under default; keep one')
+        return {**{key: found[key] for key in DEFAULT_FIELDS if key in found}, **defaults}
+
+    def _included(self, jobs: Mapping[str, Sequence[Draft]], reader: JobReader, workflow: Fields) -> list[Draft]:
+        """Return the jobs that their rules let in."""
+        included = []
+        for draft in itertools.chain.from_iterable(jobs.values()):
+            self._report.budget.check()
+            reader.predefine(draft)
+            if self._is_included(draft, reader.scope_of(draft), 'rules' in workflow):
+                included.append(draft)
+        if len(included) > MAX_JOBS:
+            raise BadRequest({'base': [f'the file makes {len(included)} jobs; {MAX_JOBS} are allowed in a pipeline']})
+        return included
+
+    def _is_included(self, draft: Draft, scope: Scope, has_workflow: bool) -> bool:
+        """Tell whether a job's rules, or `only` and `except`, let it in; what a rule sets is put into the job."""
+        if 'rules' in draft.keywords:
+            decision = self._evaluator.decide(draft.get('rules'), scope)
+            self._decisions[draft.name] = ('' if decision.included else 'left out: ') + decision.reason
+            if decision.included:
+                self._apply(draft, decision.rule)
+            return decision.included
+        if 'only' not in draft.keywords and 'except' not in draft.keywords:
+            included = has_workflow or self._facts.source != 'merge_request_event'
+            reason = 'no rules' if included else 'left out: without rules a job runs for branches and tags only'
+            self._decisions[draft.name] = reason
+            return included
+        only = {**({} if has_workflow and 'only' not in draft.keywords else {'refs': None}), **draft.get('only', {})}
+        included = all(self._matches(only, scope)) and not any(self._matches(draft.get('except', {}), scope))
+        self._decisions[draft.name] = 'only and except fit' if included else 'left out by only or except'
+        return included
+
+    @staticmethod
+    def _apply(draft: Draft, rule: Rule) -> None:
+        """Put what a rule sets into a job."""
+        draft.keywords.setdefault('allow_failure', draft.get('when') == 'manual')   # a rule's `when: manual` blocks
+        for key in ('when', 'start_in', 'allow_failure', 'needs', 'interruptible'):
+            if key in rule.fields:
+                draft.keywords[key] = rule.fields[key]
+        draft.variables = {**draft.variables, **rule.variables}
+
+    def _matches(self, refs: Fields, scope: Scope) -> list[bool]:
+        """Tell of each kind of condition that `only` or `except` has whether any of its members fits."""
+        kinds = []
+        if 'refs' in refs:
+            kinds.append(self._is_ref_among(refs['refs']))
+        if 'variables' in refs:
+            kinds.append(any(is_true(tree, scope, self._report.budget) for tree in refs['variables']))
+        if 'changes' in refs:
+            spot = Spot(None, None, self._report)
+            kinds.append(self._evaluator.is_changed(Globs(spot, refs['changes']), scope) is not False)
+        return kinds
+
+    def _is_ref_among(self, refs: Sequence[RefName] | None) -> bool:
+        """Tell whether any word of `only` or `except` fits; without words, branches and tags do."""
+        if refs is None:
+            return self._facts.source != 'merge_request_event'
+        return any(self._is_ref(ref) for ref in refs)
+
+    def _is_ref(self, ref: RefName) -> bool:
+        """Tell whether one word fits: a name, a pattern, or a kind of pipeline."""
+        facts, word = self._facts, ref.word
+        if ref.project and ref.project.lower() != facts.project_path.lower():
+            return False
+        if word in SOURCE_WORDS or word == facts.source.removesuffix('_event'):     # `schedule` is `schedules` too
+            return facts.source == SOURCE_WORDS.get(word, facts.source)
+        if facts.source == 'merge_request_event':   # all else is of branches and tags
+            return False
+        if ref.pattern:
+            return any(self._report.budget.find_all(ref.pattern, facts.ref))
+        if word in ('branches', 'tags'):
+            return facts.tag == (word == 'tags')
+        return word == facts.ref
+
+    def _specs(self, included: Sequence[Draft], jobs: Mapping[str, Sequence[Draft]], stages: Sequence[str],
+               reader: JobReader) -> list[JobSpec]:
+        """Return the jobs that will be created, each with the names of those that it needs."""
+        linker, size, specs = Linker(included, jobs, stages), 0, []
+        for draft in included:
+            self._report.budget.check()
+            linker.check(draft)
+            spec = job_spec(draft, reader, linker)
+            specs.append(spec)
+            size += size_of(spec)
+            if size > MAX_SPECS:
+                raise BadRequest({'base': [f'the jobs of the file come to more than {MAX_SPECS // MIB} MiB: scripts '
+                                           'and variables count for each job that has them']})
+        linker.check_circles(specs)
+        return specs
+
+
+def stages_of(found: Fields) -> list[str]:
+    """Return the stages of a pipeline in order, `.pre` first and `.post` last."""
+    listed_stages = found.get('stages') or found.get('types') or DEFAULT_STAGES
+    middle = [stage for stage in listed_stages if stage not in ('.pre', '.post')]
+    return ['.pre', *dict.fromkeys(middle), '.post']
+
+
+def size_of(spec: JobSpec) -> int:
+    """Return about how many characters a job takes where it is stored."""
+    script = sum(map(len, spec.script)) + sum(map(len, spec.after_script))
+    return script + sum(map(len, spec.variables)) + sum(map(len, spec.variables.values()))
+
+
+def job_spec(draft: Draft, reader: JobReader, linker: Linker) -> JobSpec:
+    """Return one job as it will be created."""
+    scope, keywords = reader.scope_of(draft), draft.keywords
+    kept = {key: value for key, value in keywords.items() if key in KEPT}
+    allowed = keywords.get('allow_failure', keywords.get('when') == 'manual')
+    codes = allowed if isinstance(allowed, list) else ()
+    environment, group = keywords.get('environment'), keywords.get('resource_group')
+    if environment:
+        kept['environment'] = {**environment, 'name': draft.predefined['CI_ENVIRONMENT_NAME']}
+    if group:
+        kept['resource_group'] = reader.expanded(draft, group, 'resource_group')
+    if 'trigger' in keywords:
+        kept['trigger'] = downstream_of(keywords['trigger'])
+    return JobSpec(
+        **kept,
+        name=draft.name,
+        script=keywords.get('before_script', []) + keywords.get('script', []),
+        allow_failure=allowed is True,
+        allow_failure_exit_codes=codes,
+        tag_list=[reader.expanded(draft, tag, 'tags', keep=True) for tag in keywords.get('tags', ())],
+        variables=values_of(draft.variables),
+        raw_variables=[key for key, variable in draft.variables.items() if variable.raw],
+        needs=linker.needs(draft),
+        cross_needs=cross_needs(draft, scope),
+        dependencies=linker.dependencies(draft))
+
+
+#: The keywords of a job that a JobSpec takes as they were read.
+KEPT = frozenset((
+    'stage', 'after_script', 'when', 'image', 'services', 'artifacts', 'cache', 'timeout', 'start_in', 'retry',
+    'interruptible', 'coverage', 'hooks', 'manual_confirmation', 'release', 'pages', 'id_tokens'))
+
+
+def cross_needs(draft: Draft, scope: Scope) -> list[dict[str, Value]]:
+    """Return the jobs of other pipelines and projects whose artifacts a job gets."""
+    found = []
+    for need in draft.get('needs') or ():
+        if not need.pipeline and not need.project:
+            continue
+        if not need.job:
+            need.spot.wrong('must have a job: the status of another pipeline cannot be mirrored')
+        found.append({
+            'project': scope.expand(need.project),
+            'ref': scope.expand(need.ref),
+            'pipeline': scope.expand(need.pipeline),
+            'job': scope.expand(need.job),
+            'artifacts': need.artifacts,
+        })
+    return found
+
+
+def downstream_of(trigger: Trigger) -> dict[str, Value]:
+    """Return what a bridge starts, as it is stored."""
+    return {
+        'project': trigger.project,
+        'branch': trigger.branch,
+        'include': anything(trigger.include) if trigger.include else None,
+        'strategy': trigger.strategy,
+        'forward': dict(trigger.forward),
+        'inputs': trigger.inputs,
+    }
+
+
+def compile_pipeline(content: str | bytes | Mapping[str, Value], *, ref: str = 'main', tag: bool = False,
+                     source: str = 'api', name: str = PIPELINE_FILE, facts: Record | None = None,
+                     variables: Mapping[str, str] | None = None, repository: Tree | None = None,
+                     predefined: Mapping[str, str] | None = None, inputs: Mapping[str, Value] | None = None,
+                     library: Library | None = None) -> PipelineSpec:
     """Return the pipeline that a pipeline file makes for a branch or tag.
 
-    `facts` may stand in for `ref`, `tag` and `source`; `variables` are what rules may ask for (by default the
-    few that follow from these), `repository` is where included and changed files are looked up. Raises
-    BadRequest with a list of what is wrong: file, line, column, keyword and what was expected. A keyword
-    that minici does not know is refused by name, never ignored.
+    `facts` may stand in for `ref`, `tag` and `source`. Rules may ask for the `predefined` variables
+    (by default those that follow from the facts), over which stand the file's own and then
+    `variables`. `repository` is where included and changed files are looked up, `library` where
+    those of other projects and addresses are; `inputs` are for the file's ``spec:inputs``. Raises
+    BadRequest with a list of what is wrong: file, line, column, keyword and what was expected. A
+    keyword that minici does not know is refused by name, never ignored.
     """
-    facts = facts or {'ref': ref, 'tag': tag, 'source': source, 'sha': '', 'before_sha': '0' * 40}
-    if variables is None:
-        variables = {'CI_PIPELINE_SOURCE': facts['source'], 'CI_COMMIT_REF_NAME': facts['ref'],
-                     'CI_COMMIT_TAG' if facts['tag'] else 'CI_COMMIT_BRANCH': facts['ref']}
-    asked = Facts(facts['ref'], facts['tag'], facts['source'], variables)
-    if repository is not None:
-        asked = dataclasses.replace(
-            asked, read_file=lambda path: repository.file(facts['sha'], path),
-            list_files=functools.cache(lambda: repository.files(facts['sha'])),
-            changed=lambda base: repository.changes(base or facts['before_sha'], facts['sha']))
-    return Compiler(asked, name).compile(content)
+    known: dict[str, Value] = {'ref': ref, 'tag': tag, 'source': source, 'sha': '', 'before_sha': '0' * 40}
+    if facts is not None:
+        known.update({key: facts[key] for key in dict(facts)})
+    if predefined is None:
+        predefined = known_variables(known)
+    return Compiler(Facts(
+        ref=known['ref'], tag=bool(known['tag']), source=known['source'], before_sha=known['before_sha'],
+        place=Place(repository or NoFiles(), known['sha'] or ''), project_path=known.get('project_path', ''),
+        variables=variables or {}, predefined=predefined, inputs=inputs or {}, library=library,
+    ), name).compile(content)
+
+
+def known_variables(facts: Mapping[str, Value]) -> dict[str, str]:
+    """Return the predefined variables that follow from the facts of a pipeline."""
+    if 'project_path' in facts:
+        values = pipeline_variables(facts)
+    else:
+        kind = 'CI_COMMIT_TAG' if facts['tag'] else 'CI_COMMIT_BRANCH'
+        values = {'CI_PIPELINE_SOURCE': facts['source'], 'CI_COMMIT_REF_NAME': facts['ref'],
+                  'CI_COMMIT_REF_SLUG': slug(facts['ref']), 'CI_DEFAULT_BRANCH': 'main', kind: facts['ref']}
+    if facts['source'] == 'merge_request_event':
+        values.pop('CI_COMMIT_BRANCH', None)
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 # Repositories #################################################################################
@@ -2390,6 +3888,29 @@ class Repository:
         except BadRequest:
             return None
         return self._paths('diff-tree', '-r', '--name-only', '-z', '--no-renames', earlier, check_sha(sha))
+
+    def compare(self, ref: str, sha: str) -> list[str] | None:
+        """Return the paths that a commit changed since its history left that of a branch or tag, None if it never did.
+
+        Raises BadRequest when there is no such branch or tag.
+        """
+        base = self._merge_base(ref, check_sha(sha))
+        if base is None:
+            return None
+        return self.changes(base, sha)
+
+    def _merge_base(self, ref: str, sha: str) -> str | None:
+        """Return the commit where the history of a commit leaves that of a branch or tag, None if they share none."""
+        name, tip, _ = self._listed(ref)
+        history = self._git
+        if not self._local:
+            history = self._fetch_history(name)
+            history.run('fetch', '--quiet', '--no-tags', '--filter=tree:0', '--end-of-options', history.url, sha,
+                        missing_ok=True)
+        printed = history.run('merge-base', tip, sha, missing_ok=True)
+        if printed is None:
+            return None
+        return printed.decode().strip()
 
 
 class Checkout:
@@ -3821,6 +5342,7 @@ class Store:
         self.artifacts = ArtifactStore(self.data / 'artifacts', self.data / 'tmp', fsync=fsync,
                                        max_size=settings.max_artifacts_size, reserve=settings.disk_reserve)
         self._changed = threading.Condition()
+        self.address = settings.external_url or 'http://localhost'      # a server that starts says where it listens
 
     def close(self) -> None:
         """Close the database; a temporary one is removed with its traces and artifacts."""
@@ -5183,21 +6705,23 @@ class Pipelines(Processing):
         facts: dict[str, Any] = dict(
             ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
             project_id=project['id'], project_path=project['path'], project_name=project['name'],
-            default_branch=project['default_branch'], schedule_id=id_of(schedule),
+            default_branch=project['default_branch'], iid=project['last_iid'] + 1, schedule_id=id_of(schedule),
             merge_request=json.dumps(merge_request) if merge_request else None)
         given = [check_variable(variable) for variable in variables]
         if sha is not None and content is not None:
             facts['sha'] = check_sha(sha)
-            return PipelinePlan(project, facts, given, self._spec(content, facts, given, None), user)
+            return PipelinePlan(project, facts, given, self._spec(content, facts, given, user, None), user)
         with self._repository(project) as repository:
             content = self._read_repository(repository, facts, content)
-            return PipelinePlan(project, facts, given, self._spec(content, facts, given, repository), user)
+            return PipelinePlan(project, facts, given, self._spec(content, facts, given, user, repository), user)
 
     def create_planned(self, plan: PipelinePlan) -> Row:
         """Create the pipeline of a plan and start its first stage; return it.
 
         Raises BadRequest when the plan has no job outside `.pre` and `.post`.
         """
+        if plan.spec.filtered:
+            raise BadRequest({'base': ['Pipeline filtered out by workflow rules']})
         if all(job.stage in ('.pre', '.post') for job in plan.spec.jobs):
             kind = 'tag' if plan.facts['tag'] else 'branch'
             raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
@@ -5231,19 +6755,34 @@ class Pipelines(Processing):
                                        f'at {facts["sha"][:8]}; add it or send content']})
         return content
 
-    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]],
+    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]], user: Row | None,
               repository: Repository | None) -> PipelineSpec:
         """Compile a pipeline file for these facts and variables."""
         spec = content
         if not isinstance(content, PipelineSpec):
-            predefined = pipeline_variables(facts).items()
-            variables = {name: str(value) for name, value in predefined if value is not None}
+            variables = self._user_variables(user)
             variables.update((row['key'], row['value']) for row in self._job_variables(facts))
             variables.update((variable['key'], variable['value']) for variable in given)
             base = merge_request_of(facts).get('base_sha') or facts['before_sha']
             compared = {**facts, 'before_sha': base}
-            spec = compile_pipeline(content, repository=repository, facts=compared, variables=variables)
+            spec = compile_pipeline(content, repository=repository, facts=compared, variables=variables,
+                                    predefined=self._predefined(facts))
         return spec
+
+    def _predefined(self, facts: Mapping[str, Any]) -> dict[str, str]:
+        """Return the predefined variables that are known before a pipeline exists."""
+        more = {'CI_PROJECT_URL': f'{self.address}/{facts["project_path"]}', 'CI_PIPELINE_IID': facts['iid']}
+        values = {**server_variables(self.address), **more}
+        known = {name: str(value) for name, value in values.items()}
+        return {**known, **known_variables(facts)}
+
+    @staticmethod
+    def _user_variables(user: Row | None) -> dict[str, str]:
+        """Return the variables about the user who starts a pipeline."""
+        if user is None:
+            return {}
+        name = user['username']
+        return {'GITLAB_USER_ID': str(user['id']), 'GITLAB_USER_LOGIN': name, 'GITLAB_USER_NAME': name}
 
     def _repository(self, project: Row) -> contextlib.AbstractContextManager[Repository]:
         """Return a project's repository, to be entered; raise BadRequest when it has none."""
@@ -5269,7 +6808,8 @@ class Pipelines(Processing):
                 c, 'pipeline', **columns, project_id=project['id'], iid=numbered[0]['last_iid'], status='created',
                 name=spec.name, auto_cancel=spec.auto_cancel, variables=json.dumps(given), user_id=user_id,
                 created_at=now, updated_at=now)
-            for job in sorted(spec.jobs, key=lambda job: places[job.stage]):
+            builds = [job for job in spec.jobs if job.trigger is None]
+            for job in sorted(builds, key=lambda job: places[job.stage]):
                 insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, user_id=user_id, created_at=now,
                        stage_idx=places[job.stage], tag_set_id=self._tag_set(c, job.tag_list),
                        shared=project['shared_runners_enabled'], **self._job_columns(job))
@@ -7650,35 +9190,11 @@ def redacted_url(url: str | None) -> str | None:
 
 #: Of the tokens that runners mask in logs. A runner's own token names the build folder and has none of them.
 TOKEN_MASK_PREFIXES = ('mcb-', 'mcp-', 'mcg-', 'glrt-')
-GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients that ask
-DEFAULT_PORTS = {'http': 80, 'https': 443}
-
-
-def server_variables(call: Viewer) -> JSON:
-    """Return the predefined variables about this server."""
-    url = urllib.parse.urlsplit(call.base_url)
-    major, minor, _ = GITLAB_VERSION.split('.')
-    return {
-        'CI_SERVER': 'yes',
-        'CI_SERVER_NAME': 'GitLab',
-        'CI_SERVER_URL': call.base_url,
-        'CI_SERVER_HOST': url.hostname,
-        'CI_SERVER_PROTOCOL': url.scheme,
-        'CI_SERVER_FQDN': url.netloc,
-        'CI_SERVER_PORT': url.port or DEFAULT_PORTS[url.scheme],
-        'CI_SERVER_REVISION': __version__,
-        'CI_SERVER_VERSION': GITLAB_VERSION,
-        'CI_SERVER_VERSION_MAJOR': major,
-        'CI_SERVER_VERSION_MINOR': minor,
-        'CI_API_V4_URL': f'{call.base_url}/api/v4',
-    }
-
-
 def predefined_variables(claim: Claim, call: Viewer, runner: Row) -> JSON:
     """Return the predefined variables of a job, by their modern and their old names; None means "not set"."""
     job, spec = claim.job, stored_spec(claim.job)
     project_url = f'{call.base_url}/{job["project_path"]}'
-    variables = server_variables(call)
+    variables = server_variables(call.base_url)
     variables.update(pipeline_variables(job))
     variables['CI_NODE_TOTAL'] = 1
     variables['CI_PROJECT_URL'] = project_url
@@ -7712,7 +9228,7 @@ def environment_variables(environment: Mapping[str, Any] | None) -> JSON:
         return {}
     return {
         'CI_ENVIRONMENT_NAME': environment['name'],
-        'CI_ENVIRONMENT_SLUG': slug(environment['name']),
+        'CI_ENVIRONMENT_SLUG': environment_slug(environment['name']),
         'CI_ENVIRONMENT_URL': environment.get('url'),
         'CI_ENVIRONMENT_ACTION': environment.get('action', 'start'),
     }
@@ -7730,7 +9246,7 @@ def runner_variable(key: str, value: str, *, shown: bool = False, masked: bool =
 
 
 def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
-    """Return all variables of a job in the shape that runners receive, later ones winning."""
+    """Return all variables of a job in the shape that runners receive, expanded, later ones winning."""
     job, spec = claim.job, stored_spec(claim.job)
     variables = [runner_variable(name, claim.token, masked=True) for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
     for name, value in predefined_variables(claim, call, runner).items():
@@ -7745,7 +9261,7 @@ def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
     for item in given:
         flagged = {'file': item.get('variable_type') == 'file', 'raw': bool(item.get('raw'))}
         variables.append(runner_variable(item['key'], item['value'], masked=bool(item.get('masked')), **flagged))
-    return variables
+    return sort_and_expand_all(variables)
 
 
 def wanted_dependencies(claim: Claim) -> list[Row]:
@@ -9396,7 +10912,7 @@ class Server:
         listener = open_listener(host, port)
         self.host = host
         self.port = listener.getsockname()[1]
-        self.url = coordinator.settings.external_url or http_url(host, self.port)
+        self.url = coordinator.address = coordinator.settings.external_url or http_url(host, self.port)
         limit = coordinator.settings.max_artifacts_size + 2 * MIB
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)  # for send_bytes, which makes it 8 times faster
@@ -9732,15 +11248,14 @@ def lint_command(options: argparse.Namespace) -> int:
     facts = dict(ref=options.ref, tag=options.tag, source=options.source, sha='0' * 40, before_sha='0' * 40,
                  project_id=1, project_path='local/project', project_name='project', default_branch='main',
                  commit_info=None)
-    variables = {name: str(value) for name, value in pipeline_variables(facts).items() if value is not None}
+    predefined, variables = known_variables(facts), dict[str, str]()
     if options.source == 'merge_request_event':
-        variables.pop('CI_COMMIT_BRANCH', None)
-        variables.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=options.ref,
+        predefined.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=options.ref,
                          CI_MERGE_REQUEST_TARGET_BRANCH_NAME='main')
     variables.update((given['key'], given['value']) for given in given_variables(options))
     file = Path(options.file)
-    spec = compile_pipeline(file.read_bytes(), facts=facts, variables=variables, name=options.file,
-                            repository=Directory(file.parent))
+    spec = compile_pipeline(file.read_bytes(), facts=facts, variables=variables, predefined=predefined,
+                            name=options.file, repository=Directory(file.parent))
     print_plan(spec, options.plan)
     return 0
 

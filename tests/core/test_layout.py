@@ -22,7 +22,7 @@ TREE = ast.parse(SOURCE)
 #: The sections in their order, by part: each uses only what stands above it.
 PARTS = {
     'ground': ('Settings', 'Errors', 'Vocabulary'),
-    'language': ('Pipeline rules', 'Pipeline files', 'Repositories'),
+    'language': ('Pipeline rules', 'YAML', 'Expressions', 'Keywords', 'Includes', 'Pipeline files', 'Repositories'),
     'storage': ('Schema', 'Database', 'Traces', 'Artifacts'),
     'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Waiting', 'Processing', 'Pipelines', 'Retention',
                'Queue', 'Checks', 'Backups', 'Coordinator'),

@@ -298,7 +298,7 @@ def test_without_needs_a_job_waits_for_the_stages_before_it():
 @pytest.mark.parametrize('needs, word', [
     ('[a, {job: a}]', 'twice'), ('[gone]', 'gone'), ('[later]', 'later stage'), ('[test]', 'circle'),
     ('[.hidden]', '.hidden'), ('[left]', 'optional'),
-    ('[{project: group/other, job: a, ref: main, artifacts: true}]', 'project'), ('[{pipeline: $UP}]', 'pipeline'),
+    ('[{project: group/other, job: a, artifacts: true}]', 'a ref'), ('[{pipeline: $UP}]', 'pipeline'),
     ('[{artifacts: true}]', 'must have a job'), ('[{job: a, artefacts: true}]', 'artefacts'), ('[5]', 'must'),
 ])
 def test_a_need_that_cannot_be_met_is_refused_with_its_line(needs, word):
@@ -318,7 +318,7 @@ def test_a_job_gets_artifacts_of_jobs_that_it_needs_alone():
 
 def test_jobs_that_need_each_other_are_refused_by_name_and_not_those_that_need_them():
     only, = refusal('c: {script: make, needs: [b]}\na: {script: make, needs: [b]}\nb: {script: make, needs: [a]}')
-    assert only == '.gitlab-ci.yml:2:1: a needs itself in a circle: a, b'
+    assert only == '.gitlab-ci.yml:2:19: a:needs goes round in a circle: a needs b needs a'
 
 
 def test_more_than_fifty_needs_are_refused():
@@ -350,7 +350,7 @@ def test_retry_says_how_often_and_after_which_failures(text, retry):
     ('environment: [a]', '3:3: test:environment'), ('start_in: soon', '3:3: test:start_in'),
     ('when: delayed', '1:1: test'), ('hooks: {pre_build: [a]}', '3:11: test:hooks:pre_build'),
     ('inherit: {default: [image], all: true}', '3:31: test:inherit:all'),
-    ('secrets: {TOKEN: {vault: a/b}}', '3:3: test:secrets'), ('id_tokens: {T: {aud: x}}', '3:3: test:id_tokens'),
+    ('secrets: {TOKEN: {vault: a/b}}', '3:3: test:secrets'), ('id_tokens: {T: {}}', '3:15: test:id_tokens:T'),
     ('identity: google_cloud', '3:3: test:identity'), ('run: [{name: a}]', '3:3: test:run'),
 ])
 def test_a_wrong_keyword_is_refused_with_its_place(keywords, place):
@@ -370,9 +370,10 @@ def test_coverage_is_the_pattern_without_its_slashes():
 
 def test_environment_is_a_name_or_a_mapping():
     assert job('environment: production').environment == {'name': 'production'}
+    stop = 'stop: {script: make, environment: {name: review/x, action: stop}}'
     mapping = {'name': 'review/x', 'url': 'https://x.example.com', 'on_stop': 'stop', 'auto_stop_in': '1 day',
                'deployment_tier': 'testing', 'action': 'start'}
-    assert job(f'environment: {mapping}', before='stop: {script: make}').environment == mapping
+    assert job(f'environment: {mapping}', before=stop).environment == mapping
 
 
 @pytest.mark.parametrize('text, seconds', [
@@ -431,13 +432,14 @@ def test_dependencies_may_name_one_copy_of_a_parallel_job(needs):
     assert list(found.dependencies) == ['twin 2/2']
 
 
-def test_a_job_with_trigger_is_left_out_and_the_others_run():
+def test_a_job_with_trigger_stands_in_the_pipeline_as_a_bridge():
     spec = compiled('''
-        down: {stage: build, trigger: {include: child.yml, strategy: depend}, needs: [], forward: 1}
+        down: {stage: build, trigger: {include: child.yml, strategy: depend}, needs: []}
         test: {script: make}
         ''')
-    assert [found.name for found in spec.jobs] == ['test']
-    assert spec.decisions['down'].startswith('left out: trigger')
+    assert [found.name for found in spec.jobs] == ['down', 'test']
+    assert (spec.jobs[0].trigger['include'], spec.jobs[0].trigger['strategy']) == ('child.yml', 'depend')
+    assert spec.jobs[1].trigger is None
 
 
 # -- artifacts: reports
@@ -489,12 +491,11 @@ def test_a_cache_takes_every_keyword_of_its_own():
                      'when': 'always', 'policy': 'pull', 'fallback_keys': ['main', 'default']}
 
 
-def test_a_cache_key_of_files_differs_by_files_and_begins_with_the_prefix():
+def test_a_cache_key_of_files_that_are_not_there_is_default_behind_its_prefix():
     def key(text):
         return job(f'cache: {{key: {text}, paths: [a]}}').cache[0]['key']
-    plain, other = key('{files: [Gemfile.lock]}'), key('{files: [Gemfile.lock, package.json]}')
-    assert plain != other
-    assert key('{files: [Gemfile.lock], prefix: $CI_JOB_NAME}') == f'$CI_JOB_NAME-{plain}'
+    assert key('{files: [Gemfile.lock], prefix: $CI_JOB_NAME}') == '$CI_JOB_NAME-default'   # there is no such file
+    assert key('{files: [Gemfile.lock]}') == 'default'
 
 
 def test_a_service_takes_every_keyword_of_its_own():
@@ -545,7 +546,7 @@ def test_rules_see_variables_of_the_job_over_those_of_the_file_and_given_ones_ov
 def test_variables_reach_the_runner_as_they_are_written_and_tags_expanded():
     found = job('tags: [$KIND, "${KIND}-$MISSING"]', 'variables: {SIZE: big, KIND: "$SIZE-iron"}')
     assert found.variables == {'SIZE': 'big', 'KIND': '$SIZE-iron'}
-    assert list(found.tag_list) == ['big-iron', 'big-iron-']
+    assert list(found.tag_list) == ['big-iron', 'big-iron-$MISSING']    # no runner has such a tag
 
 
 def test_variables_that_name_each_other_do_not_hang():

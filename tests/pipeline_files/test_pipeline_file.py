@@ -404,7 +404,7 @@ def runs(keywords, where):
 
 
 @pytest.mark.parametrize('keyword', ['only', 'except'])
-@pytest.mark.parametrize('text', ['["/*invalid/"]', '["/(/"]', '[{a: b}]', '[1.10]', '[main@group/demo]'])
+@pytest.mark.parametrize('text', ['["/*invalid/"]', '["/(/"]', '[{a: b}]', '[1.10]'])
 def test_a_ref_that_can_never_match_is_refused(keyword, text):
     assert f': test:{keyword}' in complaint(f'{keyword}: {text}')
 
@@ -492,13 +492,17 @@ def test_anchors_stand_for_jobs_lists_lines_and_texts():
     assert two == dataclasses.replace(one, name='two')
 
 
-def test_a_job_overrides_what_it_merges_wherever_the_merge_key_stands():
-    for lines in ('<<: *base, image: own', 'image: own, <<: *base'):
-        found = compiled(f'''
-            .base: &base {{image: base, script: base, variables: {{A: a}}}}
-            test: {{{lines}}}
-            ''').jobs[0]
-        assert (found.image, list(found.script), found.variables) == ({'name': 'own'}, ['base'], {'A': 'a'})
+@pytest.mark.parametrize('lines, image', [
+    ('<<: *base, image: own', 'own'), ('image: own, <<: *base', 'base'), ('<<: *other, <<: *base', 'base'),
+    ('<<: *base, <<: *other', 'other'), ('<<: [*base, *other]', 'base'), ('image: own, <<: [*other, *base]', 'other'),
+])
+def test_a_merge_key_overrides_what_stands_before_it_and_not_what_comes_after(lines, image):
+    found = compiled(f'''
+        .base: &base {{image: base, script: base, variables: {{A: a}}}}
+        .other: &other {{image: other}}
+        test: {{script: base, variables: {{A: a}}, {lines}}}
+        ''').jobs[0]
+    assert (found.image, list(found.script), found.variables) == ({'name': image}, ['base'], {'A': 'a'})
 
 
 def test_of_a_list_of_merged_mappings_the_earlier_wins():
@@ -608,7 +612,8 @@ def test_a_keyword_it_does_not_know_is_refused_by_name_line_and_column(content, 
 
 
 def test_what_it_does_know_instead_is_listed():
-    assert 'it knows name, entrypoint' in complaint('image: {name: ruby, nme: ruby}')
+    assert 'it knows name, entrypoint' in complaint('image: {name: ruby, colour: red}')
+    assert complaint('image: {name: ruby, nme: ruby}').endswith('; did you mean "name"?')
 
 
 def test_what_stands_outside_jobs_must_be_a_job():
@@ -649,7 +654,7 @@ def test_of_very_many_faults_the_first_are_told_and_the_rest_counted():
     assert told[-1] == f'and {50 - len(told) + 1} more'
 
 
-def test_a_fault_inside_an_anchor_is_told_where_it_is_written_for_each_job_that_has_it():
+def test_a_fault_inside_an_anchor_is_told_once_where_it_is_written_however_many_jobs_have_it():
     assert [text.partition(' must')[0] for text in refusal('''\
         .base: &base
           script: make
@@ -660,12 +665,12 @@ def test_a_fault_inside_an_anchor_is_told_where_it_is_written_for_each_job_that_
         two:
           <<: *base
           image: ruby
-        ''')] == ['.gitlab-ci.yml:3:3: one:when', '.gitlab-ci.yml:3:3: two:when']
+        ''')] == ['.gitlab-ci.yml:3:3: one:when']
 
 
 @pytest.mark.parametrize('content, place', [
     ('test:\n\tscript: make\n', '2:1: .*tab|2:1: .*\\\\t'),
-    ('test:\n  script: make\n  image: "ruby\n', '4:1: .*quoted scalar'),
+    ('test:\n  script: make\n  image: "ruby\n', '3:10: .*quoted scalar.*never closed'),
     ('test: {script: make\n', '2:1: .*flow mapping'),
     ('test:\n  script: make\n image: ruby\n', '3:2: .*'),
     ('invalid: yaml: test\n', '1:14: .*mapping values'),
@@ -708,7 +713,8 @@ def test_nesting_beyond_reason_is_refused():
     for opening in ('(', '!'):
         content = {'test': {'script': 'make', 'rules': [{'if': opening * 5000 + '$CI'}]}}
         assert 'test:rules:0:if ' in refusal(content)[0]
-    assert refusal('test: {script: ' + '[' * 5000 + ']' * 5000 + '}') == ['.gitlab-ci.yml: is nested too deeply']
+    assert '100 levels' in refusal('test: {script: ' + '[' * 200 + ']' * 200 + '}')[0]
+    assert 'nest' in refusal('test: {script: ' + '[' * 5000 + ']' * 5000 + '}')[0]
     endless = {'script': []}
     endless['script'].append(endless['script'])
     assert refusal({'test': endless}) == ['.gitlab-ci.yml: is nested too deeply']
@@ -788,7 +794,7 @@ lint:
   extends: [.lines, .base]
   needs: [{job: compile, artifacts: false}]
   script: [!reference [.lines, script], three]
-  rules: [{if: '$DEBUG == "1" && ($A =~ /b/i || $C != null)', when: delayed, start_in: 5 minutes}, {changes: [a/**]}]
+  rules: [{if: '$DEBUG == "1" && ($A =~ /bc/i || $C != null)', when: delayed, start_in: 5 minutes}, {changes: [a/**]}]
   parallel: {matrix: [{OS: [a, b], ARCH: c}]}
 deploy:
   stage: deploy

@@ -67,7 +67,7 @@ def refusal(*args, **options):
     '$UNDEFINED != ""', '$PRESENT != $EMPTY', '$PRESENT == $PRESENT', '"text"', '$PRESENT=="my variable"',
     '$PRESENT =~ /var.*e$/', '$PRESENT =~ /VAR.*/i', '$PATHLIKE =~ /path\\/variable/', '$PRESENT =~ /^my/',
     '$FULL =~ /^\\/a\\/full\\/path\\/variable\\/value$/', '$PRESENT !~ /^var.*/', '$EMPTY !~ /var.*/',
-    '$UNDEFINED !~ /var.*/', '$PRESENT =~ /\\w+ (variable|other)/', '"abc" =~ /b/', '$ONE == "1"', '$PRESENT =~ /a|b/',
+    '$UNDEFINED !~ /var.*/', '$PRESENT =~ /\\w+ (variable|other)/', '"abc" =~ /bc/', '$ONE == "1"', '$PRESENT =~ /a|b/',
     '$EMPTY =~ /^$/', '$UNDEFINED =~ /^$/', '$UNDEFINED =~ /.*/',
 ])
 def test_an_expression_is_true(expression):
@@ -132,7 +132,8 @@ def test_a_pattern_that_is_searched_for_too_long_is_refused(monkeypatch, keyword
     monkeypatch.setattr(minici, 'PATTERN_TIMEOUT', 0.05)
     with pytest.raises(minici.BadRequest) as caught:
         compiled(f'test:\n  script: x\n  {keywords}\n', 'm' * 40 + 'x', {'LONG': 'a' * 40 + 'b'}, Tree('a' * 30 + 'b'))
-    assert caught.value.problems == [f'the pattern {named} takes too long']
+    assert caught.value.problems == [f'the pattern {named} takes too long: all patterns of a pipeline have '
+                                     '0.05 seconds together']
 
 
 def test_a_repetition_may_stand_in_another():
@@ -140,11 +141,18 @@ def test_a_repetition_may_stand_in_another():
     assert holds('$LONG =~ /^(a+)+$/', {'LONG': 'a' * 50 + 'b'}) is False
 
 
-def test_the_variables_in_a_variable_are_replaced_before_it_is_compared():
-    assert job('rules: [{if: $FULL_NAME == "a-b"}]', variables={'NAME': 'a'},
-               before='variables: {FULL_NAME: "${NAME}-b"}')
-    assert job('rules: [{if: $PRICE == "$5 or $1-a"}]', variables={'NAME': 'a'},
-               before='variables: {PRICE: "$5 or $1-$NAME"}')   # no names: a variable's begins with no digit
+def test_the_variables_in_a_variable_are_not_replaced_before_it_is_compared():
+    before = 'variables: {FULL_NAME: "${NAME}-b"}'
+    assert not job('rules: [{if: $FULL_NAME == "a-b"}]', variables={'NAME': 'a'}, before=before)
+    assert job("rules: [{if: '$FULL_NAME == \"${NAME}-b\"'}]", variables={'NAME': 'a'}, before=before)
+
+
+@pytest.mark.parametrize('clause', ['changes', 'exists'])
+def test_the_variables_in_a_variable_are_replaced_before_paths_are_looked_up(clause):
+    tree = Tree('src/a.c', since_push=['src/a.c'])
+    before = 'variables: {FOLDER: "$NAME", PLACE: "$FOLDER/*"}'
+    assert job(f'rules: [{{{clause}: ["$PLACE"]}}]', variables={'NAME': 'src'}, before=before, tree=tree)
+    assert not job(f'rules: [{{{clause}: ["$PLACE"]}}]', variables={'NAME': 'lib'}, before=before, tree=tree)
 
 
 @pytest.mark.parametrize('expression', ['$A ==', '== "a"', '$A "b"', '($A', '$A)', '$A = "b"', '$A && || $B', 'main',
@@ -177,9 +185,13 @@ def test_the_first_rule_that_fits_decides_and_without_one_the_job_is_left_out():
     assert job(rules, 'fix') is None
 
 
-def test_a_rule_without_a_condition_always_fits_and_empty_rules_never():
+def test_a_rule_without_a_condition_always_fits():
     assert job('rules: [{when: on_failure}]').when == 'on_failure'
-    assert job('rules: []') is None
+
+
+@pytest.mark.parametrize('rules', ['[]', '{if: $A}', '[{}]'])
+def test_rules_are_a_list_of_at_least_one(rules):
+    assert 'test:rules' in refusal(f'rules: {rules}')[0]
 
 
 def test_all_clauses_of_a_rule_must_hold():
@@ -370,7 +382,7 @@ def test_the_pipeline_tells_which_rule_decided_about_each_job():
         'barred': 'left out: rules:0 (line 8): $CI_COMMIT_BRANCH', 'unmet': 'left out: no rule fits',
         'old': 'left out by only or except', 'each: [b]': 'rules:0 (line 11): $A == "b"',
         'each: [c]': 'left out: no rule fits',
-        'started': 'left out: trigger is not supported, there are no downstream pipelines'}
+        'started': 'no rules'}
 
 
 PLANNED = '''
