@@ -668,7 +668,7 @@ def iso_time(seconds: float | None, digits: str = 'milliseconds') -> str | None:
     """Return a moment (seconds since 1970) the way GitLab writes it: UTC, to the `digits`, ``Z``."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec=digits)[:-6] + 'Z'
+    return datetime.fromtimestamp(round(seconds, 3), timezone.utc).isoformat(timespec=digits)[:-6] + 'Z'
 
 
 def trace_offset(content_range: str | None) -> int:
@@ -4373,6 +4373,33 @@ ALTER TABLE pipeline ADD COLUMN schedule_id INTEGER REFERENCES pipeline_schedule
 ALTER TABLE pipeline ADD COLUMN merge_request TEXT; -- JSON: what is known of the merge request; NULL: there is none
 CREATE INDEX pipeline_of_schedule ON pipeline (schedule_id, id) WHERE schedule_id IS NOT NULL;
 ALTER TABLE project ADD COLUMN fork_pipelines INTEGER NOT NULL DEFAULT 0;  -- whether forks' merge requests run here
+""", """
+-- Lists and counts that cost the same however many jobs there are.
+
+CREATE INDEX job_of_project_status ON job (project_id, status, id);
+DROP INDEX job_count;
+
+CREATE TABLE job_tally (            -- how many jobs of a project have a status
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    status      TEXT NOT NULL,
+    jobs        INTEGER NOT NULL,
+    PRIMARY KEY (project_id, status)
+) WITHOUT ROWID;
+INSERT INTO job_tally SELECT project_id, status, count(*) FROM job GROUP BY project_id, status;
+
+CREATE TRIGGER job_counted AFTER INSERT ON job
+BEGIN
+    INSERT INTO job_tally VALUES (NEW.project_id, NEW.status, 1) ON CONFLICT DO UPDATE SET jobs = jobs + 1;
+END;
+CREATE TRIGGER job_recounted AFTER UPDATE OF status ON job WHEN NEW.status <> OLD.status
+BEGIN
+    UPDATE job_tally SET jobs = jobs - 1 WHERE project_id = OLD.project_id AND status = OLD.status;
+    INSERT INTO job_tally VALUES (NEW.project_id, NEW.status, 1) ON CONFLICT DO UPDATE SET jobs = jobs + 1;
+END;
+CREATE TRIGGER job_uncounted AFTER DELETE ON job
+BEGIN
+    UPDATE job_tally SET jobs = jobs - 1 WHERE project_id = OLD.project_id AND status = OLD.status;
+END;
 """)
 
 
@@ -6022,6 +6049,7 @@ class Runners(Projects):
 # Jobs #########################################################################################
 
 # A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
+# CROSS JOIN keeps the order of the tables, whatever ANALYZE has seen.
 JOB_ROWS = """
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
@@ -6040,11 +6068,23 @@ JOB_ROWS = """
               FROM artifact
              WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
       FROM job
-      JOIN tag_set ON tag_set.id = job.tag_set_id
-      JOIN pipeline ON pipeline.id = job.pipeline_id
-      JOIN project ON project.id = job.project_id
+     CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
+     CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
+     CROSS JOIN project ON project.id = job.project_id
       LEFT JOIN user ON user.id = job.user_id
       LEFT JOIN runner ON runner.id = job.runner_id
+    """
+
+# A job with the columns that say why it waits, and with its commit.
+BRIEF_JOB_ROWS = """
+    SELECT job.id, job.status, job.started_at, job.project_id, job.pipeline_id, job.stage_idx, job.needs,
+           job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, pipeline.commit_info,
+           CASE WHEN pipeline.commit_info IS NOT NULL THEN pipeline.sha END AS sha,
+           CASE WHEN pipeline.commit_info IS NOT NULL THEN project.path END AS project_path
+      FROM job
+     CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
+     CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
+     CROSS JOIN project ON project.id = job.project_id
     """
 
 JOB_FILTERS = {
@@ -6055,6 +6095,17 @@ JOB_FILTERS = {
     'latest': 'job.retried = 0',
     'name': 'job.name = :name',
     'before': 'job.id < :before',
+}
+
+#: The index that finds jobs by a filter, the most telling filter first.
+JOB_INDEXES = {
+    'pipeline_id': 'INDEXED BY job_of_pipeline',
+    'runner_id': 'INDEXED BY job_of_runner',
+    'project_id': 'INDEXED BY job_of_project',
+}
+TALLY_FILTERS = {
+    'project_id': 'project_id = :project_id',
+    'scope': 'status IN (SELECT value FROM json_each(:scope))',
 }
 
 
@@ -6077,27 +6128,61 @@ class Jobs(Runners):
 
     def list_jobs(self, *, project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
                   scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
-                  before: int | None = None, limit: int = 20, offset: int = 0) -> list[Row]:
+                  before: int | None = None, limit: int = 20, offset: int = 0, brief: bool = False) -> list[Row]:
         """Return a page of jobs, newest first.
 
         The jobs are those of `project`, `pipeline` or `runner` (rows), in one of the statuses `scope`,
         called `name`. `include_retried=False` leaves out jobs that a newer one replaced. `before` is
-        the id below which the page starts, for keyset paging.
+        the id below which the page starts, for keyset paging. With `brief`, the rows have only the
+        columns of BRIEF_JOB_ROWS.
         """
         values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
-        values['before'] = before
+        values.update(before=before, limit=limit, offset=offset, reach=limit + offset, now=self.clock())
+        rows = BRIEF_JOB_ROWS if brief else JOB_ROWS
         return self._all(f"""
-            {JOB_ROWS}
-             WHERE {conditions(JOB_FILTERS, values)}
+            {rows}
+             WHERE job.id IN ({self._page_of_jobs(values)})
              ORDER BY job.id DESC
+            """, **values)
+
+    @staticmethod
+    def _page_of_jobs(values: dict[str, Any]) -> str:
+        """Return the SELECT that finds the ids of a page of jobs by the index for its filters."""
+        where = conditions(JOB_FILTERS, values)
+        index = next((index for name, index in JOB_INDEXES.items() if values[name] is not None), 'NOT INDEXED')
+        if index != 'INDEXED BY job_of_project' or values['scope'] is None:
+            return f"""
+                SELECT id
+                  FROM job {index}
+                 WHERE {where}
+                 ORDER BY id DESC
+                 LIMIT :limit OFFSET :offset
+                """
+        statuses = {f'status_{number}': status for number, status in enumerate(json.loads(values['scope']))}
+        values.update(statuses)
+        each = ' UNION ALL '.join(f"""
+                SELECT *
+                  FROM (SELECT id
+                          FROM job INDEXED BY job_of_project_status
+                         WHERE {where} AND status = :{name}
+                         ORDER BY id DESC
+                         LIMIT :reach)
+                """ for name in statuses)
+        return f"""
+            SELECT id
+              FROM ({each})
+             ORDER BY id DESC
              LIMIT :limit OFFSET :offset
-            """, **values, limit=limit, offset=offset, now=self.clock())
+            """
 
     def count_jobs(self, *, project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
                    scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
                    limit: int) -> int:
         """Return how many jobs `list_jobs` finds with the same filters; counting stops at `limit`."""
         values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
+        given = {key for key, value in values.items() if value is not None}
+        if given <= {'project_id', 'scope'}:
+            return self._tally_jobs(values, limit)
         found = self._all(f"""
             SELECT count(*) AS jobs
               FROM (SELECT 1
@@ -6107,19 +6192,60 @@ class Jobs(Runners):
             """, **values, limit=limit)
         return found[0]['jobs']
 
+    def _tally_jobs(self, values: Mapping[str, Any], limit: int) -> int:
+        """Return how many jobs of a project, or of all, have one of some statuses: nothing is counted."""
+        found = self._all(f"""
+            SELECT coalesce(sum(jobs), 0) AS jobs
+              FROM job_tally
+             WHERE {conditions(TALLY_FILTERS, values)}
+            """, **values)
+        return min(limit, found[0]['jobs'])
+
     @staticmethod
     def _job_filters(project: Row | None, pipeline: Row | None, runner: Row | None, scope: Sequence[str],
                      include_retried: bool, name: str | None) -> dict[str, Any]:
         """Return the parameters of JOB_FILTERS; None leaves a filter out."""
+        statuses = sorted(set(scope))
         return {
             'project_id': id_of(project),
             'pipeline_id': id_of(pipeline),
             'runner_id': id_of(runner),
-            'scope': json.dumps(scope) if scope else None,
+            'scope': json.dumps(statuses) if statuses else None,
             'latest': None if include_retried else True,
             'name': name,
             'before': None,
         }
+
+    def render_jobs(self, expression: str, jobs: Iterable[tuple[Row, str | None]], **values: Any) -> str:
+        """Return jobs as JSON, with commas between: SQLite renders each by the SELECT expression of an entity.
+
+        `jobs` are pairs of a row and why the job waits, `values` the parameters of the expression. It finds
+        these as columns of `wanted`: `reason`, and `trace_size` in bytes.
+        """
+        wanted = [{'id': job['id'], 'reason': reason, 'trace_size': self._started_trace_size(job)}
+                  for job, reason in jobs]
+        found = self._all(f"""
+            SELECT group_concat(entity) AS entities
+              FROM (WITH wanted AS (
+                        SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.reason') AS reason,
+                               json_extract(value, '$.trace_size') AS trace_size
+                          FROM json_each(:wanted))
+                    SELECT {expression} AS entity
+                      FROM wanted
+                     CROSS JOIN job ON job.id = wanted.id
+                     CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
+                     CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
+                     CROSS JOIN project ON project.id = job.project_id
+                      LEFT JOIN user ON user.id = job.user_id
+                      LEFT JOIN runner ON runner.id = job.runner_id)
+            """, **values, wanted=json.dumps(wanted), now=self.clock())
+        return found[0]['entities'] or ''
+
+    def _started_trace_size(self, job: Row) -> int:
+        """Return the length of a job's trace in bytes, 0 for a job that never started."""
+        if job['started_at'] is None:
+            return 0
+        return self.trace_size(job)
 
     def list_cards(self, pipeline: Row) -> list[Row]:
         """Return the latest jobs of a pipeline by stage, with the columns that an overview shows."""
@@ -6313,6 +6439,30 @@ class Jobs(Runners):
 #: The statuses of jobs that are waiting for something: `pending_reason` says for what.
 WAITING = ('created', 'pending', 'waiting_for_resource', 'manual', 'scheduled')
 
+# The runners that may take jobs of a project, how far they could take one with a tag set, and one that is free.
+UNCLAIMED = f"""
+    WITH busy AS MATERIALIZED (
+        SELECT runner_id
+          FROM job INDEXED BY job_alive
+         WHERE status IN {ALIVE} AND runner_id IS NOT NULL),
+    candidate AS (
+        SELECT runner.id, runner.active, coalesce(runner.contacted_at, 0) > :since AS online,
+               EXISTS (SELECT 1
+                         FROM runner_tag_set
+                        WHERE runner_id = runner.id AND tag_set_id = :tag_set_id) AS serving
+          FROM project
+         CROSS JOIN runner
+         WHERE project.id = :project_id
+           AND (runner.runner_type = 'instance_type' AND project.shared_runners_enabled
+                OR runner.id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id)))
+    SELECT count(*) AS runners,
+           sum(serving) AS serving,
+           sum(serving AND active) AS active,
+           sum(serving AND active AND online) AS online,
+           max(CASE WHEN serving AND active AND online AND id NOT IN busy THEN id END) AS free
+      FROM candidate
+    """
+
 
 class Waiting(Jobs):
     """Why a job is not running yet, in words."""
@@ -6376,35 +6526,19 @@ class Waiting(Jobs):
 
     def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str) -> str:
         """Say why no runner has taken a pending job of a project with these tags."""
-        runners = self.list_runners(self.find_project(project_id))
-        if not runners:
+        found = self._find('Project', UNCLAIMED, project_id=project_id, tag_set_id=tag_set_id,
+                           since=self.clock() - ONLINE_FOR)
+        if not found['runners']:
             return 'no runner is registered for its project'
-        matches = self._all("""
-            SELECT runner_id
-              FROM runner_tag_set
-             WHERE tag_set_id = :id
-            """, id=tag_set_id)
-        served = {row['runner_id'] for row in matches}
-        serving = [runner for runner in runners if runner['id'] in served]
-        if not serving:
-            return self._missing_tags(json.loads(tags), runners)
-        active = [runner for runner in serving if runner['active']]
-        if not active:
+        if not found['serving']:
+            return self._missing_tags(json.loads(tags), self.list_runners(self.find_project(project_id)))
+        if not found['active']:
             return 'every runner that could take it is paused'
-        now = self.clock()
-        online = [runner for runner in active if now - (runner['contacted_at'] or 0) < ONLINE_FOR]
-        if not online:
+        if not found['online']:
             return 'every runner that could take it is offline'
-        alive = self._all(f"""
-            SELECT DISTINCT runner_id
-              FROM job INDEXED BY job_alive
-             WHERE status IN {ALIVE}
-            """)
-        busy = {row['runner_id'] for row in alive}
-        for runner in online:
-            if runner['id'] not in busy:
-                return f'runner {runner["id"]} may take it when it asks again'
-        return 'every runner that could take it is busy'
+        if found['free'] is None:
+            return 'every runner that could take it is busy'
+        return f'runner {found["free"]} may take it when it asks again'
 
     @staticmethod
     def _missing_tags(tags: Sequence[str], runners: Iterable[Row]) -> str:
@@ -7977,7 +8111,7 @@ class Coordinator(Backups):
         now = self.clock()
         counted = self._all("""
             SELECT status, count(*) AS jobs
-              FROM job INDEXED BY job_count
+              FROM job_tally
              WHERE id > 0
              GROUP BY status
             """)
@@ -8719,10 +8853,14 @@ def badge_reader(call: Call) -> Row | None:
 
 # -- answers
 
+class Rendered(str):
+    """A text that is JSON already."""
+
+
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
     """Return an answer of JSON; old runners take it only as exactly ``application/json``."""
-    return bottle.HTTPResponse(json.dumps(value, separators=(',', ':')).encode(), status,
-                               {'Content-Type': 'application/json', **(headers or {})})
+    text = value if isinstance(value, Rendered) else json.dumps(value, separators=(',', ':'))
+    return bottle.HTTPResponse(text.encode(), status, {'Content-Type': 'application/json', **(headers or {})})
 
 
 def empty_response(status: int, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -8828,10 +8966,10 @@ def page_link(call: Call, **changes: Any) -> str:
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 
 
-def paged_response(call: Call, items: list[Any], total: int | None = None) -> bottle.HTTPResponse:
+def paged_response(call: Call, items: Sequence[Any], total: int | None = None) -> bottle.HTTPResponse:
     """Return one page of a list, with GitLab's paging headers and links.
 
-    `items` is that page of `total` items, or the whole list when `total` is None.
+    `items` is that page of `total` items, or the whole list when `total` is None; a page may be Rendered.
     """
     page, per_page = page_of(call)
     if total is None:
@@ -9048,18 +9186,6 @@ def runner_entity(row: Record, call: Viewer, *, detail: bool = False) -> JSON:
     return runner
 
 
-JOB_RUNNER = ('id', 'description', 'ip_address', 'info', 'created_at', 'active', 'contacted_at')
-
-
-def job_runner_entity(row: Row, call: Viewer) -> JSON | None:
-    """Return the runner of a job as lists show it, or None before its claim."""
-    if row['runner_id'] is None:
-        return None
-    runner = {name: row[f'runner_{name}'] for name in JOB_RUNNER}
-    runner['runner_type'] = row['runner_type']
-    return runner_entity(runner, call)
-
-
 def manager_entity(row: Row, call: Viewer) -> JSON:
     """Return a runner manager: one of the machines that share a runner's token."""
     info = json.loads(row['info'])
@@ -9070,68 +9196,140 @@ def manager_entity(row: Row, call: Viewer) -> JSON:
     return manager
 
 
+def sql_time(column: str) -> str:
+    """Return the SQL for a moment as `iso_time` writes it."""
+    return f"strftime('%Y-%m-%dT%H:%M:%fZ', {column}, 'unixepoch')"
+
+
+def sql_flag(condition: str) -> str:
+    """Return the SQL for a boolean of JSON."""
+    return f"json(CASE WHEN {condition} THEN 'true' ELSE 'false' END)"
+
+
+#: The user of a job, as `user_entity` shows it.
+JOB_USER = f"""CASE WHEN job.user_id IS NOT NULL THEN json_object(
+    'id', job.user_id,
+    'name', user.username,
+    'username', user.username,
+    'state', 'active',
+    'avatar_url', NULL,
+    'web_url', :base_url || '/' || user.username,
+    'created_at', {sql_time('user.created_at')},
+    'is_admin', json('true'),
+    'bio', NULL,
+    'skype', '',
+    'linkedin', '',
+    'twitter', '',
+    'website_url', ''
+    ) END"""
+
+#: The runner of a job, as `runner_entity` shows it in lists; None before its claim.
+JOB_RUNNER = f"""CASE WHEN job.runner_id IS NOT NULL THEN json_object(
+    'id', runner.id,
+    'description', runner.description,
+    'ip_address', runner.ip_address,
+    'is_shared', {sql_flag("runner.runner_type = 'instance_type'")},
+    'runner_type', runner.runner_type,
+    'name', json_extract(runner.info, '$.name'),
+    'created_at', {sql_time('runner.created_at')},
+    'created_by', NULL,
+    'active', {sql_flag('runner.active')},
+    'paused', {sql_flag('NOT runner.active')},
+    'online', CASE WHEN runner.contacted_at IS NOT NULL
+                   THEN {sql_flag(f':now - runner.contacted_at < {ONLINE_FOR}')} END,
+    'status', CASE WHEN runner.contacted_at IS NULL THEN 'never_contacted'
+                   WHEN :now - runner.contacted_at < {ONLINE_FOR} THEN 'online'
+                   ELSE 'offline' END
+    ) END"""
+
+JOB_PIPELINE = f"""json_object(
+    'id', pipeline.id,
+    'iid', pipeline.iid,
+    'project_id', job.project_id,
+    'sha', pipeline.sha,
+    'ref', pipeline.ref,
+    'status', pipeline.status,
+    'source', pipeline.source,
+    'created_at', {sql_time('pipeline.created_at')},
+    'updated_at', {sql_time('pipeline.updated_at')},
+    'web_url', :base_url || '/' || project.path || '/-/pipelines/' || pipeline.id
+    )"""
+
+#: The artifacts of a job that are kept, and its trace.
+JOB_ARTIFACTS = """json((
+    SELECT json_group_array(json_object('file_type', file_type, 'size', size, 'filename', filename,
+                                        'file_format', file_format))
+      FROM (SELECT file_type, size, filename, file_format
+              FROM artifact
+             WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)
+             UNION ALL
+            SELECT 'trace', wanted.trace_size, 'job.log', NULL
+             WHERE wanted.trace_size > 0)))"""
+
+ARCHIVE = """(
+    SELECT json_object('filename', filename, 'size', size)
+      FROM artifact
+     WHERE job_id = job.id AND file_type = 'archive' AND (expire_at IS NULL OR expire_at > :now))"""
+
+EXPIRY = """(
+    SELECT max(expire_at)
+      FROM artifact
+     WHERE job_id = job.id AND expire_at > :now)"""
+
+#: The SELECT expression of a job as the Jobs API shows it: the seed page's fields and the newer ones.
+JOB_JSON = f"""json_object(
+    'id', job.id,
+    'status', job.status,
+    'stage', job.stage,
+    'name', job.name,
+    'ref', pipeline.ref,
+    'tag', {sql_flag('pipeline.tag')},
+    'coverage', job.coverage,
+    'allow_failure', {sql_flag('job.allow_failure')},
+    'created_at', {sql_time('job.created_at')},
+    'started_at', {sql_time('job.started_at')},
+    'finished_at', {sql_time('job.finished_at')},
+    'erased_at', {sql_time('job.erased_at')},
+    'duration', max(0, round(
+        coalesce(job.finished_at, CASE job.status WHEN 'running' THEN :now END) - job.started_at, 3)),
+    'queued_duration', max(0, round(coalesce(job.started_at, job.finished_at, :now) - job.queued_at, 3)),
+    'user', {JOB_USER},
+    'commit', json_extract(:commits, '$."' || job.pipeline_id || '"'),
+    'pipeline', {JOB_PIPELINE},
+    'web_url', :base_url || '/' || project.path || '/-/jobs/' || job.id,
+    'project', json('{{"ci_job_token_scope_enabled":false}}'),
+    'artifacts_file', json({ARCHIVE}),
+    'artifacts', {JOB_ARTIFACTS},
+    'runner', {JOB_RUNNER},
+    'runner_manager', CASE WHEN job.system_id IS NOT NULL THEN json_object('system_id', job.system_id) END,
+    'trace_mismatch', json(job.trace_state),
+    'pending_reason', wanted.reason,
+    'artifacts_expire_at', {sql_time(EXPIRY)},
+    'archived', json('false'),
+    'tag_list', json(tag_set.tags),
+    'download_url', NULL
+    )"""
+#: Only a failed job has a reason for that.
+JOB_OR_FAILURE_JSON = f"""
+    CASE job.status
+    WHEN 'failed' THEN json_set({JOB_JSON}, '$.failure_reason', coalesce(job.failure_reason, 'unknown_failure'))
+    ELSE {JOB_JSON}
+    END"""
+
+
+def jobs_json(rows: Sequence[Row], call: Viewer) -> str:
+    """Return jobs as the Jobs API shows them, JSON with commas between; brief rows will do."""
+    reasons = call.ci.pending_reasons(rows)
+    commits = {row['pipeline_id']: row for row in rows if row['commit_info'] is not None}
+    entities = {pipeline_id: commit_entity(row, call) for pipeline_id, row in commits.items()}
+    return call.ci.render_jobs(JOB_OR_FAILURE_JSON, [(row, reasons[row['id']]) for row in rows],
+                               base_url=call.base_url, commits=json.dumps(entities))
+
+
 def job_entity(row: Row, call: Viewer) -> JSON:
-    """Return a job as the Jobs API shows it: the seed page's fields and the newer ones."""
-    job = pick(row, 'id', 'status', 'stage', 'name', 'ref', 'coverage')
-    job.update(pick_flags(row, 'tag', 'allow_failure'))
-    job.update(job_times(row, call.ci.clock()))
-    job['user'] = user_entity(row, call)
-    job['commit'] = commit_entity(row, call)
-    job['pipeline'] = job_pipeline_entity(row, call)
-    job['web_url'] = f'{call.base_url}/{row["project_path"]}/-/jobs/{row["id"]}'
-    job['project'] = {'ci_job_token_scope_enabled': False}
-    job.update(job_artifacts(row, call))
-    job['runner'] = job_runner_entity(row, call)
-    job['runner_manager'] = row['system_id'] and {'system_id': row['system_id']}
-    job['trace_mismatch'] = row['trace_state'] and json.loads(row['trace_state'])
-    job['pending_reason'] = call.ci.pending_reason(row)
-    job['archived'] = False
-    job['tag_list'] = json.loads(row['tags'])
-    job['download_url'] = None
-    if row['status'] == 'failed':
-        job['failure_reason'] = row['failure_reason'] or 'unknown_failure'
-    return job
-
-
-def job_times(row: Row, now: float) -> JSON:
-    """Return when a job was created, started, finished and erased, and how many seconds it waited and ran."""
-    started, finished, queued = row['started_at'], row['finished_at'], row['queued_at']
-    times = pick_times(row, 'created_at', 'started_at', 'finished_at', 'erased_at')
-    times['duration'] = times['queued_duration'] = None
-    if started and (finished or row['status'] == 'running'):
-        times['duration'] = max(0, round((finished or now) - started, 3))
-    if queued:
-        times['queued_duration'] = max(0, round((started or finished or now) - queued, 3))
-    return times
-
-
-def job_pipeline_entity(row: Row, call: Viewer) -> JSON:
-    """Return the pipeline of a job's row."""
-    pipeline = pick(row, 'project_id', 'sha', 'ref', 'source')
-    pipeline['id'] = row['pipeline_id']
-    pipeline['iid'] = row['pipeline_iid']
-    pipeline['status'] = row['pipeline_status']
-    pipeline['created_at'] = iso_time(row['pipeline_created_at'])
-    pipeline['updated_at'] = iso_time(row['pipeline_updated_at'])
-    pipeline['web_url'] = f'{call.base_url}/{row["project_path"]}/-/pipelines/{row["pipeline_id"]}'
-    return pipeline
-
-
-def job_artifacts(row: Row, call: Viewer) -> JSON:
-    """Return the archive, the files and the expiry of a job; its trace counts as a file."""
-    archive = expiry = None
-    files = json.loads(row['artifacts'])
-    for item in files:
-        expire_at = item.pop('expire_at')
-        expiry = max(expiry or 0, expire_at or 0) or None
-        if item['file_type'] == 'archive':
-            archive = {'filename': item['filename'], 'size': item['size']}
-    trace_size = 0
-    if row['started_at']:
-        trace_size = call.ci.trace_size(row)
-    if trace_size:
-        files.append({'file_type': 'trace', 'size': trace_size, 'filename': 'job.log', 'file_format': None})
-    return {'artifacts_file': archive, 'artifacts': files, 'artifacts_expire_at': iso_time(expiry)}
+    """Return a job as the Jobs API shows it."""
+    entity: JSON = json.loads(jobs_json([row], call))
+    return entity
 
 
 def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
@@ -9870,20 +10068,20 @@ def jobs_response(call: Call, scope: Sequence[str], **filters: Any) -> bottle.HT
     number, per_page = page_of(call)
     if call.optional_choice('pagination', ('keyset', 'offset')) == 'keyset':
         return keyset_response(call, per_page, scope=scope, **filters)
-    rows = call.ci.list_jobs(scope=scope, limit=per_page, offset=(number - 1) * per_page, **filters)
+    rows = call.ci.list_jobs(scope=scope, limit=per_page, offset=(number - 1) * per_page, brief=True, **filters)
     total = call.ci.count_jobs(scope=scope, limit=MAX_COUNTED + 1, **filters)
-    return paged_response(call, [job_entity(row, call) for row in rows], total)
+    return paged_response(call, Rendered(f'[{jobs_json(rows, call)}]'), total)
 
 
 def keyset_response(call: Call, per_page: int, **filters: Any) -> bottle.HTTPResponse:
     """Return the page of jobs after a cursor, the last job's id; its one header is the link to the next."""
-    rows = call.ci.list_jobs(before=call.optional_integer('cursor'), limit=per_page + 1, **filters)
+    rows = call.ci.list_jobs(before=call.optional_integer('cursor'), limit=per_page + 1, brief=True, **filters)
     headers = {}
     if len(rows) > per_page:
         rows.pop()
         link = page_link(call, cursor=rows[-1]['id'])
         headers['Link'] = f'<{link}>; rel="next"'
-    return json_response([job_entity(row, call) for row in rows], 200, headers)
+    return json_response(Rendered(f'[{jobs_json(rows, call)}]'), 200, headers)
 
 
 @route('GET', f'{PROJECT}/jobs', auth=job_or_private_token)

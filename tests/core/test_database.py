@@ -474,3 +474,35 @@ def test_a_coordinator_without_a_path_leaves_nothing_behind():
         Runner(ci)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
+
+
+def test_the_tally_of_jobs_is_what_counting_them_finds(ci, project):
+    """Jobs come, change, and go with their pipeline and project; a refused transaction counts nothing."""
+    other = ci.create_project('other')
+    content = {'stages': ['a', 'b'], 'one': {'stage': 'a', 'script': ['make'], 'retry': 1},
+               'two': {'stage': 'b', 'script': ['make']}, 'by hand': {'stage': 'b', 'script': ['make'], 'when': 'manual'}}
+    first, second, third = (ci.create_pipeline(which, 'main', sha=SHA, content=content)
+                            for which in (project, project, other))
+
+    def tally():
+        rows = ci._all('SELECT project_id, status, jobs FROM job_tally WHERE jobs <> 0 ORDER BY 1, 2')
+        assert [tuple(row) for row in rows] == [tuple(row) for row in ci._all(
+            'SELECT project_id, status, count(*) FROM job GROUP BY 1, 2 ORDER BY 1, 2')]
+        return sum(row['jobs'] for row in rows)
+    assert tally() == 9
+    runner = ci.find_runner(ci.register_runner(ci.registration_token)[1])
+    claim = ci.request_job(runner)
+    tally()
+    ci.update_job(ci.authenticate_job(claim.job['id'], claim.token), 'failed')
+    assert tally() == 10
+    ci.cancel_pipeline(second)
+    with pytest.raises(RuntimeError), ci.db.write() as c:
+        c.execute("UPDATE job SET status = 'success'")
+        raise RuntimeError
+    tally()
+    ci.delete_pipelines([first])
+    assert tally() == 6
+    assert ci.count_jobs(project=project, limit=100) == 3
+    assert ci.count_jobs(project=project, scope=['canceled', 'pending'], limit=100) == 3
+    ci.delete_project(ci.find_project(project))
+    assert tally() == 3
