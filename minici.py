@@ -8110,10 +8110,10 @@ class Coordinator(Backups):
         """Return what a monitor wants to know of the jobs, the runners and the disk."""
         now = self.clock()
         counted = self._all("""
-            SELECT status, count(*) AS jobs
+            SELECT status, sum(jobs) AS jobs
               FROM job_tally
-             WHERE id > 0
              GROUP BY status
+            HAVING sum(jobs) > 0
             """)
         oldest = self._one("""
             SELECT queued_at
