@@ -138,6 +138,9 @@ MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
 ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
 CONTACT_INTERVAL = 60               # seconds between two writes of a runner's `contacted_at`
 SWEEP_INTERVAL = 30                 # seconds between two sweeps made by `request_job`
+HOOK_TIMEOUT = 60                   # seconds that --hook's command may take
+MAX_HOOK_OUTPUT = 500               # bytes of its errors that are logged
+REFUSALS_NOTED = 1000               # addresses and routes whose last refusal is remembered, so that it is logged once
 UPKEEP_INTERVAL = 5                 # seconds of real time between two sweeps made by a server
 TIDY_INTERVAL = 3600                # seconds between two removals of old pipelines and leftover files
 REFS_SEEN_FOR = 86400               # seconds until a repository is asked again whether a branch exists
@@ -6950,6 +6953,8 @@ class Pipelines(Processing):
             self._supersede(c, facts, pipeline_id)
             self._process(c, pipeline_id)
         self._announce()
+        log.info('pipeline %d of %s: %s at %s, from %s', pipeline_id, project['path'], facts['ref'], facts['sha'],
+                 facts['source'])
         return self.find_pipeline(pipeline_id)
 
     @staticmethod
@@ -8987,6 +8992,31 @@ def paged_response(call: Call, items: Sequence[Any], total: int | None = None) -
     return json_response(items, 200, headers)
 
 
+class RefusalLog:
+    """Logs refused calls, at most one a second for each address and route, so that nobody can flood the log."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._noted: dict[tuple[str | None, str], float] = {}
+
+    def note(self, call: Call, error: CIError) -> None:
+        """Log why a call was refused, and to whom; never its token."""
+        caller = (call.remote_address, call.route.path)
+        now = time.monotonic()
+        with self._lock:
+            if now - self._noted.get(caller, -1) < 1:
+                return
+            if len(self._noted) >= REFUSALS_NOTED:
+                self._noted.clear()
+            self._noted[caller] = now
+        reason = ' '.join(str(error).split())
+        log.info('%s %s from %s refused: %s', call.method, call.environ['minici.path'], caller[0], reason[:500])
+
+
+#: Guards of what other machines send once and do not show to anybody when it is refused.
+NOTED_GUARDS = (webhook_token, registration_token)
+
+
 def answer(declared: Route, **arguments: str) -> bottle.HTTPResponse:
     """Answer a request: read the path, authenticate, call the handler, present its result or its refusal."""
     environ = bottle.request.environ
@@ -9009,6 +9039,8 @@ def answer(declared: Route, **arguments: str) -> bottle.HTTPResponse:
     finally:
         call.close()
     if refusal is not None:
+        if declared.auth in NOTED_GUARDS:
+            environ['minici.refusals'].note(call, refusal)
         refuse = declared.refuse or json_refusal
         response = refuse(call, refusal)
     return hardened(response)
@@ -10968,6 +11000,7 @@ class Application:
         self._coordinator = coordinator
         self._router = router()
         self._metrics = Metrics()
+        self._refusals = RefusalLog()
         self.routes = all_routes()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -10976,7 +11009,7 @@ class Application:
         if path.endswith('.json') and '/artifacts/' not in path:
             path = path.removesuffix('.json')
         ours = {'PATH_INFO': path, 'minici.path': path, 'minici.ci': self._coordinator,
-                'minici.metrics': self._metrics}
+                'minici.metrics': self._metrics, 'minici.refusals': self._refusals}
         return self._measured({**environ, **ours}, start_response)
 
     def _measured(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -11602,13 +11635,32 @@ class Hook:
             message['job'] = job_entity(row, self)
         else:
             message |= self._pipeline_facts(row)
+        problem = ''
         for pause in (0, *self.PAUSES):
             time.sleep(pause)
-            done = subprocess.run(self._command, shell=True, input=json.dumps(message).encode(), capture_output=True)
-            if done.returncode == 0:
+            problem = self._run(json.dumps(message))
+            if not problem:
                 return
-        said = done.stderr.decode('utf-8', 'replace')[-500:]
-        log.error('the hook failed with %s for %s %s: %s', done.returncode, kind, row['id'], said)
+        log.error('the hook failed for %s %s: %s', kind, row['id'], problem)
+
+    def _run(self, message: str) -> str:
+        """Run the command once, for HOOK_TIMEOUT seconds at most; return what went wrong, or ''."""
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+            given.write(message.encode())
+            given.seek(0)
+            process = subprocess.Popen(self._command, shell=True, stdin=given, stdout=subprocess.DEVNULL, stderr=said,
+                                       start_new_session=True)
+            try:
+                status = process.wait(HOOK_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+                process.wait()
+                return f'it had not ended after {HOOK_TIMEOUT} seconds and was killed'
+            if status == 0:
+                return ''
+            said.seek(0)
+            words = said.read(MAX_HOOK_OUTPUT).decode('utf-8', 'replace')
+        return f'exit status {status}: {words}'
 
     def _pipeline_facts(self, row: Row) -> dict[str, Any]:
         """Return a pipeline, its project's path and the status of the last finished pipeline of its ref before it."""

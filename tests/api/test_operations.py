@@ -2,9 +2,13 @@
 
 import collections
 import http.client
+import json
 import logging
+import os
 import shutil
+import signal
 import sqlite3
+import subprocess
 import types
 
 import pytest
@@ -192,3 +196,66 @@ def test_below_the_reserve_uploads_are_refused_and_traces_and_states_still_fit(c
     assert status == 201
     connection.close()
     assert list(ci.artifacts.incoming.iterdir()) == []
+
+
+# -- what the log tells
+
+def messages(caplog, text):
+    return [record.getMessage() for record in caplog.records if text in record.getMessage()]
+
+
+def test_a_new_pipeline_is_logged_with_where_it_came_from(ci, project, caplog):
+    caplog.set_level(logging.INFO)
+    ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN, source='web')
+    assert messages(caplog, 'pipeline 1') == [f'pipeline 1 of group/demo: main at {SHA}, from web']
+
+
+def test_a_refused_webhook_and_a_refused_registration_are_logged_without_their_token(client, project, caplog):
+    caplog.set_level(logging.INFO)
+    client.call('POST', '/hooks/group/demo', json={'ref': 'refs/heads/main'}, status=403,
+                headers={'X-Gitlab-Token': 'wrong-secret', 'X-Gitlab-Event': 'Push Hook'})
+    client.call('POST', '/api/v4/runners', json={'token': 'wrong-secret'}, status=403)
+    hook, registration = messages(caplog, 'refused')
+    assert hook.startswith('POST /hooks/group/demo from ')
+    assert registration.startswith('POST /api/v4/runners from ')
+    assert '403' in hook
+    assert 'wrong-secret' not in caplog.text
+
+
+def test_a_flood_of_refusals_leaves_one_line_a_second(client, project, caplog):
+    caplog.set_level(logging.INFO)
+    for number in range(50):
+        client.call('POST', '/api/v4/runners', json={'token': f'wrong-{number}'}, status=403)
+    assert 1 <= len(messages(caplog, 'refused')) < 25
+
+
+# -- hooks
+
+@pytest.fixture
+def quick_hooks(monkeypatch):
+    monkeypatch.setattr(minici, 'HOOK_TIMEOUT', 0.3)
+    monkeypatch.setattr(minici.Hook, 'PAUSES', ())
+
+
+def test_a_hook_that_hangs_is_killed_with_what_it_started_and_later_news_come_through(
+        ci, pipeline, quick_hooks, tmp_path, caplog):
+    told = tmp_path / 'told'
+    hook = minici.Hook(ci, 'http://ci', f'if [ -e {told} ]; then cat > {told}; else touch {told}; sleep 600 & wait; fi')
+    hook('job', ci.find_job(1), 'created')
+    assert 'was killed' in caplog.text
+    hook('job', ci.find_job(1), 'created')
+    assert json.loads(told.read_text())['job']['id'] == 1
+    sleeping = subprocess.run(['pgrep', '-f', f'touch {told}'], capture_output=True, text=True, check=False).stdout
+    assert sleeping == ''
+
+
+def test_a_hook_that_fails_is_logged_with_what_it_said(ci, pipeline, quick_hooks, caplog):
+    minici.Hook(ci, 'http://ci', 'echo no route to forge >&2; exit 3')('job', ci.find_job(1), 'created')
+    assert messages(caplog, 'exit status 3: no route to forge')
+
+
+def test_a_hook_that_leaves_a_process_behind_is_not_waited_for(ci, pipeline, tmp_path, caplog):
+    left = tmp_path / 'left'
+    minici.Hook(ci, 'http://ci', f'sleep 600 & echo $! > {left}')('job', ci.find_job(1), 'created')
+    os.kill(int(left.read_text()), signal.SIGKILL)  # fails when it has ended
+    assert messages(caplog, 'hook') == []

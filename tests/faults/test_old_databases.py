@@ -1,0 +1,142 @@
+"""Databases of every schema that was released open, and the jobs that wait in them run.
+
+`databases/` holds them as SQL: three pipelines of six kinds of jobs, one job finished, one running. Before a release
+with a new schema `python tests/faults/databases/write.py` adds one; none is edited afterwards.
+"""
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import Client, Clock
+
+import minici
+
+DATABASES = sorted((Path(__file__).parent / 'databases').glob('*.sql'))
+
+
+def build(path, script):
+    with sqlite3.connect(path) as c:
+        c.executescript(script)
+    c.close()
+
+
+@pytest.fixture(params=DATABASES, ids=[file.stem for file in DATABASES])
+def old(request, tmp_path):
+    """A coordinator over a database of an older version, and the token of its runner."""
+    script = request.param.read_text()
+    build(tmp_path / 'ci.sqlite', script)
+    clock = Clock()
+    clock.advance(days=1)
+    with minici.Coordinator(tmp_path / 'ci.sqlite', clock=clock, fsync=False) as ci:
+        yield ci, re.search("runner's token is (\\S+)", script)[1]
+
+
+def test_no_version_is_left_out():
+    versions = {int(re.search(r'PRAGMA user_version = (\d+)', file.read_text())[1]) for file in DATABASES}
+    assert versions == set(range(1, max(versions) + 1))
+
+
+def test_every_pending_job_of_an_old_database_is_claimed_and_finished(old):
+    ci, token = old
+    client = Client(ci)
+    ran = []
+    while True:
+        answer = client.call('POST', '/api/v4/jobs/request', json={'token': token})
+        if answer.status_int == 204:
+            break
+        assert answer.status_int == 201, answer.text
+        job = answer.json
+        ran.append(job['job_info']['name'])
+        assert job['steps'][0]['script']
+        client.call('PATCH', f'/api/v4/jobs/{job["id"]}/trace', data=b'12%\n', status=202,
+                    headers={'JOB-TOKEN': job['token'], 'Content-Range': '0-3'})
+        client.call('PUT', f'/api/v4/jobs/{job["id"]}', json={'token': job['token'], 'state': 'success'}, status=200)
+    assert {name.partition(' ')[0] for name in ran} == {'compile', 'unit', 'lint', 'later'}
+    assert len(ran) > 10
+    with ci.db.read() as c:
+        assert c.execute("SELECT count(*) FROM job WHERE attempts > 1").fetchone()[0] == 0
+
+
+def test_pending_jobs_of_an_old_database_are_claimed_by_the_runners_of_2016(old):
+    ci, token = old
+    answer = Client(ci).call('POST', '/ci/api/v1/builds/register', json={'token': token}, status=201)
+    assert answer.json['commands']
+
+
+def test_everything_in_an_old_database_is_listed_played_and_retried(old):
+    ci, _ = old
+    client, token = Client(ci), ci.create_private_token()
+    jobs = client.call('GET', '/api/v4/projects/1/jobs?per_page=100', token=token, status=200).json
+    assert len(jobs) == 18
+    for job in jobs:
+        client.call('GET', f'/api/v4/projects/1/jobs/{job["id"]}', token=token, status=200)
+        assert ci.pending_reason(ci.find_job(job['id'])) or job['status'] != 'pending'
+    done = next(job for job in jobs if job['status'] == 'success')
+    client.call('POST', f'/api/v4/projects/1/jobs/{done["id"]}/retry', token=token, status=201)
+    pipeline = client.call('POST', '/api/v4/projects/1/pipelines/3/cancel', token=token, status=200)
+    assert pipeline.json['status'] == 'canceled'
+    client.call('POST', '/api/v4/projects/1/pipelines/3/retry', token=token, status=201)
+    ci.sweep()
+    assert [finding.text for finding in ci.check() if 'trace' not in finding.text] == []
+
+
+UPGRADE = """
+import os, sqlite3, sys
+import minici
+
+count, stop = 0, int(sys.argv[2])
+class Counting(sqlite3.Connection):
+    def execute(self, statement, *values):
+        global count
+        count += self.in_transaction
+        if count == stop:
+            os.kill(os.getpid(), 9)
+        return super().execute(statement, *values)
+
+connect = sqlite3.connect
+minici.sqlite3.connect = lambda *values, **options: connect(*values, factory=Counting, **options)
+minici.Coordinator(sys.argv[1]).close()
+print('done')
+"""
+
+
+def test_an_upgrade_that_is_killed_at_any_statement_leaves_the_old_database_or_the_new_one(tmp_path):
+    script = DATABASES[0].read_text()
+    build(tmp_path / 'intact.sqlite', script)
+
+    def version(path):
+        with sqlite3.connect(path) as c:
+            found = c.execute('PRAGMA user_version').fetchone()[0], c.execute('SELECT count(*) FROM job').fetchone()[0]
+            assert c.execute('PRAGMA quick_check').fetchone()[0] == 'ok'
+        c.close()
+        return found
+
+    seen, stop, ended = set(), 1, ''
+    while 'done' not in ended:
+        path = tmp_path / f'{stop}.sqlite'
+        path.write_bytes((tmp_path / 'intact.sqlite').read_bytes())
+        ended = subprocess.run([sys.executable, '-c', UPGRADE, path, str(stop)], capture_output=True, text=True,
+                               check=False).stdout
+        seen.add(version(path))
+        stop += 3
+    assert seen == {(1, 18), (len(minici.MIGRATIONS), 18)}
+    assert stop > 10
+
+
+def test_specs_that_lack_what_is_new_are_read_with_defaults(ci, project, runner):
+    ci.create_pipeline(project, 'main', sha='1' * 40, content={'test': {'script': ['make']}})
+    with ci.db.write() as c:
+        spec, = c.execute('SELECT spec FROM job').fetchone()
+        for name in set(json.loads(spec)) - {'name', 'script', 'stage'}:
+            bare = {key: value for key, value in json.loads(spec).items() if key != name}
+            c.execute('UPDATE job SET spec = :spec', {'spec': json.dumps(bare)})
+            assert minici.stored_spec(c.execute('SELECT spec FROM job').fetchone()) | {name: None} \
+                == json.loads(spec) | {name: None}
+        c.execute('UPDATE job SET spec = :spec', {'spec': json.dumps({'name': 'test', 'script': ['make']})})
+    job = Client(ci).call('POST', '/api/v4/jobs/request', json={'token': runner.token}, status=201).json
+    Client(ci).call('PUT', f'/api/v4/jobs/{job["id"]}', json={'token': job['token'], 'state': 'failed'}, status=200)
