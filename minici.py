@@ -6483,7 +6483,7 @@ class Waiting(Jobs):
         """Return why one job waits; `once` calls a verb, or remembers what it returned for the same arguments."""
         status = job['status']
         if status == 'created':
-            return self._waits_for(job, once(self._unfinished, job['pipeline_id']))
+            return once(self._waits_for, once, job['pipeline_id'], job['stage_idx'], job['needs'])
         if status == 'pending':
             return once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
         if status == 'waiting_for_resource':
@@ -6494,13 +6494,13 @@ class Waiting(Jobs):
             return f'it is delayed until {iso_time(job["scheduled_at"])}'
         return None
 
-    @staticmethod
-    def _waits_for(job: Row, unfinished: Mapping[str, int]) -> str:
-        """Say which jobs stand before a created job: `unfinished` ones, by name with the place of their stage."""
-        if job['needs']:
-            before = [name for name in json.loads(job['needs']) if name in unfinished]
+    def _waits_for(self, once: Callable[..., Any], pipeline_id: int, stage_idx: int, needs: str | None) -> str:
+        """Say which unfinished jobs stand before a created job: those it `needs`, or those of earlier stages."""
+        unfinished = once(self._unfinished, pipeline_id)
+        if needs:
+            before = [name for name in json.loads(needs) if name in unfinished]
         else:
-            before = [name for name, stage_idx in unfinished.items() if stage_idx < job['stage_idx']]
+            before = [name for name, place in unfinished.items() if place < stage_idx]
         more = ', ...' if before[5:] else ''
         return f'it waits for {", ".join(before[:5])}{more}'
 

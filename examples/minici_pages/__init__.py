@@ -8,6 +8,7 @@ no page. Everything is rendered here; the script makes logs live and keeps the r
     sessions    who is looking: cookie, forms, guards
     markup      status marks, moments, durations
     signing_in, pipelines, jobs, runners, projects, tokens, assets      the pages, each with its forms
+    board       the jobs of a pipeline: cards, copies grouped, stages
     logs, archives      finding lines of a log, browsing an archive
     templates/*.tpl, static/minici.css, static/minici.js
 """
@@ -17,8 +18,8 @@ from typing import NoReturn
 from minici import NotFound
 
 from . import assets, jobs, pipelines, projects, runners, signing_in, tokens  # noqa: F401
+from .board import FAILURES
 from .frame import ASSETS_VERSION, ROUTES, web
-from .jobs import FAILURES
 from .logs import ERROR_LINE
 from .markup import MARKS
 from .sessions import csrf_token, page_reader

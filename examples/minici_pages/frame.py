@@ -26,7 +26,7 @@ from minici import (
 )
 
 from . import markup
-from .sessions import csrf_token, root
+from .sessions import csrf_token, is_owner, root
 
 HERE = Path(__file__).parent
 STYLE = (HERE / 'static' / 'minici.css').read_text(encoding='utf-8')
@@ -63,6 +63,7 @@ class Template(bottle.SimpleTemplate):
         """Prepare as bottle does, with our way to escape."""
         super().prepare(**options)
         self._escape = markup.escape
+        self.defaults = HELPERS
 
 
 @functools.cache
@@ -95,7 +96,7 @@ HELPERS: dict[str, object] = {
 
 # -- pages
 
-def page(call: Call, name: str, title: str, *, below: str = '', status: str = '', refusal: CIError | None = None,
+def page(call: Call, name: str, title: str, /, *, below: str = '', status: str = '', refusal: CIError | None = None,
          **values: object) -> bottle.HTTPResponse:
     """Return a page: the template `name`, which sees `values`, within the frame that all pages share.
 
@@ -103,12 +104,11 @@ def page(call: Call, name: str, title: str, *, below: str = '', status: str = ''
     `status`. `refusal` says what was wrong with the form that came. A page that has not changed is answered with 304.
     """
     user = call.actor
-    names: dict[str, object] = dict(HELPERS)
-    names.update(
+    names: dict[str, object] = dict(
         call=call,
         root=root(call),
         user=user,
-        owner=user is not None and user['scope'] == 'api',
+        owner=is_owner(user),
         csrf=csrf_token(call) if user else '',
         public=call.ci.settings.public,
         now=call.ci.clock(),

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import bottle
 
 from minici import (
-    CANCELABLE,
-    PLAYABLE,
-    RETRYABLE,
     Call,
     InvalidParameter,
     NotFound,
@@ -25,25 +21,13 @@ from minici import (
 )
 
 from .archives import list_entries
+from .board import failure_text, job_actions, job_mark
 from .frame import page, perform, project_path, seen, web
 from .logs import ERROR_LINE, find_lines, text_pattern
 from .markup import clock
 from .sessions import page_form, page_reader, page_user
 
 JOB_PATH = '/<project:project_path>/-/jobs/<job:job>'
-#: What a failure reason means, as the end of the sentence that begins with "Failed: ".
-FAILURES = {
-    'script_failure': 'its script ended with an error',
-    'runner_system_failure': 'its runner broke down',
-    'stuck_or_timeout_failure': 'its runner fell silent, or it ran for too long',
-    'job_execution_timeout': 'it ran for longer than its timeout',
-    'missing_dependency_failure': 'artifacts that it depends on are gone',
-    'runner_unsupported': 'its runner cannot do what it asks for',
-    'image_pull_failure': 'its image could not be pulled',
-    'trace_size_exceeded': 'its log outgrew max_trace_size',
-    'claims_unanswered': 'no runner that it was handed to ever answered',
-    'unknown_failure': 'its runner gave no reason',
-}
 #: Hits that a search of a log returns at most.
 MAX_HITS = 1000
 
@@ -53,26 +37,6 @@ def commit_of(row: Row) -> dict[str, str]:
     known = json.loads(row['commit_info'] or '{}')
     title = known.get('message', '').partition('\n')[0]
     return {'title': title, 'author': known.get('author_name', '')}
-
-
-def job_mark(job: Row) -> str:
-    """Return the status that a job's mark shows: an allowed failure only warns."""
-    if job['status'] == 'failed' and job['allow_failure']:
-        return 'warning'
-    return job['status']
-
-
-def job_actions(job: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Return what can be done with a job: for each verb its label and the question to confirm first."""
-    actions = []
-    if job['status'] in PLAYABLE:
-        label = 'Run' if job['status'] == 'manual' else 'Run now'
-        actions.append(('play', label, job['manual_confirmation'] or ''))
-    if job['status'] in CANCELABLE and job['status'] != 'manual':
-        actions.append(('cancel', 'Cancel', ''))
-    if job['status'] in RETRYABLE and not job['retried']:
-        actions.append(('retry', 'Retry', ''))
-    return actions
 
 
 @web('GET', JOB_PATH, auth=page_reader)
@@ -96,7 +60,7 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
         artifacts=json.loads(job['artifacts']),
         variables=variables,
         reason=call.ci.pending_reason(job),
-        failure=FAILURES.get(job['failure_reason'], job['failure_reason']),
+        failure=failure_text(job),
         trace_size=call.ci.traces.size(job['id']),
         attempts=call.ci.list_jobs(pipeline=pipeline, name=job['name'], limit=20),
         job_mark=job_mark,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import urllib.parse
 
 import bottle
 
 from minici import BadRequest, Call, CIError, NotFound, Row, page_of, status_words
 
+from .board import KINDS, draw_board
 from .frame import page, perform, project_path, seen, web
-from .jobs import FAILURES, commit_of, job_actions, job_mark
-from .sessions import page_form, page_owner, page_reader
+from .jobs import commit_of
+from .sessions import is_owner, page_form, page_owner, page_reader, root
 
 #: The statuses that the list can be filtered by, most wanted first.
 FILTERED_STATUSES = ('running', 'pending', 'success', 'failed', 'canceled', 'skipped', 'manual', 'scheduled', 'created')
-ICONS = {'cancel': '\u2715', 'retry': '\u21bb', 'play': '\u25b6\ufe0e'}
 
 
 @web('GET', '/', auth=page_reader)
@@ -89,32 +87,24 @@ def given_variables(call: Call) -> list[dict[str, str]]:
 
 @web('GET', '/<project:project_path>/-/pipelines/<pipeline:pipeline>', auth=page_reader)
 def pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
-    """Show a pipeline: its stages and jobs, and why the jobs that wait do."""
-    jobs = call.ci.list_cards(pipeline)
-    stages = [(name, list(group)) for name, group in itertools.groupby(jobs, lambda job: job['stage'])]
-    number, project = pipeline['id'], pipeline['project_path']
+    """Show a pipeline: its jobs by stage, those of a `status` or `name` alone if asked for, and why jobs wait."""
+    wanted = call.choice('status', ('', *KINDS), '')
+    name = call.text('name') or ''
+    jobs = tuple(call.ci.list_cards(pipeline))
+    reasons = tuple(call.ci.pending_reasons(jobs).values())
+    base = root(call) + project_path(pipeline)
+    board = draw_board(jobs, reasons, base, is_owner(call.actor), wanted, name)
+    title = f'{status_words(pipeline["status"])} · #{pipeline["id"]} · {pipeline["ref"]} · {pipeline["project_path"]}'
     return page(
-        call, 'pipeline', f'{status_words(pipeline["status"])} · #{number} · {pipeline["ref"]} · {project}',
+        call, 'pipeline', title,
         below='Pipelines',
         status=pipeline['status'],
         pipeline=pipeline,
         commit=commit_of(pipeline),
-        stages=stages,
-        statuses={job['status'] for job in jobs},
-        reasons=call.ci.pending_reasons(jobs),
-        failures=FAILURES,
-        icons=ICONS,
-        job_mark=job_mark,
-        job_actions=job_actions,
-        needs_of=needs_of,
+        board=board,
+        wanted=wanted,
+        name=name,
     )
-
-
-def needs_of(job: Row) -> str:
-    """Return the names of the jobs that a job needs, '' when it waits for the stages before."""
-    if not job['needs']:
-        return ''
-    return ', '.join(json.loads(job['needs'])) or 'nothing'
 
 
 @web('POST', '/<project:project_path>/-/pipelines/<pipeline:pipeline>/<action>', auth=page_form)

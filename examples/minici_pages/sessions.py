@@ -84,10 +84,15 @@ def page_reader(call: Call) -> Row | None:
     return visitor(call) if call.ci.settings.public else page_user(call)
 
 
+def is_owner(user: Row | None) -> bool:
+    """Tell whether a user may change things, which needs the scope `api`."""
+    return user is not None and user['scope'] == 'api'
+
+
 def page_owner(call: Call) -> Row:
     """Let in users who are signed in with a token of scope `api`."""
     user = page_user(call)
-    if user['scope'] != 'api':
+    if not is_owner(user):
         raise Forbidden('you are signed in with a token of scope read_api, this needs api')
     return user
 

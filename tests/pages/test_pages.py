@@ -60,7 +60,9 @@ def keep(ci, claim, content=None, filename='artifacts.zip', **options):
 
 def finish(ci, claim, state='success', **facts):
     """Finish a job that was claimed."""
-    ci.update_job(ci.authenticate_job(claim.job['id'], claim.token), state, **facts)
+    job = ci.authenticate_job(claim.job['id'], claim.token)
+    ci.append_trace(job, 0, b'a line\n')
+    ci.update_job(job, state, **facts)
 
 
 def icon(page):
@@ -437,6 +439,79 @@ def test_pipeline_shows_its_jobs_by_stage_with_status_and_duration(ci, browser, 
     assert '4 jobs' in page.one('div', class_='head').text
 
 
+def wide(ci, run, runner):
+    """Start a pipeline of 60 jobs in two stages, of which three fail."""
+    run(stages=['test', 'deploy'], e2e=job(parallel=30), unit=job(parallel={'matrix': [{'OS': ['linux', 'macos']}]}),
+        **{f'check {word}': job() for word in ('one', 'two', 'three', 'four')},
+        **{f'ship {number:02d}': job(stage='deploy') for number in range(24)})
+    while claim := runner.claim():
+        broken = claim.job['name'] in ('e2e 3/30', 'e2e 17/30', 'check two')
+        finish(ci, claim, 'failed' if broken else 'success')
+
+
+def test_large_pipeline_names_its_failures_first_and_counts_its_jobs_by_status(ci, browser, run, runner):
+    wide(ci, run, runner)
+    page = browser.open(PIPELINE)
+    failures = page.one('section', aria_label='Failed jobs')
+    assert failures.texts('span', class_='name') == ['e2e 3/30', 'e2e 17/30', 'check two']
+    assert page.texts('a', class_='kind') == ['3 failed', '33 passed', '24 skipped']
+    assert [stage['aria-label'] for stage in page.all('section')] == [
+        'Failed jobs', 'Stage test', 'Stage deploy']
+
+
+def test_copies_of_a_job_stand_together_and_those_that_failed_stay_in_view(ci, browser, run, runner):
+    wide(ci, run, runner)
+    stage = browser.open(PIPELINE).one('section', aria_label='Stage test')
+    assert stage.texts('summary') == ['e2e 30: 2 failed, 28 passed', 'unit 2: 2 passed', '3 passed']
+    copies = stage.one('details', id='test/e2e')
+    assert 'open' not in copies.attributes
+    assert len(copies.all('li', class_='job')) == 28
+    shown = [card for card in stage.all('li', class_='failed') if card not in list(copies)]
+    assert [card.one('span', class_='name').text for card in shown] == ['check two', '3/30', '17/30']
+    assert shown[1].one('a')['title'] == 'e2e 3/30: failed'
+
+
+def test_few_copies_in_a_small_pipeline_are_shown_at_once(browser, run):
+    run(unit=job(parallel={'matrix': [{'OS': ['linux', 'macos'], 'PY': ['3.12', '3.13']}]}), lint=job())
+    page = browser.open(PIPELINE)
+    assert 'open' in page.one('details', id='test/unit').attributes
+    assert page.one('details').texts('span', class_='name')[1:] == [
+        '[linux, 3.12]', '[linux, 3.13]', '[macos, 3.12]', '[macos, 3.13]']
+    assert page.all('section', aria_label='Failed jobs') == []
+
+
+def test_reason_that_several_jobs_of_a_stage_share_is_told_once(browser, run):
+    run(stages=['build', 'test'], compile=job(stage='build'), **{name: job() for name in 'abc'})
+    page = browser.open(PIPELINE)
+    stage = page.one('section', aria_label='Stage test')
+    assert stage.one('div', class_='stage').texts('p', class_='why') == ['3 jobs: waiting for build']
+    assert [card.texts('p', class_='why') for card in stage.all('li', class_='job')] == [[], [], []]
+
+
+def test_jobs_of_a_pipeline_are_filtered_by_status_and_name(ci, browser, run, runner):
+    wide(ci, run, runner)
+    names = {address: browser.open(PIPELINE + address).texts('span', class_='name')
+             for address in ('?status=failed', '?name=SHIP+1', '?status=passed&name=check', '?name=nothing')}
+    assert names['?status=failed'] == ['check two', 'e2e', '3/30', '17/30']
+    assert names['?name=SHIP+1'] == [f'ship {number}' for number in range(10, 20)]
+    assert names['?status=passed&name=check'] == ['check one', 'check three', 'check four']
+    assert names['?name=nothing'] == []
+    page = browser.open(f'{PIPELINE}?status=failed')
+    assert page.one('a', class_='kind', aria_current='true').text == '3 failed'
+    assert browser.press(page, 'Find', name='two').texts('span', class_='name') == ['check two']
+    browser.open(f'{PIPELINE}?status=bogus', 400)
+
+
+def test_bars_show_how_long_jobs_ran_beside_the_longest(ci, browser, run, runner, clock):
+    run(short=job(), long=job())
+    for seconds in (30, 120):
+        claim = runner.claim()
+        clock.advance(seconds)
+        finish(ci, claim)
+    bars = [card.one('svg', class_='took').one('rect')['width'] for card in browser.open(PIPELINE).all('li')]
+    assert bars == ['25', '100']
+
+
 @pytest.mark.parametrize('prepare, reason', [
     ('', 'no runner is registered for its project'),
     ('ci.register_runner(ci.registration_token, tag_list=["b"])',
@@ -497,6 +572,7 @@ def job_in(ci, run, clock):
             if status in ('success', 'failed'):
                 finish(ci, claim, status)
             elif status != 'running':
+                ci.append_trace(ci.authenticate_job(claim.job['id'], claim.token), 0, b'a line\n')
                 ci.cancel_job(claim.job)
         assert ci.find_job(2)['status'] == status
         return '/group/demo/-/jobs/2'
@@ -531,7 +607,7 @@ def test_card_of_a_failed_job_tells_any_reason_but_its_script(ci, browser, run, 
     run(a=job(), b=job(), c=job())
     for reason in ('script_failure', 'runner_system_failure', 'api_failure'):
         finish(ci, runner.claim(), 'failed', failure_reason=reason)
-    assert browser.open(PIPELINE).texts('p', class_='why') == ['its runner broke down', 'api_failure']
+    assert browser.open(PIPELINE).texts('p', class_='why') == ['the runner broke down', 'api_failure']
 
 
 def test_buttons_of_a_pipeline_cancel_and_retry_it(ci, browser, run, runner):
@@ -544,7 +620,7 @@ def test_buttons_of_a_pipeline_cancel_and_retry_it(ci, browser, run, runner):
     assert page.one('p', class_='actions').texts('button') == ['Retry']
     page = browser.press(page, 'Retry')
     assert page.one('p', class_='actions').texts('button') == ['Cancel']
-    assert states(page.one('div', class_='board')) == ['pending', 'pending']
+    assert states(page.one('ul', class_='cards')) == ['pending', 'pending']
     assert [row['username'] for row in ci.list_jobs(include_retried=False)] == ['root', 'root']
 
 
@@ -579,7 +655,7 @@ def test_job_tells_what_is_known_of_it(ci, browser, token, run, clock):
     assert facts['Runner'] == '#1 rack 2 gitlab-runner 18.1.0 linux shell'
     assert (facts['Tags'], facts['Stage'], facts['Branch'], facts['Environment']) == ('a b', 'test', 'v1/x', 'prod')
     assert (facts['Commit'], facts['Started by']) == (SHA[:8], 'root')
-    assert page.one('p', class_='notice').text == 'It failed: its script ended with an error (exit code 7).'
+    assert page.one('p', class_='notice').text == 'Failed: the script exited with code 7.'
     assert [link['href'] for link in page.one('p', class_='crumbs').all('a')] == ['/group/demo', PIPELINE]
 
 
@@ -595,11 +671,11 @@ def test_allowed_failure_is_shown_as_a_warning(browser, run, runner):
 @pytest.mark.parametrize('reason, words', [*minici_pages.FAILURES.items(), ('api_failure', 'api_failure')])
 def test_failure_is_told_in_words(ci, browser, job, reason, words):
     finish(ci, job, 'failed', failure_reason=reason)
-    assert browser.open(JOB).one('p', class_='notice').text == f'It failed: {words}.'
+    assert browser.open(JOB).one('p', class_='notice').text == f'Failed: {words}.'
 
 
 def test_retry_leads_to_the_new_job_which_lists_all_attempts(ci, browser, pipeline, runner):
-    runner.run('failed')
+    finish(ci, runner.claim(), 'failed')
     page = browser.press(browser.open(JOB), 'Retry')
     assert page.answer.request.path == '/group/demo/-/jobs/2'
     attempts = page.one('ul', class_='plain').all('a')

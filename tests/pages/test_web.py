@@ -554,7 +554,7 @@ def test_long_log_shows_its_end_first_and_what_is_before_on_demand(browser, page
     page.locator('#trace').press('Home')
     browser.wait(lambda: in_view(page, 1801))
     for first in (1602, 1403):
-        page.get_by_role('button', name='Show what is before this').click()
+        page.get_by_role('button', name='Show earlier lines').click()
         expect(page.locator(f'#L{first}')).to_have_text(re.compile('this is line'))
         browser.wait(lambda first=first: not in_view(page, first))  # what one has read stays where it is
     assert shown_lines(page) == list(range(shown_lines(page)[0], 2001))
@@ -571,7 +571,7 @@ def test_line_far_away_is_led_to_in_a_long_log(browser, page, long_log):
     page.get_by_label('Search the log').fill('LINE    100')
     page.keyboard.press('Enter')
     expect(page.locator('#L100.current')).to_be_visible()
-    page.get_by_role('button', name='Show what comes after this').click()
+    page.get_by_role('button', name='Show later lines').click()
     expect(page.locator('#L400')).to_be_attached()
     page.get_by_role('button', name='Top').click()
     browser.wait(lambda: in_view(page, 1))
@@ -587,7 +587,7 @@ def test_end_of_what_is_loaded_is_not_the_end_of_the_log(browser, page, long_log
     page.locator('#trace').press('End')
     browser.wait(lambda: at_bottom(page))
     later(page, 3)
-    page.get_by_role('button', name='Show what comes after this').click()
+    page.get_by_role('button', name='Show later lines').click()
     expect(page.locator('#L1300')).to_be_attached()
     assert shown_lines(page)[-1] < 1900
 
@@ -610,7 +610,7 @@ def test_line_longer_than_a_piece_is_shown(browser, page, log):
     expect(lines(page).last).to_have_text('last')
     for _ in range(5):
         page.locator('#trace').press('Home')
-        button = page.get_by_role('button', name='Show what is before this')
+        button = page.get_by_role('button', name='Show earlier lines')
         if button.is_hidden():
             break
         size = len(page.locator('#trace').text_content())

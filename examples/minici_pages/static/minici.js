@@ -44,11 +44,13 @@ async function refresh() {
       html = gist(part);
     if (!old || seen.get(part.id) === html) continue;
     seen.set(part.id, html);
-    const open = Array.from(old.querySelectorAll('details'), details => details.open);
+    const open = new Map(
+      Array.from(old.querySelectorAll('details'), (details, at) => [details.id || at, details.open]),
+    );
     const focus = Array.from(old.querySelectorAll('a, button, summary')).indexOf(document.activeElement);
     old.replaceWith(part);
-    part.querySelectorAll('details').forEach((details, index) => {
-      details.open = open[index] || false;
+    part.querySelectorAll('details').forEach((details, at) => {
+      details.open = open.get(details.id || at) ?? details.open;
     });
     part.querySelectorAll('a, button, summary')[focus]?.focus();
   }

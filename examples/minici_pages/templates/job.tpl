@@ -12,9 +12,8 @@
 <p class="notice">{{reason[0].upper()}}{{reason[1:]}}.</p>
 % end
 % if job['status'] == 'failed':
-<p class="notice failed">It failed:
-{{failure}}{{f' (exit code {job["exit_code"]})' if job['exit_code'] is not None else ''}}.
-{{'Its failure is allowed.' if job['allow_failure'] else ''}}</p>
+<p class="notice failed">{{failure}}
+{{'This job is allowed to fail.' if job['allow_failure'] else ''}}</p>
 % end
 </div>
 % if owner:
@@ -45,8 +44,8 @@ data-do="bottom">Bottom</button></span>
 <span class="files"><a href="{{here}}/raw">Raw</a> <a href="{{here}}/plain">Plain text</a></span>
 </div>
 <div id="trace" tabindex="0" role="region" aria-label="Lines of the log">
-<button data-do="before" hidden>Show what is before this</button><div></div>
-<button data-do="more" hidden>Show what comes after this</button><p class="note"></p></div>
+<button data-do="before" hidden>Show earlier lines</button><div></div>
+<button data-do="more" hidden>Show later lines</button><p class="note"></p></div>
 <noscript><p class="empty">Without JavaScript, read the log as <a href="{{here}}/plain">plain
 text</a>.</p></noscript>
 </section>

@@ -10,9 +10,9 @@
 <li class="runner">
 <span class="status {{shown}}">{{word(shown)}}</span>
 <div class="what"><span class="title">#{{row['id']}} {{row['description'] or info.get('name') or 'runner'}}</span>
-<p class="meta">{{about(info) or 'has not said what it is'}}
-{{'' if row['runner_type'] == 'instance_type' else '· for some projects alone'}}</p>
-<p class="meta">{{tag_marks(row)}} {{'' if row['run_untagged'] else 'only jobs with its tags'}}</p></div>
+<p class="meta">{{about(info) or 'No details yet'}}
+{{'' if row['runner_type'] == 'instance_type' else '· for some projects only'}}</p>
+<p class="meta">{{tag_marks(row)}} {{'' if row['run_untagged'] else 'takes only jobs with its tags'}}</p></div>
 <div class="runs">
 % for job in (job for job in running if job['runner_id'] == row['id']):
 <p><a href="{{root}}/{{job['project_path']}}/-/jobs/{{job['id']}}">{{mark(job['status'])}} {{job['name']}}
@@ -27,7 +27,7 @@
 <button class="small" formaction="{{here}}/{{turn.lower()}}"
 aria-label="{{turn}} runner {{row['id']}}">{{turn}}</button>
 <button class="small danger" formaction="{{here}}/remove" aria-label="Remove runner {{row['id']}}"
- data-confirm="Remove runner {{row['id']}}? Its token will be void.">Remove</button></p>
+ data-confirm="Remove runner {{row['id']}}? Its token stops working.">Remove</button></p>
 % end
 </li>
 % end

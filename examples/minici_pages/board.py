@@ -1,0 +1,343 @@
+"""The jobs of a pipeline as its page shows them: by stage, copies of a job together, what failed first."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from minici import CANCELABLE, PLAYABLE, RETRYABLE, Row, composite_status, status_words
+
+from .frame import template
+from .markup import Markup, clock
+
+#: What a failure reason means, as the end of a sentence that begins with "Failed: ".
+FAILURES = {
+    'script_failure': 'the script ended with an error',
+    'runner_system_failure': 'the runner broke down',
+    'stuck_or_timeout_failure': 'the runner fell silent, or the job ran for too long',
+    'job_execution_timeout': 'the job ran for longer than its timeout',
+    'missing_dependency_failure': 'artifacts that the job depends on are gone',
+    'runner_unsupported': 'the runner cannot do what the job asks for',
+    'image_pull_failure': 'the image could not be pulled',
+    'trace_size_exceeded': 'the log outgrew max_trace_size',
+    'claims_unanswered': 'no runner that took the job ever answered',
+    'unknown_failure': 'the runner gave no reason',
+}
+ICONS = {'cancel': '\u2715', 'retry': '\u21bb', 'play': '\u25b6\ufe0e'}
+#: The kinds that jobs are counted by, most urgent first, and the statuses that each stands for.
+KINDS = {
+    'failed': ('failed',),
+    'warning': ('warning',),
+    'running': ('running', 'canceling', 'preparing'),
+    'manual': ('manual',),
+    'waiting': ('created', 'pending', 'waiting_for_resource', 'scheduled'),
+    'passed': ('success',),
+    'canceled': ('canceled',),
+    'skipped': ('skipped',),
+}
+KIND_OF = {status: kind for kind, statuses in KINDS.items() for status in statuses}
+ORDER = {kind: place for place, kind in enumerate(KINDS)}
+#: Kinds that stay in view, however many jobs a pipeline has.
+URGENT = ('failed', 'warning', 'running', 'manual')
+#: A pipeline of more jobs than this folds what has passed or waits, and names its failures on top.
+LARGE = 40
+#: Copies of one job that a small pipeline shows at once.
+SHOWN_COPIES = 6
+#: What tells the copies of a job apart: `test 1/3`, `test: [linux, 3.12]`.
+COPY = re.compile(r'(?s)(.+?)[\s:]+(\[.*\]|\d+[\s:/\\]+\d+)')
+
+
+def job_mark(job: Row) -> str:
+    """Return the status that a job's mark shows: an allowed failure only warns."""
+    if job['status'] == 'failed' and job['allow_failure']:
+        return 'warning'
+    return job['status']
+
+
+def job_actions(job: Row) -> list[tuple[str, str, str]]:
+    """Return what can be done with a job: for each verb its label and the question to confirm first."""
+    actions = []
+    if job['status'] in PLAYABLE:
+        label = 'Run' if job['status'] == 'manual' else 'Run now'
+        actions.append(('play', label, job['manual_confirmation'] or ''))
+    if job['status'] in CANCELABLE and job['status'] != 'manual':
+        actions.append(('cancel', 'Cancel', ''))
+    if job['status'] in RETRYABLE and not job['retried']:
+        actions.append(('retry', 'Retry', ''))
+    return actions
+
+
+@dataclass(frozen=True)
+class Card:
+    """One job as a page shows it; all that its markup depends on, so that the markup can be kept."""
+
+    number: int
+    name: str
+    label: str              # the name, or what tells this copy from the others
+    stage: str
+    status: str             # as `job_mark` returns it
+    reason: str             # why it waits or failed, unless its stage says so
+    held: bool              # whether it waits for the stages before its own
+    needs: str
+    since: float | None     # when it started, while it runs
+    seconds: float | None   # how long it ran, once it is finished
+    share: int              # of the longest run in this pipeline, in percent
+    action: tuple[str, str, str] | None
+
+    @property
+    def kind(self) -> str:
+        """The kind that the job is counted by."""
+        return KIND_OF[self.status]
+
+
+@dataclass
+class Group:
+    """Jobs that are shown together: the copies of one job, or those of a kind in a large pipeline."""
+
+    name: str               # of the copies, '' for a kind
+    cards: list[Card]
+    open: bool = False
+    key: str = ''           # stays the same while the page is open
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        """How many cards there are of each kind."""
+        return count_kinds(self.cards)
+
+    @property
+    def urgent(self) -> list[Card]:
+        """The cards that stay in view when the group is folded."""
+        return [card for card in self.cards if not self.open and card.kind == 'failed']
+
+    @property
+    def folded(self) -> list[Card]:
+        """The other cards."""
+        shown = self.urgent
+        return [card for card in self.cards if card not in shown]
+
+
+@dataclass
+class Stage:
+    """A stage: its jobs in groups, and what it waits for."""
+
+    name: str
+    status: str
+    cards: list[Card]
+    waits: list[tuple[int, str]]    # how many jobs wait for the same reason, and the reason
+    groups: list[Group] = field(default_factory=list)
+    singles: list[Card] = field(default_factory=list)
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        """How many jobs there are of each kind."""
+        return count_kinds(self.cards)
+
+
+def count_kinds(cards: Iterable[Card]) -> list[tuple[str, int]]:
+    """Return how many cards there are of each kind, most urgent first."""
+    counts = collections.Counter(card.kind for card in cards)
+    return [(kind, counts[kind]) for kind in KINDS if counts[kind]]
+
+
+def urgency(card: Card) -> int:
+    """Return the place of a card's kind, most urgent first."""
+    return ORDER[card.kind]
+
+
+def shown_reason(job: Row, reason: str | None) -> str:
+    """Return why a job waits, or why it failed unless its script did."""
+    if reason:
+        return reason
+    failure = job['failure_reason']
+    if job['status'] != 'failed' or failure in (None, 'script_failure'):
+        return ''
+    return FAILURES.get(failure, failure)
+
+
+def failure_text(job: Row) -> str:
+    """Return in a sentence why a job failed."""
+    reason = FAILURES.get(job['failure_reason'], job['failure_reason'])
+    code = job['exit_code']
+    if code is None:
+        return f'Failed: {reason}.'
+    if job['failure_reason'] == 'script_failure':
+        return f'Failed: the script exited with code {code}.'
+    return f'Failed: {reason} (exit code {code}).'
+
+
+def needed_names(job: Row) -> str:
+    """Return the names of the jobs that a job needs, '' when it waits for the stages before."""
+    if not job['needs']:
+        return ''
+    return ', '.join(json.loads(job['needs'])) or 'nothing'
+
+
+def run_time(job: Row) -> float:
+    """Return for how many seconds a finished job ran, 0 without a run."""
+    if not job['started_at'] or not job['finished_at']:
+        return 0
+    return max(0, job['finished_at'] - job['started_at'])
+
+
+def make_cards(jobs: Sequence[Row], reasons: Sequence[str | None]) -> list[Card]:
+    """Return the cards of a pipeline's jobs; `reasons` say why each of them waits."""
+    longest = max((run_time(job) for job in jobs), default=0) or 1
+    cards = []
+    for job, reason in zip(jobs, reasons, strict=True):
+        seconds = run_time(job)
+        actions = job_actions(job)
+        running = job['started_at'] and job['finished_at'] is None
+        cards.append(Card(
+            number=job['id'],
+            name=job['name'],
+            label=job['name'],
+            stage=job['stage'],
+            status=job_mark(job),
+            reason=shown_reason(job, reason),
+            held=job['status'] == 'created' and not job['needs'],
+            needs=needed_names(job),
+            since=job['started_at'] if running else None,
+            seconds=seconds if job['started_at'] and not running else None,
+            share=round(100 * seconds / longest),
+            action=actions[0] if actions else None,
+        ))
+    return cards
+
+
+def make_stages(cards: Sequence[Card], *, large: bool) -> list[Stage]:
+    """Return the stages of a pipeline; a `large` one folds what is not urgent."""
+    stages: list[Stage] = []
+    unfinished: list[str] = []
+    for name, members in itertools.groupby(cards, lambda card: card.stage):
+        stage = make_stage(name, list(members), unfinished)
+        group_copies(stage, large=large)
+        if large:
+            fold_kinds(stage)
+        stage.groups.sort(key=lambda group: ORDER[group.counts[0][0]])
+        stages.append(stage)
+        if any(card.kind in ('running', 'waiting') for card in stage.cards):
+            unfinished.append(name)
+    return stages
+
+
+def make_stage(name: str, cards: list[Card], unfinished: Sequence[str]) -> Stage:
+    """Return a stage that says once what several of its jobs wait for; `unfinished` stages stand before it."""
+    status = composite_status((plain_status(card), card.status == 'warning') for card in cards)
+    held = f'waiting for {", ".join(unfinished)}'
+    counts = collections.Counter(card.reason for card in cards if card.kind == 'waiting' and card.reason)
+    shared = {reason: count for reason, count in counts.items() if count > 1}
+    waits = []
+    for reason, count in shared.items():
+        holds = any(card.held and card.reason == reason for card in cards)
+        waits.append((count, held if holds and unfinished else reason))
+    cards = [dataclasses.replace(card, reason='') if card.reason in shared else card for card in cards]
+    return Stage(name, status, cards, waits)
+
+
+def group_copies(stage: Stage, *, large: bool) -> None:
+    """Sort the cards of a stage into copies of one job and single jobs."""
+    for family, copies in by_family(stage.cards).items():
+        if len(copies) == 1:
+            stage.singles += copies
+            continue
+        labelled = [dataclasses.replace(card, label=card.name[len(family):].lstrip(' :')) for card in copies]
+        opened = not large and len(copies) <= SHOWN_COPIES
+        stage.groups.append(Group(family, sorted(labelled, key=urgency), opened, f'{stage.name}/{family}'))
+
+
+def plain_status(card: Card) -> str:
+    """Return the status of a card's job."""
+    return 'failed' if card.status == 'warning' else card.status
+
+
+def by_family(cards: Iterable[Card]) -> dict[str, list[Card]]:
+    """Return cards by the name that copies of a job share."""
+    families: dict[str, list[Card]] = {}
+    for card in cards:
+        copy = COPY.fullmatch(card.name)
+        families.setdefault(copy[1] if copy else card.name, []).append(card)
+    return families
+
+
+def fold_kinds(stage: Stage) -> None:
+    """Fold the single jobs of a stage that are not urgent, those of each kind together."""
+    kinds: dict[str, list[Card]] = {}
+    for card in stage.singles:
+        kinds.setdefault(card.kind, []).append(card)
+    folded = [kind for kind, cards in kinds.items() if kind not in URGENT and len(cards) > 1]
+    stage.singles = [card for card in stage.singles if card.kind not in folded]
+    stage.groups += [Group('', kinds[kind], key=f'{stage.name}/{kind}') for kind in folded]
+    stage.singles.sort(key=urgency)
+
+
+# -- markup
+
+#: Stands in kept markup for the time that a running job has taken so far.
+CLOCK = '\0'
+
+
+@dataclass(frozen=True)
+class Board:
+    """The markup of a pipeline's jobs; it stays the same until one of them changes."""
+
+    kinds: Markup               # how many jobs there are of each kind
+    pieces: tuple[str, ...]     # the jobs; between two pieces belongs the clock of a running one
+    since: tuple[float, ...]    # when those running jobs started
+    total: int
+    large: bool
+    may_retry: bool
+
+    def jobs(self, now: float) -> Markup:
+        """Return the markup of the jobs, with their clocks as of now."""
+        clocks = [clock(now - started) for started in self.since]
+        texts = itertools.chain.from_iterable(itertools.zip_longest(self.pieces, clocks, fillvalue=''))
+        return Markup(''.join(texts))
+
+
+@functools.lru_cache(maxsize=32)
+def draw_board(jobs: tuple[Row, ...], reasons: tuple[str | None, ...], base: str, owner: bool,
+               wanted: str, name: str) -> Board:
+    """Return the board of a pipeline, drawn once for each state of its jobs.
+
+    `reasons` say why each job waits. `base` is the address of the project's pages. `wanted` is a kind and `name` a
+    part of the names of the jobs to show, '' for all.
+    """
+    cards = make_cards(jobs, reasons)
+    filtered = bool(wanted or name)
+    large = len(cards) > LARGE
+    shown = [card for card in cards if wanted in ('', card.kind) and name.lower() in card.name.lower()]
+    here = f'{base}/pipelines/{jobs[0]["pipeline_id"]}' if jobs else base
+    kinds = template('kinds').render(counts=count_kinds(cards), statuses=KINDS, wanted=wanted, here=here,
+                                     filtered=filtered)
+    failures = [card for card in cards if card.kind == 'failed' and large and not filtered]
+    drawn: list[Card] = []
+
+    def draw_card(card: Card) -> Markup:
+        drawn.append(card)
+        return card_markup(card, base, owner)
+
+    text = template('board').render(failures=failures, stages=make_stages(shown, large=large and not filtered),
+                                    card_markup=draw_card, here=here, filtered=filtered)
+    return Board(
+        kinds=Markup(kinds),
+        pieces=tuple(text.split(CLOCK)),
+        since=tuple(card.since for card in drawn if card.since is not None),
+        total=len(cards),
+        large=large,
+        may_retry=any(card.status in ('failed', 'warning', 'canceled') for card in cards),
+    )
+
+
+def card_markup(card: Card, base: str, owner: bool) -> Markup:
+    """Return the markup of a card; `base` is the address of the project's pages."""
+    icon = ICONS[card.action[0]] if card.action and owner else ''
+    took = '' if card.seconds is None else clock(card.seconds)
+    here = f'{base}/jobs/{card.number}'
+    return Markup(template('card').render(
+        card=card, here=here, icon=icon, took=CLOCK if card.since else took, word=status_words(card.status)))
