@@ -27,7 +27,7 @@ The sections, each using only those above it:
                 Queue, Checks, Backups, Coordinator
     HTTP        Plumbing, Entities, Shared responses, Runner API, Legacy CI API,
                 Jobs and pipelines API, Administration API, Operations, Application
-    command     Command line
+    command     Local runner, Local runs, Command line
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ if __name__ == '__main__':  # hand over to the imported module: there is one of 
 import argparse
 import codecs
 import collections
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
+import difflib
 import errno
 import functools
 import graphlib
+import gzip
 import hashlib
 import hmac
 import importlib.machinery
@@ -67,7 +70,9 @@ import operator
 import os
 import re
 import secrets
+import select
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -3926,9 +3931,9 @@ class Checkout:
 
     def __init__(self, path: Path, store: Path) -> None:
         path = path.resolve()
+        self.store = store
         inside = (parent for parent in (path, *path.parents) if (parent / '.git').exists())
         self.root = next(inside, path)
-        self._store = store
         self._git_directory = self._find_git_directory()
         self._common_directory = self._git_directory
         if self._git_directory and (self._git_directory / 'commondir').is_file():
@@ -3978,11 +3983,12 @@ class Checkout:
         Raises BadRequest, with git's reason, when it fails.
         """
         places = {
-            'GIT_DIR': str(self._store),
+            'GIT_DIR': str(self.store),
             'GIT_WORK_TREE': str(self.root),
-            'GIT_INDEX_FILE': str(self._store / index),
+            'GIT_INDEX_FILE': str(self.store / index),
         }
-        done = run_git(arguments, self._store, given=given, timeout=GIT_LOCAL_TIMEOUT,
+        outside = Path(self.root.anchor)    # inside the working tree, git would look at a part of it alone
+        done = run_git(arguments, outside, given=given, timeout=GIT_LOCAL_TIMEOUT,
                        environment={**self._configuration, **places, **environment})
         if done.returncode:
             raise BadRequest({'base': [f'The checkout {self.root} cannot be read: {git_reason(done)}']})
@@ -3992,9 +3998,21 @@ class Checkout:
     def _configuration(self) -> dict[str, str]:
         """The variables that give git our configuration in the place of the user's."""
         return {
-            'GIT_CONFIG_GLOBAL': str(self._store / 'minici.gitconfig'),
+            'GIT_CONFIG_GLOBAL': str(self.store / 'minici.gitconfig'),
             'GIT_ATTR_NOSYSTEM': '1',
         }
+
+    def find_commit(self, name: str, merging: str = '') -> str | None:
+        """Return the commit that a branch, tag or other name stands for in the store, None if there is none.
+
+        With `merging` it is the commit where the history of that other commit has left this one's.
+        """
+        with contextlib.suppress(BadRequest):
+            found = self.git('rev-parse', '--verify', '--quiet', '--end-of-options', f'{name}^{{commit}}')
+            if merging:
+                found = self.git('merge-base', found.decode().strip(), merging)
+            return found.decode().strip()
+        return None
 
     def snapshot(self, ref: str, *, tag: bool = False, hidden: Iterable[Path] = ()) -> tuple[str, bool]:
         """Commit the files as they stand to a branch or tag of the store.
@@ -4010,34 +4028,36 @@ class Checkout:
         sha = head
         if not head or self.git('rev-parse', f'{head}^{{tree}}').decode().strip() != tree:
             sha = self._commit(tree, head)
-        kind = 'tags' if tag else 'heads'
-        self.git('update-ref', f'refs/{kind}/{check_ref(ref)}', sha)
+        full_name = ref
+        if not ref.startswith('refs/'):
+            full_name = f'refs/tags/{ref}' if tag else f'refs/heads/{ref}'
+        self.git('update-ref', check_ref(full_name), sha)
         return sha, sha != head
 
     def _prepare_store(self, hidden: Iterable[Path]) -> None:
         """Make the bare repository, if need be, with our configuration and the paths that stay out."""
-        if not (self._store / 'HEAD').exists():
-            self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
-            run_git(['init', '--quiet', '--bare', '--template=', '.'], self._store)
-            (self._store / 'info').mkdir(mode=0o700, exist_ok=True)
+        if not (self.store / 'HEAD').exists():
+            self.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+            run_git(['init', '--quiet', '--bare', '--template=', '.'], self.store)
+            (self.store / 'info').mkdir(mode=0o700, exist_ok=True)
         ignored = run_git(['config', '--global', '--type=path', 'core.excludesFile'], None).stdout.decode().strip()
         lines = ['[gc]', '\tauto = 0', '[core]', '\tuntrackedCache = false']
         if ignored:
             lines.append(f'\texcludesFile = {quoted_for_git(ignored)}')
-        (self._store / 'minici.gitconfig').write_text('\n'.join(lines) + '\n')
+        (self.store / 'minici.gitconfig').write_text('\n'.join(lines) + '\n')
         excluded = ''
         if self._common_directory and (self._common_directory / 'info' / 'exclude').is_file():
             excluded = (self._common_directory / 'info' / 'exclude').read_text(errors='replace')
         for path in hidden:
             if path.resolve().is_relative_to(self.root):
                 excluded += f'\n/{path.resolve().relative_to(self.root).as_posix()}*\n'
-        (self._store / 'info' / 'exclude').write_text(excluded)
+        (self.store / 'info' / 'exclude').write_text(excluded)
 
     def _fetch_history(self) -> str:
         """Fetch the branches and tags of the checkout; return the commit that is checked out, '' without one."""
         if self._git_directory is None:
             return ''
-        with tempfile.TemporaryDirectory(dir=self._store) as temporary:
+        with tempfile.TemporaryDirectory(dir=self.store) as temporary:
             borrowed = Path(temporary, 'checkout.git')
             borrow_repository(self.root, borrowed)
             return self._fetch_borrowed(str(borrowed))
@@ -4053,7 +4073,7 @@ class Checkout:
 
     def _update_index(self) -> None:
         """Bring the snapshot's index up to date with the files of the checkout."""
-        listing = self._store / 'checkout.index'
+        listing = self.store / 'checkout.index'
         listing.unlink(missing_ok=True)
         if self._git_directory and (self._git_directory / 'index').exists():
             shutil.copyfile(self._git_directory / 'index', listing)
@@ -11229,6 +11249,1227 @@ def connection_limit() -> int:
     return max(20, min(2000, descriptors - 64))
 
 
+# Local runner #################################################################################
+#
+# Runs one claimed job with a plain shell of this machine, from the payload that GitLab Runner would
+# get and in the steps that its shell executor takes, through the coordinator's own verbs.
+
+PUMP_INTERVAL = 0.1                 # seconds between two looks at a job's output
+STORE_INTERVAL = 0.5                # seconds between two writes of it to the trace
+AFTER_SCRIPT_TIMEOUT = 300          # seconds that after_script may take, as GitLab Runner has it
+KILL_AFTER = 3                      # seconds between asking a job's processes to end and killing them
+ENDS_WITH_JOB = ('CI_', 'GITLAB_', 'GIT_', 'MINICI_')   # prefixes of variables that jobs do not inherit
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where the jobs of a run find their sources, work, and keep caches; `stopping` ends them all."""
+
+    work: Path                      # a working copy for each job is made here
+    caches: Path                    # archives that outlive the run
+    store: Path                     # the bare repository that holds the snapshot
+    keep: bool = False              # whether the working copies stay
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+
+def plain_problems(error: CIError) -> list[str]:
+    """Return what went wrong in words for a terminal, which knows nothing of HTTP's statuses."""
+    if not isinstance(error.detail, str):
+        return error.problems
+    if isinstance(error, NotFound):
+        return [f'there is no such {error.detail.lower() or "thing"}']
+    return [error.detail or error.phrase]
+
+
+class JobEnded(Exception):
+    """A step of a job failed; `reason` is one of FAILURE_REASONS, `exit_code` the script's."""
+
+    def __init__(self, message: str, reason: str = 'runner_system_failure', exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.reason, self.exit_code = reason, exit_code
+
+
+class JobOutput:
+    """The trace of a running job on its way to the coordinator and to whoever listens; secrets are masked.
+
+    `listen` is called with each piece. Raises JobNotRunning when the job was canceled.
+    """
+
+    def __init__(self, ci: Coordinator, job: Row, secret_values: Iterable[str],
+                 listen: Callable[[bytes], None]) -> None:
+        self._ci, self._job, self._listen = ci, job, listen
+        self._secrets = sorted({value.encode() for value in secret_values if value}, key=len, reverse=True)
+        self._held = b''            # the beginning of what may turn out to be a secret
+        self._unsaved = bytearray()
+        self._size, self._saved_at = 0, 0.0
+
+    def write(self, data: bytes) -> None:
+        """Add to the trace; what may be the beginning of a secret is held back until more comes."""
+        data, self._held = self._held + data, b''
+        for secret in self._secrets:
+            data = data.replace(secret, b'[MASKED]')
+        keep = max((self._overlap(data, secret) for secret in self._secrets), default=0)
+        self._held = data[len(data) - keep:]
+        self._pass_on(data[:len(data) - keep])
+
+    @staticmethod
+    def _overlap(data: bytes, secret: bytes) -> int:
+        """Return how many bytes at the end of `data` are the beginning of a secret."""
+        longest = min(len(data), len(secret) - 1)
+        return next((size for size in range(longest, 0, -1) if data.endswith(secret[:size])), 0)
+
+    def _pass_on(self, data: bytes) -> None:
+        if data:
+            self._unsaved += data
+            self._listen(data)
+        if time.monotonic() - self._saved_at >= STORE_INTERVAL:
+            self.save()
+
+    def line(self, text: str, colour: str = '0') -> None:
+        """Write a line of the runner's own."""
+        self.write(f'\033[{colour}m{text}\033[0;m\n'.encode(errors='replace'))
+
+    def note(self, text: str, colour: str) -> None:
+        """Write a line that only the trace holds: whoever listens knows it already."""
+        self.flush()
+        self._unsaved += f'\033[{colour}m{text}\033[0;m\n'.encode(errors='replace')
+
+    def flush(self) -> None:
+        """Pass on what was held back: nothing more comes."""
+        held, self._held = self._held, b''
+        self._pass_on(held)
+
+    def save(self) -> None:
+        """Append what has come since the last time to the stored trace; nothing is a sign of life."""
+        data, self._unsaved = bytes(self._unsaved), bytearray()
+        self._saved_at = time.monotonic()
+        self._size = self._ci.append_trace(self._job, self._size, data)
+
+    @contextlib.contextmanager
+    def section(self, name: str, title: str) -> Iterator[None]:
+        """Fold what is written inside under a title, as GitLab does."""
+        self.write(f'section_start:{int(time.time())}:{name}\r\033[0K\033[36;1m{title}\033[0;m\n'.encode())
+        try:
+            yield
+        finally:
+            self.write(f'section_end:{int(time.time())}:{name}\r\033[0K'.encode())
+
+
+class ShellJob:
+    """One claimed job, run with a plain shell as its user; `payload` is what GitLab Runner would get for it."""
+
+    def __init__(self, ci: Coordinator, claim: Claim, payload: Mapping[str, Any], place: Workshop, *,
+                 secret_values: Iterable[str] = (), listen: Callable[[bytes], None]) -> None:
+        self._ci, self._job, self._payload, self._place = ci, claim.job, payload, place
+        folder = place.work / f'{claim.job["id"]}-{slug(claim.job["name"])}'
+        self._directory = folder / slug(claim.job['project_path'].rpartition('/')[2])
+        self._files = folder / 'minici.tmp'
+        self._deadline = time.monotonic() + payload['runner_info']['timeout']
+        masked = [item['value'] for item in payload['variables'] if item.get('masked')]
+        self._output = JobOutput(ci, self._job, [*masked, *secret_values], listen)
+        self._environment: dict[str, str] = {}
+
+    def run(self) -> str:
+        """Take the job through all its steps and report the result; return the status that it ended with."""
+        try:
+            return self._report(self._run_steps())
+        except JobNotRunning as gone:   # canceled
+            return gone.job_status
+        finally:
+            shutil.rmtree(self._files, ignore_errors=True)
+            if not self._place.keep:
+                shutil.rmtree(self._directory.parent, ignore_errors=True)
+
+    def _run_steps(self) -> JobEnded | None:
+        """Take all the steps; return what failed, None for success."""
+        failure: JobEnded | None = None
+        try:
+            self._prepare()
+            self._run_script('step_script', 'Executing "step_script" stage of the job script', self._steps('script'))
+        except JobEnded as error:
+            failure = error
+        except (CIError, OSError, zipfile.BadZipFile) as error:
+            if isinstance(error, JobNotRunning):
+                raise
+            failure = JobEnded('; '.join(plain_problems(error)) if isinstance(error, CIError) else str(error))
+        if self._directory.exists():
+            failure = self._clean_up(failure)
+        return failure
+
+    def _report(self, failure: JobEnded | None) -> str:
+        """Write the last line of the trace and tell the coordinator how the job ended."""
+        if failure is None:
+            self._output.note('Job succeeded', '32;1')
+        else:
+            self._output.note(f'ERROR: Job failed: {failure}', '31;1')
+        self._output.save()
+        if failure is None:
+            return self._ci.update_job(self._job, 'success', exit_code=0)
+        return self._ci.update_job(self._job, 'failed', failure_reason=failure.reason, exit_code=failure.exit_code)
+
+    # -- before the script
+
+    def _prepare(self) -> None:
+        """Set up the variables, the sources, the caches and the artifacts of earlier jobs."""
+        self._output.note(f'Running with minici {__version__} on this machine, in a plain shell', '1')
+        self._files.mkdir(parents=True)
+        self._environment = self._job_environment()
+        with self._output.section('get_sources', 'Getting source from Git repository'):
+            self._get_sources()
+        if hooks := [line for hook in self._payload['hooks'] for line in hook['script']]:
+            self._run_script('pre_get_sources', 'Executing the hook pre_get_sources_script', hooks)
+        if self._payload['cache']:
+            with self._output.section('restore_cache', 'Restoring cache'):
+                self._restore_caches()
+        dependencies = [item for item in self._payload['dependencies'] if 'artifacts_file' in item]
+        if dependencies:
+            with self._output.section('download_artifacts', 'Downloading artifacts'):
+                for item in dependencies:
+                    self._download(item)
+
+    def _job_environment(self) -> dict[str, str]:
+        """Return the variables of the job on top of ours; those of the kind `file` are written to files."""
+        known = {
+            'CI_PROJECT_DIR': str(self._directory),
+            'CI_BUILDS_DIR': str(self._place.work),
+            'CI_CONCURRENT_ID': '0',
+            'CI_SHARED_ENVIRONMENT': 'true',
+            'CI_JOB_STATUS': 'running',
+        }
+        raw: set[str] = set()
+        for item in self._payload['variables']:
+            value = item['value']
+            if item.get('file'):
+                path = self._files / item['key']
+                path.write_text(value)
+                path.chmod(0o600)
+                value = str(path)
+            known[item['key']] = value
+            raw = raw | {item['key']} if item.get('raw') or item.get('file') else raw - {item['key']}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENDS_WITH_JOB)}
+        given = {name: value if name in raw else expand(value, known) for name, value in known.items()}
+        return inherited | given
+
+    def _get_sources(self) -> None:
+        """Make a working copy of the snapshot, unless GIT_STRATEGY says otherwise."""
+        strategy = self._environment.get('GIT_STRATEGY', 'clone')
+        if strategy in ('none', 'empty'):
+            self._output.line(f'No sources: GIT_STRATEGY is {strategy}')
+            self._directory.mkdir()
+            return
+        self._git('clone', '--quiet', '--shared', '--no-checkout', '--template=', '--end-of-options',
+                  str(self._place.store), str(self._directory))
+        if self._environment.get('GIT_CHECKOUT', 'true') != 'false':
+            self._git('-C', str(self._directory), 'checkout', '--quiet', '--detach', self._job['sha'])
+        self._output.line(f'Checked out {self._job["sha"][:8]} as detached HEAD (ref is {self._job["ref"]})')
+
+    def _git(self, *arguments: str) -> bytes:
+        """Run git for the job's working copy, with the configuration of its store; return what it printed."""
+        config = str(self._place.store / 'minici.gitconfig')
+        done = run_git(arguments, self._place.work, timeout=GIT_LOCAL_TIMEOUT,
+                       environment={'GIT_CONFIG_GLOBAL': config})
+        if done.returncode:
+            raise JobEnded(git_reason(done))
+        return done.stdout
+
+    def _download(self, item: Mapping[str, Any]) -> None:
+        """Unpack the artifacts of an earlier job."""
+        _, archive = self._ci.open_artifacts(item['id'])
+        with archive:
+            files = unpack(archive, self._directory)
+        self._output.line(f'Downloading artifacts for {item["name"]} ({item["id"]}): {counted(files, "file")}')
+
+    # -- scripts
+
+    def _steps(self, name: str) -> list[str]:
+        """Return the commands of a step of the job."""
+        return [line for step in self._payload['steps'] if step['name'] == name for line in step['script']]
+
+    def _run_script(self, name: str, title: str, commands: Sequence[str]) -> None:
+        """Run commands in one shell; raise JobEnded when one of them fails or time runs out."""
+        with self._output.section(name, title):
+            status = self._execute(name, commands)
+        if status:
+            raise JobEnded(f'exit code {status}', 'script_failure', status)
+
+    def _execute(self, name: str, commands: Sequence[str]) -> int:
+        """Run commands in one shell, passing on what they print; return the exit code."""
+        shell = shutil.which('bash') or '/bin/sh'
+        script = self._files / name
+        script.write_text(shell_script(commands, shell, self._environment.get('CI_DEBUG_TRACE') == 'true'))
+        # A pipe, not a file: a script that opens /dev/stderr anew would truncate a file.
+        with subprocess.Popen([shell, str(script)], cwd=self._directory, env=self._environment, bufsize=0,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              start_new_session=True) as process:
+            try:
+                return self._pump(process)
+            finally:
+                stop_group(process)
+
+    def _pump(self, process: subprocess.Popen[bytes]) -> int:
+        """Pass on what a process prints until it ends; raise JobEnded when it takes too long or is interrupted."""
+        assert process.stdout
+        pipe, open_ended = process.stdout.fileno(), True
+        while open_ended or process.poll() is None:
+            readable, _, _ = select.select([pipe] if open_ended else [], [], [], PUMP_INTERVAL)
+            data = os.read(pipe, COPY_CHUNK) if readable else b''
+            open_ended = not readable or bool(data)
+            self._output.write(data)
+            if self._place.stopping.is_set():
+                raise JobEnded('interrupted', 'runner_interrupted')
+            if time.monotonic() > self._deadline:
+                limit = self._payload['runner_info']['timeout']
+                raise JobEnded(f'it took longer than {duration_text(limit)}', 'job_execution_timeout')
+            if not readable and process.poll() is not None:
+                break       # a process that was left behind holds the pipe
+        self._output.flush()
+        return exit_status(process.wait())
+
+    # -- after the script
+
+    def _clean_up(self, failure: JobEnded | None) -> JobEnded | None:
+        """Take the steps that follow the script, whatever became of it; return what failed first."""
+        passed = failure is None
+        self._deadline = time.monotonic() + AFTER_SCRIPT_TIMEOUT
+        if commands := self._steps('after_script'):
+            self._environment['CI_JOB_STATUS'] = 'success' if passed else 'failed'
+            with contextlib.suppress(JobEnded):     # it changes nothing about the result
+                self._run_script('after_script', 'Running after_script', commands)
+        try:
+            self._save_caches(passed)
+            self._upload_artifacts(passed)
+        except (JobEnded, CIError, OSError) as error:
+            if isinstance(error, JobNotRunning):
+                raise
+            return failure or JobEnded(f'its artifacts or caches cannot be kept: {error}')
+        return failure
+
+    def _upload_artifacts(self, passed: bool) -> None:
+        """Keep the job's artifacts and reports with the coordinator."""
+        wanted = [item for item in self._payload['artifacts'] or () if wanted_after(item.get('when'), passed)]
+        if not wanted:
+            return
+        outcome = 'success' if passed else 'failure'
+        with self._output.section(f'upload_artifacts_on_{outcome}', 'Uploading artifacts'):
+            for item in wanted:
+                self._upload(item)
+
+    def _upload(self, item: Mapping[str, Any]) -> None:
+        """Keep one archive or report; none of its files being there is told and no failure."""
+        files, kind = self._find_files(item), item['artifact_type']
+        if not files:
+            self._output.line('ERROR: No files to upload', '31;1')
+            return
+        name = expand(item.get('name') or kind, self._environment)
+        part = self._ci.artifacts.receive()
+        try:
+            part.filename = pack(part, self._directory, files, item['artifact_format'], name)
+            self._ci.store_artifacts(self._job, part, file_type=kind, file_format=item['artifact_format'],
+                                     expire_in=item.get('expire_in'))
+        finally:
+            part.discard()
+        self._output.line(f'Uploading {counted(len(files), "file")} as "{kind}": {first_of(files)}')
+
+    def _find_files(self, item: Mapping[str, Any]) -> list[str]:
+        """Return the paths of the files that an artifact or cache names; say which of its patterns match nothing."""
+        everything = list_files(self._directory)
+        found: set[str] = set()
+        for glob in item.get('paths') or ():
+            matched = files_below(everything, self._relative(glob))
+            if not matched:
+                self._output.line(f'WARNING: {glob}: no matching files. Ensure that the artifact path is relative to '
+                                  'the working directory', '33')
+            found |= matched
+        if item.get('untracked'):
+            untracked = self._git('-C', str(self._directory), 'ls-files', '-z', '--others')
+            found |= {os.fsdecode(path) for path in untracked.split(b'\0') if path}
+        for glob in item.get('exclude') or ():
+            found -= files_below(everything, self._relative(glob))
+        return sorted(found)
+
+    def _relative(self, glob: str) -> str:
+        """Return a pattern with its variables expanded, relative to the working copy."""
+        expanded = expand(glob, self._environment)
+        return os.path.normpath(os.path.relpath(self._directory / expanded, self._directory))
+
+    # -- caches
+
+    def _cache_path(self, key: str) -> Path:
+        """Return where the archive of a cache is kept; keys may hold anything, so that their hash names the file."""
+        digest = hashlib.sha256(expand(key, self._environment).encode()).hexdigest()
+        return self._place.caches / str(self._job['project_id']) / f'{digest[:32]}.zip'
+
+    def _restore_caches(self) -> None:
+        """Unpack the caches of the job, from the first of their keys that has one."""
+        for item in self._payload['cache']:
+            if item.get('policy') == 'push':
+                continue
+            keys = [item['key'], *(item.get('fallback_keys') or ())]
+            key = next((key for key in keys if self._cache_path(key).exists()), None)
+            if key is None:
+                self._output.line(f'No cache for {expand(item["key"], self._environment)}')
+                continue
+            with open(self._cache_path(key), 'rb') as archive:
+                files = unpack(archive, self._directory)
+            self._output.line(f'Restored {counted(files, "file")} from cache {expand(key, self._environment)}')
+
+    def _save_caches(self, passed: bool) -> None:
+        """Pack the caches of the job for the next one, where their policy and the result allow it."""
+        for item in self._payload['cache']:
+            if item.get('policy') == 'pull' or not wanted_after(item.get('when'), passed):
+                continue
+            with self._output.section('archive_cache', 'Saving cache'):
+                files, path = self._find_files(item), self._cache_path(item['key'])
+                if not files:
+                    continue
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                part = path.with_suffix(f'.{self._job["id"]}.part')
+                with open(part, 'wb') as file:
+                    pack(file, self._directory, files, 'zip', 'cache')
+                os.replace(part, path)
+                key = expand(item['key'], self._environment)
+                self._output.line(f'Saved {counted(len(files), "file")} to cache {key}')
+
+
+def wanted_after(when: str | None, passed: bool) -> bool:
+    """Tell whether what is kept `on_success`, `on_failure` or `always` is kept after this result."""
+    return when == 'always' or (when or 'on_success') == ('on_success' if passed else 'on_failure')
+
+
+def shell_script(commands: Sequence[str], shell: str, traced: bool) -> str:
+    """Return a script that shows each command before it runs it, and ends with the first that fails."""
+    lines = ['set -eo pipefail' if shell.endswith('bash') else 'set -e', 'set +o noclobber']
+    if traced:
+        lines.append('set -x')
+    for command in commands:
+        first, _, more = command.strip('\n').partition('\n')
+        shown = f'$ {first} # collapsed multi-line command' if more else f'$ {first}'
+        lines += [f"printf '\\033[32;1m%s\\033[0;m\\n' {shlex.quote(shown)}", command]
+    return '\n'.join([*lines, ''])
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it has started: ask first, then kill."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_AFTER)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def exit_status(code: int) -> int:
+    """Return an exit code as shells have it: 128 and its number for a signal."""
+    return code if code >= 0 else 128 - code
+
+
+def list_files(directory: Path) -> list[str]:
+    """Return the paths of all files and links below a directory, git's own excepted."""
+    found = []
+    for folder, folders, names in os.walk(directory):
+        if '.git' in folders and folder == str(directory):
+            folders.remove('.git')
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [os.path.relpath(os.path.join(folder, name), directory) for name in (*names, *links)]
+    return found
+
+
+def files_below(paths: Iterable[str], glob: str) -> set[str]:
+    """Return the paths that a pattern names, by themselves or by one of their folders."""
+    if glob == '.':
+        return set(paths)
+    pattern = glob_pattern(glob)
+    known: dict[str, bool] = {'': False}
+
+    def named(path: str) -> bool:
+        if path not in known:
+            known[path] = bool(pattern.match(path)) or named(path.rpartition('/')[0])
+        return known[path]
+
+    return {path for path in paths if named(path)}
+
+
+def pack(target: IO[bytes] | PartFile, directory: Path, files: Sequence[str], file_format: str, name: str) -> str:
+    """Write files of a directory to `target` as `zip`, `gzip` or `raw`; return the name of the result."""
+    if file_format == 'zip':
+        pack_zip(target, directory, files)
+        return f'{name}.zip'
+    for path in files:
+        content = (directory / path).read_bytes()
+        target.write(content if file_format == 'raw' else gzip.compress(content))
+    return os.path.basename(files[0]) if file_format == 'raw' else f'{name}.gz'
+
+
+def pack_zip(target: IO[bytes] | PartFile, directory: Path, files: Sequence[str]) -> None:
+    """Write files and links to a zip archive, as streamed as `target` wants it."""
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as bundle:
+            for path in files:
+                full = directory / path
+                if full.is_symlink():
+                    entry = zipfile.ZipInfo(path)
+                    entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+                    bundle.writestr(entry, os.readlink(full))
+                elif full.is_file():
+                    bundle.write(full, path)
+        file.seek(0)
+        while chunk := file.read(COPY_CHUNK):
+            target.write(chunk)
+
+
+def unpack(archive: IO[bytes], directory: Path) -> int:
+    """Unpack a zip archive below a directory and return how many files it had; nothing gets outside of it."""
+    count, top = 0, directory.resolve()
+    with zipfile.ZipFile(archive) as bundle:
+        for entry in bundle.infolist():
+            target = Path(os.path.normpath(top / entry.filename))
+            if not target.is_relative_to(top) or not target.parent.resolve().is_relative_to(top):
+                raise JobEnded(f'the archive has an entry that leads outside: {entry.filename}')
+            if entry.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_symlink() or target.is_file():
+                target.unlink()
+            unpack_entry(bundle, entry, target)
+            count += 1
+    return count
+
+
+def unpack_entry(bundle: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
+    """Write one file or link of an archive, with its permissions."""
+    mode = entry.external_attr >> 16
+    if stat.S_ISLNK(mode):
+        target.symlink_to(bundle.read(entry).decode())
+        return
+    with bundle.open(entry) as source, open(target, 'wb') as file:
+        shutil.copyfileobj(source, file, COPY_CHUNK)
+    target.chmod(mode & 0o777 or 0o644)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 file``, ``2 files``."""
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of some names, and how many there are besides."""
+    more = len(names) - most
+    shown = ', '.join(names[:most])
+    return f'{shown} and {more} more' if more > 0 else shown
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time as people say it: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``1 h 2 min``."""
+    if seconds < 9.95:
+        return f'{seconds:.1f} s'
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f'{rest} s'
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f'{hours} h {minutes_left} min'
+    return f'{minutes} min {rest} s' if rest else f'{minutes} min'
+
+
+# Local runs ###################################################################################
+#
+# `minici run`: the pipeline of a checkout, here and now. The coordinator hands out its jobs as to any
+# runner; what they print is shown as it comes, and summed up at the end.
+
+DEFAULT_DATABASE = 'minici.sqlite'
+MAX_JOBS_SHOWN = 10_000             # jobs of a pipeline
+RUNS_KEPT = 50                      # pipelines that the history of local runs holds
+TAIL_LINES = 20                     # lines of a failed job's trace that the summary repeats
+NAME_WIDTH = 24                     # columns that a job's name in front of its lines may take
+RUN_SOURCES = {
+    'push': 'push',
+    'tag': 'push',
+    'merge_request': 'merge_request_event',
+    'schedule': 'schedule',
+}
+#: How the status of a job is shown: a mark, a word, colours of the terminal (SGR).
+OUTCOMES = {
+    'success': ('✔', 'passed', '32'),
+    'failed': ('✘', 'failed', '31'),
+    'warning': ('!', 'failed, allowed', '33'),
+    'canceled': ('■', 'canceled', '35'),
+    'skipped': ('»', 'skipped', '2'),
+    'manual': ('▷', 'manual', '36'),
+    'created': ('·', 'not started', '2'),
+    'pending': ('·', 'not started', '2'),
+}
+JOB_COLOURS = ('36', '35', '34', '33', '32', '96', '95', '94')
+#: The runner's own sections, which are shown without their titles; those that scripts make are folded when they pass.
+STEPS = ('step_script', 'pre_get_sources', 'after_script')
+CHORES = ('get_sources', 'restore_cache', 'download_artifacts', 'archive_cache', 'upload_artifacts_on_success',
+          'upload_artifacts_on_failure')
+MARK_OF_SECTION = re.compile(rb'section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(?:\[[^\]\n]*\])?\r(?:\x1b\[0K)?')
+
+
+class Screen:
+    """A stream that lines are printed to, above a line of progress if it is a terminal.
+
+    `colours` keeps the escape sequences for colours; all others are always taken out of what jobs print.
+    """
+
+    def __init__(self, out: IO[str], *, colours: bool | None = None) -> None:
+        self._out, self._lock, self._progress = out, threading.RLock(), ''
+        self.is_terminal = out.isatty()
+        self.colours = self.is_terminal and 'NO_COLOR' not in os.environ if colours is None else colours
+        self.broken = False         # nobody reads any more, as after `| head`
+
+    def paint(self, text: str, codes: str) -> str:
+        """Return a text in a colour."""
+        if not self.colours or not codes:
+            return text
+        return f'\033[{codes}m{text}\033[0m'
+
+    def line(self, text: str = '') -> None:
+        """Print a line above the progress."""
+        with self._lock:
+            erase = '\r\033[K' if self._progress else ''
+            self._print(f'{erase}{text}\n{self._progress}')
+
+    def progress(self, text: str) -> None:
+        """Show what is going on in the last line of a terminal; an empty text takes it away."""
+        if not self.is_terminal:
+            return
+        with self._lock:
+            text = text[:shutil.get_terminal_size().columns - 1]
+            if text != self._progress:
+                self._progress = text
+                self._print(f'\r\033[K{self.paint(text, "2")}')
+
+    def _print(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except BrokenPipeError:
+            self.broken = True
+            self._out = open(os.devnull, 'w')
+
+    def clean(self, data: bytes) -> str:
+        """Return what a job printed as it may be shown: of the escape sequences only colours are left."""
+        kept = ESCAPES.sub(lambda match: match[0] if self.colours and is_colour(match[0]) else b'', data)
+        final = kept.rstrip(b'\r').rpartition(b'\r')[2]     # of a line that is rewritten, the last state
+        text = final.decode('utf-8', 'replace')
+        return re.sub(r'[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]', '', text)
+
+
+def is_colour(escape: bytes) -> bool:
+    """Tell whether an escape sequence changes nothing but colours."""
+    return re.fullmatch(rb'\x1b\[[0-9;:]*m', escape) is not None
+
+
+class JobView:
+    """One job on the screen: its lines with its name in front, its sections folded when they pass."""
+
+    def __init__(self, screen: Screen, prefix: str) -> None:
+        self._screen, self._prefix, self._rest = screen, prefix, b''
+        self._sections: list[tuple[str, int, bytes]] = []      # name, start and title of those that are open
+        self._folded: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        """Show what the job has printed, as far as the lines are complete."""
+        *lines, self._rest = (self._rest + data).split(b'\n')
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        """Take a line, which may begin with section marks."""
+        while mark := MARK_OF_SECTION.search(line):
+            if before := line[:mark.start()]:
+                self._show(before)
+            line = line[mark.end():]
+            if mark[1] == b'start':
+                self._sections.append((mark[3].decode(), int(mark[2]), line))
+                if self._is_folded() and not MARK_OF_SECTION.search(line):
+                    return      # the rest of the line is the title
+            else:
+                self._close(mark[3].decode(), int(mark[2]))
+                if not line:
+                    return
+        if self._sections and line == self._sections[-1][2]:
+            return
+        self._show(line)
+
+    def _is_folded(self) -> bool:
+        return any(name not in STEPS + CHORES for name, _, _ in self._sections)
+
+    def _show(self, line: bytes) -> None:
+        """Print a line, or keep it while its section is folded; chores are printed faintly."""
+        if self._is_folded():
+            self._folded.append(line)
+        elif not self._sections or self._sections[-1][0] in STEPS:
+            self._print(line)
+        elif self._sections[-1][0] != 'get_sources':
+            text = ESCAPES.sub(b'', line).decode('utf-8', 'replace')
+            colour = '33' if text.startswith(('WARNING', 'ERROR')) else '2'
+            self._screen.line(self._prefix + self._screen.paint(text, colour))
+
+    def _print(self, line: bytes) -> None:
+        self._screen.line(self._prefix + self._screen.clean(line).rstrip())
+
+    def _close(self, name: str, ended: int) -> None:
+        """End a section; of the outermost folded one a single line remains, and its warnings."""
+        if name not in [opened for opened, _, _ in self._sections]:
+            return
+        opened = ''
+        if self._sections[-1][0] != name:
+            self._unfold()      # the sections inside were left open: something failed there
+        while opened != name:
+            opened, started, title = self._sections.pop()
+        if self._is_folded():
+            return
+        lines, self._folded = self._folded, []
+        if name not in STEPS + CHORES:
+            said = self._screen.clean(ESCAPES.sub(b'', title)).strip() or name
+            time_taken = f' ({ended - started} s)' if ended > started else ''
+            folded = f' · {counted(len(lines), "line")}' if lines else ''
+            self._screen.line(self._prefix + self._screen.paint(f'▸ {said}{folded}{time_taken}', '2'))
+
+    def end(self, passed: bool) -> None:
+        """Show what is left; after a failure also what was folded in the section that failed."""
+        if self._rest:
+            self._take(self._rest)
+        if not passed:
+            self._unfold()
+
+    def _unfold(self) -> None:
+        """Show what was folded after all."""
+        lines, self._folded = self._folded, []
+        for line in lines:
+            self._print(line)
+
+
+def select_jobs(spec: PipelineSpec, names: Sequence[str]) -> PipelineSpec:
+    """Return a pipeline of the named jobs and those that they need; parallel jobs go by their common name, too.
+
+    The named jobs run at once, even manual ones. Raises BadRequest for a name that the pipeline does not have.
+    """
+    wanted: list[JobSpec] = []
+    for name in names:
+        found = [job for job in spec.jobs if name in (job.name, plain_name(job.name))]
+        if not found:
+            raise BadRequest({'job': [missing_job(spec, name)]})
+        wanted += found
+    kept: dict[str, JobSpec] = {}
+    while wanted:
+        job = wanted.pop()
+        if job.name not in kept:
+            kept[job.name] = dataclasses.replace(job, when='on_success', start_in=None)
+            wanted += needed_jobs(spec, job)
+    jobs = [kept[job.name] for job in spec.jobs if job.name in kept]
+    return dataclasses.replace(spec, jobs=jobs)
+
+
+def plain_name(name: str) -> str:
+    """Return the name that the copies of a parallel job have in common."""
+    return re.sub(r'(: \[.*\]| \d+/\d+)$', '', name)
+
+
+def missing_job(spec: PipelineSpec, name: str) -> str:
+    """Say that there is no such job in a pipeline, and why, or which there are."""
+    if name in spec.decisions:
+        return f'the job {name} is not part of this pipeline: {spec.decisions[name]}'
+    near = difflib.get_close_matches(name, [job.name for job in spec.jobs], 1)
+    if near:
+        return f'there is no job {name}; did you mean {near[0]}?'
+    return f'there is no job {name}; the pipeline has {", ".join(job.name for job in spec.jobs)}'
+
+
+def needed_jobs(spec: PipelineSpec, job: JobSpec) -> list[JobSpec]:
+    """Return the jobs whose result or artifacts a job needs."""
+    if job.needs is not None:
+        names = {need['name'] for need in job.needs}
+        return [other for other in spec.jobs if other.name in names]
+    if job.dependencies is not None:
+        return [other for other in spec.jobs if other.name in job.dependencies]
+    earlier = spec.stages[:spec.stages.index(job.stage)]
+    return [other for other in spec.jobs if other.stage in earlier and other.artifacts]
+
+
+def read_env_file(path: Path) -> list[dict[str, str]]:
+    """Return the variables of a file with lines ``NAME=value``; raise BadRequest for any other line."""
+    variables = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith('#'):
+            continue
+        key, sign, value = text.removeprefix('export ').partition('=')
+        if not sign or not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', key.strip()):
+            raise BadRequest({'variable': [f'{path}:{number}: write it as NAME=value']})
+        value = value.strip()
+        if len(value) > 1 and value[0] == value[-1] and value[0] in '"\'':
+            value = value[1:-1]
+        variables.append({'key': key.strip(), 'value': value})
+    return variables
+
+
+def can_be_masked(value: str) -> bool:
+    """Tell whether a value is long enough to be taken out of traces without harm."""
+    return re.fullmatch(r'[^\x00-\x20]{8,}', value) is not None
+
+
+def state_directory() -> Path:
+    """Return the user's folder for the history of local runs."""
+    return Path(os.environ.get('XDG_STATE_HOME') or Path.home() / '.local' / 'state') / 'minici'
+
+
+def configuration_directory() -> Path:
+    """Return the user's folder for the variables of local runs."""
+    return Path(os.environ.get('XDG_CONFIG_HOME') or Path.home() / '.config') / 'minici'
+
+
+def remote_path(url: str | None) -> str | None:
+    """Return the path of a project in the address of its repository, None for one on this machine."""
+    found = re.fullmatch(r'(?:(?:https?|ssh|git)://[^/]+/|[^/:]+@[^/:]+:)(.+?)(?:\.git)?/*', url or '')
+    if not found:
+        return None
+    names = [re.sub(r'[^A-Za-z0-9_.\-]+', '-', name).strip('-.') for name in found[1].split('/')]
+    return '/'.join(name for name in names if name) or None
+
+
+def given_variables(options: argparse.Namespace) -> list[dict[str, str]]:
+    """Return the variables of the command line; raise BadRequest for one that is not written K=V."""
+    variables = []
+    for text in options.variable:
+        key, sign, value = text.partition('=')
+        if not sign:
+            raise BadRequest({'variable': [f'--variable {text}: write it as NAME=VALUE']})
+        variables.append({'key': key, 'value': value})
+    return variables
+
+
+def project_name(path: Path) -> str:
+    """Return a path for the project of a repository: its directory's name, as far as a path may hold it."""
+    name = re.sub(r'[^A-Za-z0-9_.\-]+', '-', path.name.removesuffix('.git')).strip('-.')
+    if not name:
+        return 'project'
+    if name.isdigit() or re.search(r'\.(atom|json)$', name):
+        return f'project-{name}'
+    return name
+
+
+class LocalRun:
+    """One run of the pipeline of a checkout; `options` are those of the command `run`."""
+
+    def __init__(self, ci: Coordinator, options: argparse.Namespace, screen: Screen) -> None:
+        self.ci, self._options, self._screen = ci, options, screen
+        self.base_url = ci.settings.external_url or 'http://127.0.0.1:8080'     # where `minici` would serve it
+        checkout = Checkout(Path(options.path), Path())
+        if not (checkout.root / PIPELINE_FILE).exists():
+            raise BadRequest({'path': [f'there is no {PIPELINE_FILE} in {checkout.root}']})
+        identity = checkout.remote_url or str(checkout.root)
+        name = remote_path(checkout.remote_url) or f'local/{project_name(checkout.root)}'
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        store = ci.data / 'snapshots' / f'{project_name(checkout.root)}-{digest}.git'
+        self.checkout = Checkout(checkout.root, store)
+        self.project = self._find_project(name, digest)
+        self._secrets: list[dict[str, str]] = []
+        self._variables = self._read_env_file()
+        self.dirty = False      # whether the snapshot holds anything that is not committed
+
+    def _find_project(self, name: str, digest: str) -> Row:
+        """Return the project of the checkout, made if need be; a second repository of one name gets another one."""
+        url = 'file://' + urllib.parse.quote(str(self.checkout.store.resolve()))
+        default = self.checkout.remote_default_branch or self.checkout.branch or 'main'
+        for path in (name, f'{name}-{digest}'):
+            try:
+                project = self.ci.find_project(path)
+            except NotFound:
+                return self.ci.create_project(path, import_url=url, default_branch=default)
+            if project['import_url'] == url:
+                return self.ci.edit_project(project, default_branch=default)
+        raise BadRequest({'project': [f'the projects {name} and {name}-{digest} belong to other repositories']})
+
+    def _read_env_file(self) -> list[dict[str, str]]:
+        """Return the variables for all jobs, the more particular ones last."""
+        for path in (configuration_directory() / 'env', self.checkout.root / '.minici.env'):
+            if path.is_file():
+                self._secrets += read_env_file(path)
+        variables = [*self._secrets]
+        if self._options.variables_file:
+            variables += read_env_file(Path(self._options.variables_file))
+        self._secrets = [item for item in self._secrets if can_be_masked(item['value'])]
+        return variables + given_variables(self._options)
+
+    # -- which jobs
+
+    def plan(self) -> PipelinePlan:
+        """Take a snapshot of the checkout and return the plan of its pipeline, with the jobs that are wanted."""
+        tag = self._options.run_as == 'tag'
+        ref = self._ref()
+        hidden = [self.ci.db.path, self.ci.data, self.checkout.root / '.minici.env']
+        sha, self.dirty = self.checkout.snapshot(ref, tag=tag, hidden=hidden)
+        plan = self.ci.plan_pipeline(self.project, ref, sha=sha, variables=self._variables, tag=tag,
+                                      source=RUN_SOURCES[self._options.run_as], **self._comparison(ref, sha))
+        names = [*self._options.names, *(self._failed_before() if self._options.failed else ())]
+        if names:
+            plan = dataclasses.replace(plan, spec=select_jobs(plan.spec, names))
+        return plan
+
+    def _ref(self) -> str:
+        """Return the branch or tag to run as."""
+        if self._options.ref:
+            return self._options.ref
+        if self._options.run_as == 'tag':
+            raise BadRequest({'ref': ['--as tag needs the name of a tag: add --ref NAME']})
+        return self.checkout.branch or self.project['default_branch']
+
+    def _comparison(self, ref: str, sha: str) -> dict[str, Any]:
+        """Return what `rules:changes` compares with, and the facts of a merge request."""
+        since = self._options.changed_since
+        if self._options.run_as == 'merge_request':
+            target = self._options.target or self.project['default_branch']
+            base = self.checkout.find_commit(since or target, sha)
+            return {'merge_request': {
+                'iid': 1,
+                'source_branch': ref,
+                'target_branch': target,
+                'title': f'Merge {ref} into {target}',
+                'base_sha': base or '',
+            }}
+        if since:
+            base = self.checkout.find_commit(since)
+            if base is None:
+                raise BadRequest({'changed_since': [f'--changed-since {since}: there is no such commit']})
+            return {'before_sha': base}
+        upstream = self.checkout.find_commit(f'refs/remotes/origin/{ref}')
+        return {'before_sha': upstream if upstream != sha else None}
+
+    def _failed_before(self) -> list[str]:
+        """Return the names of the jobs that failed in the last run of this checkout."""
+        pipelines, _ = self.ci.list_pipelines(self.project, limit=1)
+        if not pipelines:
+            raise BadRequest({'failed': ['there is no earlier run of this repository']})
+        jobs = self.ci.list_jobs(pipeline=pipelines[0], limit=MAX_JOBS_SHOWN, include_retried=False)
+        names = [job['name'] for job in jobs if job['status'] in ('failed', 'canceled') and not job['allow_failure']]
+        if not names:
+            raise BadRequest({'failed': ['nothing failed in the last run']})
+        return names
+
+    # -- running them
+
+    def run(self, plan: PipelinePlan) -> int:
+        """Run the pipeline and show it; return the exit status: 0, 1, or 130 after Ctrl-C."""
+        self._pipeline = self.ci.create_planned(plan)
+        self._show_heading(plan)
+        tags = sorted({tag for job in plan.spec.jobs for tag in job.tag_list})
+        self._runner, _ = self.ci.create_runner(self.project, description='minici run', tag_list=tags)
+        self._started = time.monotonic()
+        ended = True
+        with tempfile.TemporaryDirectory(prefix='minici-run-', ignore_cleanup_errors=True) as work:
+            place = Path(self._options.keep or work).resolve()
+            self._place = Workshop(place, self.ci.data / 'caches', self.checkout.store, keep=bool(self._options.keep))
+            try:
+                self._work()
+            except KeyboardInterrupt:
+                ended = False
+            finally:
+                self._screen.progress('')
+                if not ended or self._screen.broken:
+                    self.ci.cancel_pipeline(self._pipeline)
+                self.ci.unregister_runner(self._runner)
+        if self._options.artifacts:
+            self._fetch_artifacts()
+        return self._summarize(ended)
+
+    def _work(self) -> None:
+        """Run jobs side by side until there is none left that may run."""
+        running: dict[concurrent.futures.Future[None], str] = {}
+        with concurrent.futures.ThreadPoolExecutor(self._options.parallel) as pool:
+            try:
+                while not self._screen.broken:
+                    while len(running) < self._options.parallel and (claim := self._claim()):
+                        running[pool.submit(self._run_job, claim)] = claim.job['name']
+                    if not running:
+                        return
+                    done, _ = concurrent.futures.wait(running, PUMP_INTERVAL, concurrent.futures.FIRST_COMPLETED)
+                    for future in done:
+                        del running[future]
+                        future.result()
+                    self._show_progress(list(running.values()))
+            finally:
+                self._place.stopping.set()
+
+    def _claim(self) -> Claim | None:
+        """Return the next job that may run, None if there is none right now."""
+        for job in self._latest_jobs():
+            if job['status'] == 'scheduled' or job['status'] == 'manual' and self._is_named(job):
+                self.ci.play_job(job)      # nobody waits for a delay here
+        return self.ci.request_job(self._runner, pipeline=self._pipeline)
+
+    def _is_named(self, job: Row) -> bool:
+        """Tell whether a manual job was asked for."""
+        return not {job['name'], plain_name(job['name'])}.isdisjoint(self._options.manual)
+
+    def _latest_jobs(self) -> list[Row]:
+        """Return the jobs of the pipeline in their order, without those that were tried again."""
+        jobs = self.ci.list_jobs(pipeline=self._pipeline, limit=MAX_JOBS_SHOWN, include_retried=False)
+        return sorted(jobs, key=lambda job: (job['stage_idx'], job['id']))
+
+    def _run_job(self, claim: Claim) -> None:
+        """Run one job and show it."""
+        prefix = self._prefix(claim.job)
+        if not prefix:
+            self._screen.line(self._screen.paint(f'{claim.job["stage"]}: {claim.job["name"]}', '1'))
+        view = JobView(self._screen, prefix)
+        payload = job_payload(claim, self, self._runner)
+        secret_values = [item['value'] for item in self._secrets]
+        shell = ShellJob(self.ci, claim, payload, self._place, secret_values=secret_values, listen=view.feed)
+        started = time.monotonic()
+        status = shell.run()
+        view.end(status == 'success')
+        row = self.ci.find_job(claim.job)
+        mark, said, colour = OUTCOMES[outcome(row)]
+        reason = f': {failure_text(row)}' if status == 'failed' else ''
+        took = duration_text(time.monotonic() - started)
+        self._screen.line(prefix + self._screen.paint(f'{mark} {said} in {took}{reason}', colour))
+        if not prefix:
+            self._screen.line()
+
+    def _prefix(self, job: Row) -> str:
+        """Return what stands in front of a job's lines: its name, when several jobs may run side by side."""
+        if self._options.parallel == 1 or self._width == 0:
+            return ''
+        shown = shortened(job['name'], self._width)
+        return self._screen.paint(f'{shown:{self._width}} │ ', JOB_COLOURS[job['id'] % len(JOB_COLOURS)])
+
+    # -- what is shown
+
+    def _show_heading(self, plan: PipelinePlan) -> None:
+        """Say what runs: the repository, the commit, the jobs of each stage, and what is not used."""
+        jobs = plan.spec.jobs
+        self._width = 0
+        if len(jobs) > 1:
+            self._width = min(NAME_WIDTH, max(len(job.name) for job in jobs))
+        state = 'with what is not committed' if self.dirty else 'as committed'
+        commit = f'{plan.facts["sha"][:8]} {state}' if self.checkout.branch or not self.dirty else state
+        title = [self._screen.paint(self.checkout.root.name, '1'), plan.facts['ref'], commit]
+        if self._options.run_as != 'push':
+            title.append(f'as {self._options.run_as.replace("_", " ")}')
+        self._screen.line(' · '.join(title))
+        width = max(len(stage) for stage in plan.spec.stages)
+        for stage in plan.spec.stages:
+            names = [job_label(job) for job in jobs if job.stage == stage]
+            if names:
+                self._screen.line(f'  {self._screen.paint(f"{stage:{width}}", "36")}  {first_of(names, 8)}')
+        left_out = [name for name, reason in plan.spec.decisions.items() if reason.startswith('left out')]
+        if left_out:
+            text = f'left out by rules: {first_of(left_out, 4)} (--list says why)'
+            self._screen.line(self._screen.paint(f'  {text}', '2'))
+        self._show_unused(jobs)
+        self._screen.line()
+
+    def _show_unused(self, jobs: Sequence[JobSpec]) -> None:
+        """Name once what a plain shell cannot give the jobs."""
+        images = {job.image['name'] for job in jobs if job.image}
+        services = {service['name'] for job in jobs for service in job.services}
+        unused = []
+        if images:
+            unused.append(f'{counted_only(len(images), "image")} {first_of(sorted(images))}')
+        if services:
+            unused.append(f'{counted_only(len(services), "service")} {first_of(sorted(services))}')
+        if unused:
+            text = f'not used in a plain shell: {" and ".join(unused)}'
+            self._screen.line(self._screen.paint(f'  {text}', '33'))
+
+    def _show_progress(self, running: Sequence[str]) -> None:
+        """Show in the last line of the terminal how far the pipeline is."""
+        jobs = self._latest_jobs()
+        done = sum(job['status'] in FINISHED for job in jobs)
+        left = len(jobs) - done - len(running)
+        elapsed = duration_text(time.monotonic() - self._started)
+        names = f' ({first_of(running)})' if running else ''
+        self._screen.progress(f'{done} done · {len(running)} running{names} · {left} left · {elapsed}')
+
+    def _summarize(self, ended: bool) -> int:
+        """Repeat what failed, show a table of the jobs and the result; return the exit status."""
+        jobs = self._latest_jobs()
+        failed = [job for job in jobs if job['status'] == 'failed']
+        if self._screen.broken:
+            return 128 + signal.SIGPIPE
+        if self._width:
+            self._screen.line()
+        for job in failed:
+            if not job['allow_failure']:
+                self._show_failure(job)
+        self._show_table(jobs)
+        took = duration_text(time.monotonic() - self._started)
+        broken = [job for job in failed if not job['allow_failure']]
+        number = self._pipeline['id']
+        if not ended:
+            text = f'run {number} was interrupted after {took}; its jobs are stopped'
+            self._screen.line(self._screen.paint(text, '35'))
+            return 130
+        manual = [job['name'] for job in jobs if job['status'] == 'manual']
+        if manual:
+            self._screen.line(f'waiting to be started by hand: {first_of(manual)} (--manual NAME runs one)')
+        passed = not broken and all(job['status'] != 'canceled' for job in jobs)
+        said, colour = ('passed', '32;1') if passed else ('failed', '31;1')
+        self._screen.line(self._screen.paint(f'run {number} {said} in {took}', colour))
+        return int(not passed)
+
+    def _show_failure(self, job: Row) -> None:
+        """Repeat the end of a failed job's trace."""
+        title = f'── {job["name"]} failed: {failure_text(job)} '
+        columns = min(100, shutil.get_terminal_size().columns)
+        self._screen.line(self._screen.paint(f'{title:─<{columns}}', '31'))
+        with contextlib.suppress(NotFound):
+            for line in script_lines(self.ci.read_trace(job))[-TAIL_LINES:]:
+                self._screen.line(f'  {self._screen.clean(line).rstrip()}')
+        self._screen.line()
+
+    def _show_table(self, jobs: Sequence[Row]) -> None:
+        """Show each job with its result, time and artifacts."""
+        rows = [('stage', 'job', 'result', 'time', '')]
+        colours = ['2']
+        for job in jobs:
+            mark, said, colour = OUTCOMES[outcome(job)]
+            took = ''
+            if job['started_at'] and job['finished_at']:
+                took = duration_text(job['finished_at'] - job['started_at'])
+            rows.append((job['stage'], job['name'], f'{mark} {said}', took, self._remark(job)))
+            colours.append(colour)
+        print_table(self._screen, rows, colours)
+        self._screen.line()
+
+    def _remark(self, job: Row) -> str:
+        """Return what there is to say about a finished job: its failure, coverage and artifacts."""
+        remarks = []
+        if job['status'] == 'failed':
+            remarks.append(failure_text(job))
+        if job['coverage'] is not None:
+            remarks.append(f'coverage {job["coverage"]:g}%')
+        remarks += [artifact_text(item) for item in json.loads(job['artifacts'])]
+        return ', '.join(remarks)
+
+    def list_jobs(self, plan: PipelinePlan) -> int:
+        """Show which jobs the pipeline has, when they run, what they need, and why others are left out."""
+        rows = [('stage', 'job', 'when', 'needs', 'why')]
+        colours = ['2']
+        for stage in plan.spec.stages:
+            for job in plan.spec.jobs:
+                if job.stage == stage:
+                    needs = '' if job.needs is None else ', '.join(need['name'] for need in job.needs) or 'nothing'
+                    rows.append((stage, job.name, job.when, needs, plan.spec.decisions.get(job.name, '')))
+                    colours.append('')
+        for name, reason in plan.spec.decisions.items():
+            if reason.startswith('left out'):
+                rows.append(('-', name, '-', '', reason))
+                colours.append('2')
+        print_table(self._screen, rows, colours)
+        return 0
+
+    def _fetch_artifacts(self) -> None:
+        """Unpack the artifacts of the jobs into the checkout."""
+        for job in self._latest_jobs():
+            with contextlib.suppress(NotFound):
+                _, archive = self.ci.open_artifacts(job)
+                with archive:
+                    files = unpack(archive, self.checkout.root)
+                self._screen.line(f'{counted(files, "file")} of {job["name"]} unpacked into {self.checkout.root}')
+
+
+def script_lines(trace: bytes) -> list[bytes]:
+    """Return the lines that the script of a job has printed; without them, all of the trace."""
+    parts = re.split(rb'section_(?:start|end):[0-9]+:step_script\r(?:\x1b\[0K)?', trace)
+    lines = parts[1].split(b'\n')[1:] if len(parts) > 1 else trace.split(b'\n')
+    shown = (MARK_OF_SECTION.sub(b'', line) for line in lines)
+    return [line for line in shown if line.strip()]
+
+
+def job_label(job: JobSpec) -> str:
+    """Return a job's name, with what is special about when it runs."""
+    return job.name if job.when == 'on_success' else f'{job.name} ({job.when.replace("_", " ")})'
+
+
+def outcome(job: Row) -> str:
+    """Return the key of OUTCOMES for a job."""
+    if job['status'] == 'failed' and job['allow_failure']:
+        return 'warning'
+    if job['status'] in OUTCOMES:
+        return job['status']
+    return 'created'
+
+
+def failure_text(job: Row) -> str:
+    """Say in words why a job failed."""
+    if job['failure_reason'] == 'script_failure' and job['exit_code'] is not None:
+        return f'exit code {job["exit_code"]}'
+    return (job['failure_reason'] or 'unknown_failure').replace('_', ' ')
+
+
+def artifact_text(item: Mapping[str, Any]) -> str:
+    """Say what kind of artifact a job left, and how large it is."""
+    kind = 'artifacts' if item['file_type'] == 'archive' else item['file_type']
+    return f'{kind} {size_text(item["size"])}'
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes as people say it."""
+    if size < 10 * KIB:
+        return f'{size} B'
+    return f'{size / KIB:.0f} KiB' if size < 10 * MIB else f'{size / MIB:.0f} MiB'
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text that fits into so many columns."""
+    return text if len(text) <= width else f'{text[:width - 1]}…'
+
+
+def counted_only(number: int, noun: str) -> str:
+    """Return a noun for a number of things, without the number."""
+    return noun if number == 1 else f'{noun}s'
+
+
+def print_table(screen: Screen, rows: Sequence[tuple[str, ...]], colours: Sequence[str]) -> None:
+    """Print rows of text in columns, each row in its colour."""
+    widths = [max(len(text) for text in column) for column in zip(*rows, strict=True)]
+    for row, colour in zip(rows, colours, strict=True):
+        cells = [f'{text:{width}}' for text, width in zip(row, widths, strict=True)]
+        screen.line(screen.paint('  ' + '  '.join(cells).rstrip(), colour))
+
+
+def open_coordinator(options: argparse.Namespace) -> Coordinator:
+    """Return a coordinator over the database that the options name; a missing one is made."""
+    settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
+    return Coordinator(options.db or DEFAULT_DATABASE, options.data, **settings)
+
+
+def split_paths(options: argparse.Namespace) -> None:
+    """Tell the directory in front of the names of jobs from these."""
+    options.path, options.names = '.', [*options.paths]
+    if options.names and Path(options.names[0]).is_dir():
+        options.path = options.names.pop(0)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the pipeline of a checkout on this machine."""
+    split_paths(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    screen = Screen(sys.stdout, colours=options.colours)
+    kept_apart = options.db is None
+    if kept_apart:
+        state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        options.db = str(state_directory() / DEFAULT_DATABASE)
+    with open_coordinator(options) as ci:
+        local = LocalRun(ci, options, screen)
+        plan = local.plan()
+        if options.list:
+            return local.list_jobs(plan)
+        status = local.run(plan)
+        if screen.broken:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # what is buffered goes nowhere
+        if kept_apart:
+            ci.delete_pipelines(ci.list_pipelines(limit=RUNS_KEPT, offset=RUNS_KEPT)[0])
+        if screen.is_terminal:
+            screen.line(screen.paint(f'minici --db {options.db} shows it in a browser', '2'))
+        return status
+
+
 # Command line #################################################################################
 
 Subcommands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'
@@ -11238,7 +12479,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; serving is what happens without a subcommand."""
     parser = argparse.ArgumentParser(prog='minici', description='A GitLab-compatible CI coordinator in one file.')
     parser.add_argument('--version', action='version', version=f'minici {__version__}')
-    parser.add_argument('--db', default='minici.sqlite', help='the database (default: %(default)s)')
+    parser.add_argument('--db', help=f'the database (default: {DEFAULT_DATABASE}; of run: one in {state_directory()})')
     parser.add_argument('--data', help='directory for traces and artifacts (default: beside the database)')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: %(default)s)')
     parser.add_argument('--port', type=port_number, default=8080, help='port to listen on (default: %(default)s)')
@@ -11248,6 +12489,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_setting(parser, item)
     parser.set_defaults(action=serve_command)
     commands = parser.add_subparsers(metavar='COMMAND')
+    add_run_command(commands)
     add_submit_command(commands)
     add_operator_commands(commands)
     add_lint_command(commands)
@@ -11283,6 +12525,29 @@ def setting_reader(parse: Callable[[str], Any]) -> Callable[[str], Any]:
         except ValueError as problem:
             raise argparse.ArgumentTypeError(str(problem)) from None
     return read
+
+
+def add_run_command(commands: Subcommands) -> None:
+    """Add the command that runs the pipeline of a checkout on this machine."""
+    parser = commands.add_parser('run', help='run the pipeline of a checkout here and now, committed or not')
+    parser.add_argument('paths', nargs='*', metavar='[PATH] [JOB ...]',
+                        help='a directory (default: this one), then jobs to run, with what they need (default: all)')
+    parser.add_argument('--list', action='store_true', help='only show which jobs there are, and why others are not')
+    parser.add_argument('--failed', action='store_true', help='run again what failed the last time')
+    parser.add_argument('--manual', action='append', default=[], metavar='JOB', help='run this manual job, too')
+    parser.add_argument('--as', dest='run_as', choices=RUN_SOURCES, default='push',
+                        help='what starts the pipeline (default: %(default)s)')
+    parser.add_argument('--ref', help='branch or tag to run as (default: the one that is checked out)')
+    parser.add_argument('--target', metavar='BRANCH', help='target of --as merge_request (default: the default branch)')
+    parser.add_argument('--changed-since', metavar='REF', help='what rules:changes compares with')
+    parser.add_argument('--variable', action='append', default=[], metavar='K=V')
+    parser.add_argument('--variables-file', metavar='FILE', help='lines K=V, as .minici.env in the checkout has them')
+    parser.add_argument('--jobs', dest='parallel', type=int, default=os.cpu_count() or 1, metavar='N',
+                        help='how many jobs may run side by side (default: %(default)s)')
+    parser.add_argument('--keep', metavar='DIR', help="keep the jobs' working copies in this directory")
+    parser.add_argument('--artifacts', action='store_true', help='unpack the artifacts into the checkout afterwards')
+    parser.add_argument('--colours', action=argparse.BooleanOptionalAction, help='(default: on a terminal)')
+    parser.set_defaults(action=run_command)
 
 
 def add_submit_command(commands: Subcommands) -> None:
@@ -11359,26 +12624,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def plain_problems(error: CIError) -> list[str]:
-    """Return what went wrong in words for a terminal, which knows nothing of HTTP's statuses."""
-    if not isinstance(error.detail, str):
-        return error.problems
-    if isinstance(error, NotFound):
-        return [f'there is no such {error.detail.lower() or "thing"}']
-    return [error.detail or error.phrase]
-
-
-def open_coordinator(options: argparse.Namespace) -> Coordinator:
-    """Return a coordinator over the database that the options name; a missing one is made."""
-    settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
-    return Coordinator(options.db, options.data, **settings)
-
-
 def open_existing(options: argparse.Namespace) -> Coordinator:
     """Return a coordinator over the database that the options name; raise BadRequest if it is missing."""
-    if not os.path.exists(options.db):
-        advice = f'"minici --db {options.db}" makes one and serves it'
-        raise BadRequest({'db': [f'there is no database {options.db}; {advice}']})
+    path = options.db or DEFAULT_DATABASE
+    if not os.path.exists(path):
+        raise BadRequest({'db': [f'there is no database {path}; "minici --db {path}" makes one and serves it']})
     return open_coordinator(options)
 
 
@@ -11439,17 +12689,6 @@ def prune_command(options: argparse.Namespace) -> int:
             finished = iso_time(pipeline['finished_at'])
             print(f'pipeline {pipeline["id"]} ({pipeline["ref"]}, {pipeline["status"]}, {finished})')
     return 0
-
-
-def given_variables(options: argparse.Namespace) -> list[dict[str, str]]:
-    """Return the variables of the command line; raise BadRequest for one that is not written K=V."""
-    variables = []
-    for text in options.variable:
-        key, sign, value = text.partition('=')
-        if not sign:
-            raise BadRequest({'variable': [f'--variable {text}: write it as NAME=VALUE']})
-        variables.append({'key': key, 'value': value})
-    return variables
 
 
 class Directory:
@@ -11532,16 +12771,6 @@ def submit_command(options: argparse.Namespace) -> int:
         if not options.follow:
             return 0
         return follow(ci, pipeline, sys.stdout)
-
-
-def project_name(path: Path) -> str:
-    """Return a path for the project of a repository: its directory's name, as far as a path may hold it."""
-    name = re.sub(r'[^A-Za-z0-9_.\-]+', '-', path.name.removesuffix('.git')).strip('-.')
-    if not name:
-        return 'project'
-    if name.isdigit() or re.search(r'\.(atom|json)$', name):
-        return f'project-{name}'
-    return name
 
 
 def submitted_project(ci: Coordinator, name: str, url: str, branch: str) -> Row:
@@ -11684,7 +12913,7 @@ def serve_command(options: argparse.Namespace) -> int:
             ci.on_change(Hook(ci, server.url, options.hook))
         if options.host not in ('127.0.0.1', '::1', 'localhost'):
             print(f'warning: {options.host} is reachable from other machines, over plain HTTP', file=sys.stderr)
-        print(f'minici {__version__} serves {options.db} at {server.url}')
+        print(f'minici {__version__} serves {ci.db.path} at {server.url}')
         print(f'sign in once:\n  {server.url}/-/sign_in?code={ci.create_sign_in_code()}')
         print(f'register a runner:\n  gitlab-runner register --non-interactive --url {server.url}/ '
               f'--registration-token {ci.registration_token} --executor shell', flush=True)

@@ -28,7 +28,7 @@ PARTS = {
                'Queue', 'Checks', 'Backups', 'Coordinator'),
     'HTTP': ('Plumbing', 'Entities', 'Shared responses', 'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
              'Administration API', 'Operations', 'Application'),
-    'command': ('Command line',),
+    'command': ('Local runner', 'Local runs', 'Command line'),
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
 #: The classes of the domain, each above the one it uses.
