@@ -11447,7 +11447,7 @@ class ShellJob:
             known[item['key']] = value
             raw = raw | {item['key']} if item.get('raw') or item.get('file') else raw - {item['key']}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENDS_WITH_JOB)}
-        given = {name: value if name in raw else expand(value, known) for name, value in known.items()}
+        given = {name: value if name in raw else fill_in(value, known) for name, value in known.items()}
         return inherited | given
 
     def _get_sources(self) -> None:
@@ -11560,7 +11560,7 @@ class ShellJob:
         if not files:
             self._output.line('ERROR: No files to upload', '31;1')
             return
-        name = expand(item.get('name') or kind, self._environment)
+        name = fill_in(item.get('name') or kind, self._environment)
         part = self._ci.artifacts.receive()
         try:
             part.filename = pack(part, self._directory, files, item['artifact_format'], name)
@@ -11589,14 +11589,14 @@ class ShellJob:
 
     def _relative(self, glob: str) -> str:
         """Return a pattern with its variables expanded, relative to the working copy."""
-        expanded = expand(glob, self._environment)
+        expanded = fill_in(glob, self._environment)
         return os.path.normpath(os.path.relpath(self._directory / expanded, self._directory))
 
     # -- caches
 
     def _cache_path(self, key: str) -> Path:
         """Return where the archive of a cache is kept; keys may hold anything, so that their hash names the file."""
-        digest = hashlib.sha256(expand(key, self._environment).encode()).hexdigest()
+        digest = hashlib.sha256(fill_in(key, self._environment).encode()).hexdigest()
         return self._place.caches / str(self._job['project_id']) / f'{digest[:32]}.zip'
 
     def _restore_caches(self) -> None:
@@ -11607,11 +11607,11 @@ class ShellJob:
             keys = [item['key'], *(item.get('fallback_keys') or ())]
             key = next((key for key in keys if self._cache_path(key).exists()), None)
             if key is None:
-                self._output.line(f'No cache for {expand(item["key"], self._environment)}')
+                self._output.line(f'No cache for {fill_in(item["key"], self._environment)}')
                 continue
             with open(self._cache_path(key), 'rb') as archive:
                 files = unpack(archive, self._directory)
-            self._output.line(f'Restored {counted(files, "file")} from cache {expand(key, self._environment)}')
+            self._output.line(f'Restored {counted(files, "file")} from cache {fill_in(key, self._environment)}')
 
     def _save_caches(self, passed: bool) -> None:
         """Pack the caches of the job for the next one, where their policy and the result allow it."""
@@ -11627,8 +11627,16 @@ class ShellJob:
                 with open(part, 'wb') as file:
                     pack(file, self._directory, files, 'zip', 'cache')
                 os.replace(part, path)
-                key = expand(item['key'], self._environment)
+                key = fill_in(item['key'], self._environment)
                 self._output.line(f'Saved {counted(len(files), "file")} to cache {key}')
+
+
+def fill_in(text: str, variables: Mapping[str, str]) -> str:
+    """Return a text with ``$NAME`` and ``${NAME}`` replaced as GitLab Runner does: what is unknown becomes nothing."""
+    def value_of(match: re.Match[str]) -> str:
+        return '$' if match[0] == '$$' else variables.get(match[1] or match[2], '')
+
+    return re.sub(r'\$\$|\$([A-Za-z_]\w*)|\$\{(\w+)\}', value_of, text)
 
 
 def wanted_after(when: str | None, passed: bool) -> bool:
