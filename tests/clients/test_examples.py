@@ -122,7 +122,8 @@ def in_background(runner):
 
 def python(*arguments, **options):
     """Run a Python program of the examples to its end."""
-    environment = {**os.environ, 'PYTHONPATH': str(TOP), 'NO_COLOR': '1', **options.pop('env', {})}
+    places = f'{TOP}{os.pathsep}{EXAMPLES}'
+    environment = {**os.environ, 'PYTHONPATH': places, 'NO_COLOR': '1', **options.pop('env', {})}
     return subprocess.run([sys.executable, '-W', 'error', *map(str, arguments)], env=environment, text=True,
                           capture_output=True, timeout=60, **options)
 
@@ -527,12 +528,14 @@ def test_quickstart_says_that_git_is_missing(tmp_path):
 def test_the_fixtures_carry_the_tests_of_their_own_docstring(tmp_path):
     shutil.copy(EXAMPLES / 'conftest.py', tmp_path)
     usage = ast.get_docstring(ast.parse(tmp_path.joinpath('conftest.py').read_text())).partition('::\n')[2]
-    broken = 'def test_a_failing_coordinator_is_reported(minici):\n    minici.ci.find_user = None\n' \
-             '    with pytest.raises(urllib.error.HTTPError, match="500"):\n        my_client(minici, "/user")\n'
+    usage = usage.partition('\nMore is in')[0]
+    broken = 'def test_a_failing_coordinator_is_reported(ci):\n    ci.ci.find_user = None\n' \
+             '    with pytest.raises(urllib.error.HTTPError, match="500") as caught:\n' \
+             '        my_client(ci, "/user")\n    caught.value.close()\n'
     tmp_path.joinpath('test_usage.py').write_text(f'{textwrap.dedent(usage)}\n\n{broken}')
-    done = python('-m', 'pytest', '-q', '-p', 'no:cacheprovider', tmp_path)
+    done = python('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'minici_testing.plugin', tmp_path)
     assert '4 passed, 1 error' in done.stdout
-    assert 'the coordinator itself failed' in done.stdout
+    assert 'the server answered 500, and no fault ordered that' in done.stdout
 
 
 def test_mounted_below_ci_every_address_carries_the_prefix(ci, repository, tmp_path):

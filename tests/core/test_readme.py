@@ -69,7 +69,7 @@ def test_links_into_the_project_exist():
 
 
 def test_the_embedding_example_runs():
-    example = re.search(r'^```python\n(.*?)^```', README, re.M | re.S)[1]
+    example = re.search(r'^```python\n(import minici\n.*?)^```', README, re.M | re.S)[1]
     exec(compile(example, 'README.md', 'exec'), {})
 
 
