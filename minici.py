@@ -26,7 +26,7 @@ The sections, each using only those above it:
     domain      Store, Accounts, Projects, Runners, Jobs, Waiting, Processing, Pipelines, Retention,
                 Queue, Checks, Backups, Coordinator
     HTTP        Plumbing, Entities, Shared responses, Runner API, Legacy CI API,
-                Jobs and pipelines API, Administration API, Operations, Application
+                Jobs and pipelines API, Administration API, Operations, Application, Server
     command     Local runner, Local runs, Command line
 """
 
@@ -99,11 +99,12 @@ from typing import IO, Any, Protocol, TypeAlias, runtime_checkable
 import bottle
 import multipart
 import regex
-import waitress
+import waitress.adjustments
 import waitress.buffers
 import waitress.channel
 import waitress.parser
-import waitress.utilities
+import waitress.server
+import waitress.task
 
 try:
     import fcntl
@@ -132,6 +133,16 @@ Record = Mapping[str, Any] | sqlite3.Row    # values by name, whether read from 
 KIB, MIB, GIB = 1024, 1024 ** 2, 1024 ** 3
 
 MAX_PARAMETERS_BODY = 1 * MIB       # bytes of a JSON or form body, except on a job's PUT
+MAX_UNTRUSTED_BODY = 64 * KIB       # bytes of a body that are read before a good token is known
+MAX_UNTRUSTED_MEMORY = 16 * MIB     # bytes of such bodies that a server holds together
+MAX_HEADERS = 32 * KIB              # bytes of a request's headers
+MAX_STRANGERS = 100                 # connections of one address that have not brought a good token yet
+HEADER_TIMEOUT = 10                 # seconds a client has for the headers of a request
+MIN_BODY_PACE = 1 * KIB             # bytes a second that a body must keep up
+DRAIN_TIMEOUT = 30                  # seconds that a refused request is read on, so that its client sees the answer
+MAX_DRAINED = 64 * MIB              # bytes that are read then, at most
+STALL_TIMEOUT = 60                  # seconds without taking any of its answer after which a client is given up
+IDLE_TIMEOUT = 120                  # seconds that a connection may stay open without a request
 MAX_TRACE_BODY = 32 * MIB           # bytes of a job's PUT: old runners send the whole log there
 MAX_FIELD = 64 * KIB                # bytes of one ordinary field beside an uploaded file
 MAX_FIELDS = 20                     # parts of one upload
@@ -5875,7 +5886,7 @@ class Runners(Projects):
         alone. The other keywords are those of `create_runner`, and `info` and `ip_address` what is
         known of the machine. Raises Forbidden for any other token.
         """
-        project = self._project_of_registration(token)
+        project = self.project_of_registration(token)
         return self._insert_runner(
             self.new_token(), project, info=info or {}, ip_address=ip_address, description=description,
             maintenance_note=maintenance_note, tag_list=tag_list, run_untagged=run_untagged, locked=locked,
@@ -5940,7 +5951,7 @@ class Runners(Projects):
             c.execute(MATCH_RUNNERS, dict(runner_id=runner['id'], tag_set_id=None))
         return self.find_runner_by_id(runner['id'])
 
-    def _project_of_registration(self, token: str) -> Row | None:
+    def project_of_registration(self, token: str) -> Row | None:
         """Return the project of a registration token, None for the instance's; raise Forbidden for any other."""
         if same_secret(token, self.registration_token):
             return None
@@ -8444,6 +8455,54 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> JSON:
     return nested
 
 
+Extent = int
+#: How much of a request a guard sees: the headers and the address, the start of the body as well, or everything.
+HEAD, START, WHOLE = range(3)
+PARAMETER_KINDS = ('application/json', 'application/x-www-form-urlencoded', 'multipart/form-data')
+
+
+class BodyNeeded(Exception):
+    """A guard asks for something that may stand in the part of the body that is not read yet."""
+
+
+class KnownParameters(dict[str, Any]):
+    """The parameters that are known before the body is read; asking for another one raises BodyNeeded."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a parameter that is known."""
+        if name not in self:
+            raise BodyNeeded(name)
+        return self[name]
+
+
+def leading_members(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the members of a JSON object that stand whole in a text that may be cut off anywhere."""
+    decoder = json.JSONDecoder()
+    position = len(text) - len(text.lstrip())
+    expected = '{'
+    while text.startswith(expected, position):
+        try:
+            name, position = decoder.raw_decode(text, next_word(text, position + 1))
+            position = next_word(text, position)
+            if not isinstance(name, str) or not text.startswith(':', position):
+                return
+            value, position = decoder.raw_decode(text, next_word(text, position + 1))
+        except (ValueError, RecursionError):
+            return
+        position = next_word(text, position)
+        if position == len(text):   # a number may go on
+            return
+        yield name, value
+        expected = ','
+
+
+def next_word(text: str, position: int) -> int:
+    """Return the position of the next character that is not blank."""
+    while text[position:position + 1].isspace():
+        position += 1
+    return position
+
+
 class Call:
     """One request: where it came from, its parameters from every place, and who is calling."""
 
@@ -8456,6 +8515,10 @@ class Call:
         self.rows: dict[str, Row] = {}                  # the rows that the path names, as far as they were looked up
         self.row_keys: JSON = {}              # their numbers, and a project's number or path
         self.upload: PartFile | None = None
+        self.trusted = False            # whether the caller has brought a good token: the whole body may be read
+        self._extent = HEAD             # how much of the request the parameters are taken from
+        self._start = b''               # the start of the body that was read already and is to be read again
+        self.arriving = False           # whether the server has only the start of the body so far
         self._params: JSON | None = None      # no cached_property: before Python 3.12 all calls would
         self._body: bytes | None = None                 # wait for one lock while one of them reads its body
 
@@ -8555,17 +8618,74 @@ class Call:
 
     # -- the body and the parameters
 
-    def chunks(self, limit: int) -> Iterator[bytes]:
-        """Yield the body in pieces; raise TooLarge beyond `limit` bytes."""
-        stream, length = self.environ['wsgi.input'], self.environ.get('CONTENT_LENGTH') or ''
-        if not re.fullmatch('[0-9]{0,18}', length):
+    def show(self, extent: Extent) -> None:
+        """Choose how much of the request the parameters are taken from, as long as that is not everything."""
+        if self._extent == WHOLE:
+            return
+        self._extent = extent
+        self._params = None
+        if self.route.raw or self._body_kind not in PARAMETER_KINDS:
+            return
+        known = {**self.query, **self.path_params}
+        if extent == HEAD:
+            self._params = KnownParameters(known)
+        if extent == START:
+            complete = self._read_start()
+            if complete and not self.route.upload:
+                self._extent = WHOLE
+                return
+            known = {**self.query, **self._leading_parameters(), **self.path_params}
+            self._params = known if complete else KnownParameters(known)
+
+    @property
+    def body_limit(self) -> int:
+        """The bytes that the body may have once the caller is trusted."""
+        return self.ci.settings.max_artifacts_size + MIB if self.route.upload else self.route.limit
+
+    @property
+    def body_length(self) -> int | None:
+        """The bytes that the body has, None when only its end will tell."""
+        given = self.environ.get('CONTENT_LENGTH') or ''
+        if not re.fullmatch('[0-9]{0,18}', given):
             raise InvalidParameter('Content-Length is invalid')
-        endless = not length and bool(self.environ.get('wsgi.input_terminated'))
-        left = limit + 1 if endless else int(length or 0)
+        if not given and self.environ.get('wsgi.input_terminated'):
+            return None
+        return int(given or 0)
+
+    def _read_start(self) -> bool:
+        """Read the start of the body, and return whether that is all of it."""
+        length = self.body_length
+        wanted = MAX_UNTRUSTED_BODY if length is None else min(length, MAX_UNTRUSTED_BODY)
+        pieces, size = [self._start], len(self._start)
+        while size < wanted:
+            piece = self.environ['wsgi.input'].read(wanted - size)
+            if not piece:
+                break
+            pieces.append(piece)
+            size += len(piece)
+        self._start = b''.join(pieces)
+        if self.arriving:
+            return False
+        return size < MAX_UNTRUSTED_BODY if length is None else length <= MAX_UNTRUSTED_BODY
+
+    def _read(self, size: int) -> bytes:
+        """Return up to `size` further bytes of the body."""
+        if self._start:
+            piece, self._start = self._start[:size], self._start[size:]
+            return piece
+        return self.environ['wsgi.input'].read(size)
+
+    def chunks(self, limit: int) -> Iterator[bytes]:
+        """Yield the body in pieces; raise TooLarge beyond `limit` bytes, and beyond far fewer from strangers."""
+        if not self.trusted:
+            limit = min(limit, MAX_UNTRUSTED_BODY)
+        length = self.body_length
+        endless = length is None
+        left = limit + 1 if length is None else length
         if left > limit and not endless:
             raise TooLarge(f'the body has {left} bytes, {limit} are accepted here')
         while left > 0:
-            chunk = stream.read(min(left, COPY_CHUNK))
+            chunk = self._read(min(left, COPY_CHUNK))
             if not chunk:
                 if endless:
                     return
@@ -8579,6 +8699,8 @@ class Call:
     def body(self) -> bytes:
         """The whole body, as it came."""
         if self._body is None:
+            if self._extent == HEAD:
+                raise BodyNeeded
             self._body = b''.join(self.chunks(self.route.limit))
         return self._body
 
@@ -8601,12 +8723,30 @@ class Call:
             self._params = {**self.query, **({} if self.route.raw else self._read_body()), **self.path_params}
         return self._params
 
+    @property
+    def _body_kind(self) -> str:
+        """The media type of the body, without its options."""
+        kind, _, _ = (self.header('Content-Type') or '').partition(';')
+        return kind.strip().lower()
+
+    def _leading_parameters(self) -> JSON:
+        """Return the parameters that stand whole in the start of the body; anything malformed ends them."""
+        if self._body_kind == 'multipart/form-data':
+            pairs: list[tuple[str, Any]] = []
+            with contextlib.suppress(CIError):
+                pairs.extend(self._multipart_fields([self._start], MAX_FIELD))
+            return nest(pairs)
+        text = self._start.decode(errors='ignore')
+        if self._body_kind == 'application/json':
+            return dict(leading_members(text))
+        whole, _, _ = text.rpartition('&')
+        return self._form(whole)
+
     def _read_body(self) -> JSON:
-        kind, _, options = (self.environ.get('CONTENT_TYPE') or '').partition(';')
-        kind = kind.strip().lower()
+        kind = self._body_kind
         if kind == 'multipart/form-data':
-            return self._read_multipart(options)
-        if kind not in ('application/json', 'application/x-www-form-urlencoded'):
+            return self._read_multipart()
+        if kind not in PARAMETER_KINDS:
             return {}
         try:
             text = self.body.decode()
@@ -8621,35 +8761,49 @@ class Call:
             raise InvalidParameter('the body must be a JSON object')
         return found or {}  # null is how GitLab's own Go client spells options that are not given
 
-    def _read_multipart(self, options: str) -> JSON:
+    def _read_multipart(self) -> JSON:
         """Return the fields of a form; the part `file` of an upload goes to disk as it comes."""
-        limit = self.route.limit if not self.route.upload else self.ci.settings.max_artifacts_size + MIB
-        field_limit = MAX_FIELD if self.route.upload else limit
-        chunks = self.chunks(limit)
+        chunks = self.chunks(self.body_limit)
         first = next(chunks, None)
         if first is None:
             return {}  # the type without a body is a client's habit, not a form cut short
-        pairs: list[tuple[str, Any]] = []
+        field_limit = MAX_FIELD if self.route.upload else self.body_limit
+        pieces = itertools.chain([first], chunks, [None])
+        return nest(self._multipart_fields(pieces, field_limit, self._sink))
+
+    def _multipart_fields(self, pieces: Iterable[bytes | None], limit: int,
+                          sink_of: Callable[[Any], PartFile | None] = lambda segment: None
+                          ) -> Iterator[tuple[str, str]]:
+        """Yield the fields of a form as they are complete; None among the pieces says that the form must end there.
+
+        A field may have `limit` bytes; `sink_of` tells where the content of a part goes that is a file.
+        """
+        _, _, options = (self.header('Content-Type') or '').partition(';')
         try:
             _, parsed = multipart.parse_options_header(f'x;{options}')
             parser = multipart.PushMultipartParser(parsed.get('boundary', ''), max_segment_count=MAX_FIELDS)
-            with parser:
-                for chunk in itertools.chain([first], chunks):
-                    for event in parser.parse(chunk):
-                        if isinstance(event, multipart.MultipartSegment):
-                            segment, value, sink = event, bytearray(), self._sink(event)
-                        elif event is None:
-                            if segment.filename is None:
-                                pairs.append((segment.name, value.decode()))
-                        elif sink is not None:
-                            sink.write(event)
-                        elif segment.filename is None:
-                            value += event
-                            if len(value) > field_limit:
-                                raise TooLarge(f'the field {segment.name!r} has more than {field_limit} bytes')
+            for piece in pieces:
+                if piece is None:
+                    parser.close()
+                    return
+                for event in parser.parse(piece):
+                    if isinstance(event, multipart.MultipartSegment):
+                        segment, value, sink = event, bytearray(), sink_of(event)
+                    elif event is None:
+                        if segment.filename is None:
+                            yield segment.name, value.decode()
+                    elif sink is not None:
+                        sink.write(event)
+                    elif segment.filename is None:
+                        value += event
+                        if len(value) > limit:
+                            raise TooLarge(f'the field {segment.name!r} has more than {limit} bytes')
         except (multipart.MultipartError, UnicodeDecodeError) as error:
             raise InvalidParameter(f'the body is not a valid multipart form: {error}') from None
-        return nest(pairs)
+
+    def receive_upload(self) -> None:
+        """Store the file of an upload; it is then in `upload`."""
+        self._params = self.params
 
     def _sink(self, segment: Any) -> PartFile | None:
         """Return where an uploaded part goes: to disk, or nowhere."""
@@ -8777,9 +8931,11 @@ def public(call: Call) -> None:
 
 
 def registration_token(call: Call) -> str:
-    """Authenticate by a registration token; the verb finds out which one it is."""
+    """Authenticate by a registration token."""
     call.require('token')
-    return call.text('token')
+    token = call.text('token')
+    call.ci.project_of_registration(token)
+    return token
 
 
 def runner_token(call: Call) -> Row:
@@ -8809,6 +8965,7 @@ def job_token(call: Call) -> Row:
     early = str(call.query.get('token') or call.header(call.dialect.token_header) or '')
     if early and named_job(call, early) is None:
         raise Forbidden()
+    call.trusted = bool(early)
     if call.method == 'PUT':
         call.require('token')  # GitLab wants it as a parameter here
     if not same_secret(call.given_token, early) and named_job(call, call.given_token) is None:
@@ -8816,15 +8973,17 @@ def job_token(call: Call) -> Row:
     return call.rows['job']
 
 
-def artifacts_token(call: Call) -> None:
+def artifacts_token(call: Call) -> Row:
     """Authenticate by the token of the job whose artifacts these are, or of a running job that depends on it."""
-    if named_job(call, call.given_token) is not None:
-        return
+    job = named_job(call, call.given_token)
+    if job is not None:
+        return job
     reader = call.ci.find_job_by_token(call.given_token)
     if reader is None:
         raise call.dialect.unreadable_artifacts()
     if not call.ci.may_read_artifacts(reader, call.row_keys['job']):
         raise Forbidden()
+    return reader
 
 
 def private_token(call: Call) -> Row:
@@ -8882,18 +9041,22 @@ def trigger_token(call: Call) -> Row:
     raise NotFound()
 
 
-def webhook_token(call: Call) -> None:
+def webhook_token(call: Call) -> Row:
     """Authenticate a forge by the project's webhook token, or by a signature made with it."""
     try:
         project = call.row('project')
     except NotFound:
         raise Forbidden('the secret or signature is wrong') from None
-    digest = hmac.new(project['webhook_token'].encode(), call.body, hashlib.sha256).hexdigest()
+    if same_secret(call.header('X-Gitlab-Token'), project['webhook_token']):
+        return project
     github = call.header('X-Hub-Signature-256') or ''
     signature = github.removeprefix('sha256=') or call.header('X-Gitea-Signature') or call.header('X-Forgejo-Signature')
-    signed = same_secret(signature, digest)
-    if not signed and not same_secret(call.header('X-Gitlab-Token'), project['webhook_token']):
+    if not signature:
         raise Forbidden('the secret or signature is wrong')
+    digest = hmac.new(project['webhook_token'].encode(), call.body, hashlib.sha256).hexdigest()
+    if not same_secret(signature, digest):
+        raise Forbidden('the secret or signature is wrong')
+    return project
 
 
 def badge_reader(call: Call) -> Row | None:
@@ -9064,33 +9227,101 @@ class RefusalLog:
 NOTED_GUARDS = (webhook_token, registration_token)
 
 
+@dataclass(frozen=True)
+class Admission:
+    """How many bytes of a body may be read, and the refusal if none may."""
+
+    limit: int
+    trusted: bool = False
+    refusal: bottle.HTTPResponse | None = None
+
+
+def look(call: Call, extent: Extent) -> bool:
+    """Let the guard look at a part of the request; return False if it must see more to decide.
+
+    A guard that knows who is calling has found a good token.
+    """
+    call.show(extent)
+    try:
+        call.actor = call.route.auth(call)
+    except BodyNeeded:
+        return False
+    if call.actor is not None:
+        call.trusted = True
+    return True
+
+
+def late_token() -> TooLarge:
+    """Return the refusal for a body whose token does not begin in time."""
+    return TooLarge(f'a token in the body must begin within its first {MAX_UNTRUSTED_BODY} bytes')
+
+
+def authenticate(call: Call) -> None:
+    """Find out who is calling. Of the body no more is read than a stranger may send, until a good token is found."""
+    settled = look(call, HEAD)
+    if not settled and not call.trusted:
+        settled = look(call, START)
+    if not settled and not call.trusted:
+        raise late_token()
+    call.show(WHOLE)
+    if not settled:
+        call.actor = call.route.auth(call)
+    if call.route.upload:
+        call.receive_upload()
+    if call.trusted and 'minici.trust' in call.environ:
+        call.environ['minici.trust']()
+
+
+def admission(call: Call, start: bytes | None) -> Admission:
+    """Return how much of a body may be read; `start` is the part that has arrived, None before it may be sent.
+
+    Raises the refusal of the guard, and TooLarge when the body is larger than it may be.
+    """
+    call.arriving = True
+    length = call.body_length or 0
+    settled = look(call, HEAD)
+    if not settled and not call.trusted and start is not None:
+        settled = look(call, START)
+    limit = call.body_limit if call.trusted else MAX_UNTRUSTED_BODY
+    if length > limit and (settled or call.trusted):
+        raise TooLarge(f'the body has {length} bytes, {limit} are accepted here')
+    if start is not None and not call.trusted:
+        raise TooLarge(f'the body has more than {limit} bytes') if settled else late_token()
+    return Admission(limit, call.trusted)
+
+
 def answer(declared: Route, **arguments: str) -> bottle.HTTPResponse:
     """Answer a request: read the path, authenticate, call the handler, present its result or its refusal."""
     environ = bottle.request.environ
     call = Call(environ['minici.ci'], declared, environ)
-    refusal = None
     try:
         call.read_path(arguments)
-        call.actor = declared.auth(call)
+        authenticate(call)
         response = as_response(declared, declared.handler(**call.arguments()))
-    except CIError as error:
-        refusal = error
-        if isinstance(error, JobNotRunning) and declared.dialect:
-            error.headers[declared.dialect.status_header] = error.job_status
-    except (OSError, MemoryError) as error:  # a full disk, no descriptors left
-        log.error('%s %s: %s', call.method, declared.path, error)
-        refusal = Busy('The server is in trouble, see its log')
-    except Exception:
-        log.exception('%s %s failed', call.method, declared.path)
-        refusal = CIError()
+    except Exception as error:
+        response = refusal_response(call, error)
     finally:
         call.close()
-    if refusal is not None:
-        if declared.auth in NOTED_GUARDS:
-            environ['minici.refusals'].note(call, refusal)
-        refuse = declared.refuse or json_refusal
-        response = refuse(call, refusal)
     return hardened(response)
+
+
+def refusal_response(call: Call, error: Exception) -> bottle.HTTPResponse:
+    """Return the answer to a call that failed; what is not the caller's fault is logged."""
+    declared = call.route
+    refusal = CIError()
+    if isinstance(error, CIError):
+        refusal = error
+    elif isinstance(error, (OSError, MemoryError)):     # a full disk, no descriptors left
+        log.error('%s %s: %s', call.method, declared.path, error)
+        refusal = Busy('The server is in trouble, see its log')
+    else:
+        log.error('%s %s failed', call.method, declared.path, exc_info=error)
+    if isinstance(refusal, JobNotRunning) and declared.dialect:
+        refusal.headers[declared.dialect.status_header] = refusal.job_status
+    if declared.auth in NOTED_GUARDS:
+        call.environ['minici.refusals'].note(call, refusal)
+    refuse = declared.refuse or json_refusal
+    return refuse(call, refusal)
 
 
 def as_response(declared: Route, result: Any) -> bottle.HTTPResponse:
@@ -11052,12 +11283,50 @@ class Application:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one WSGI request."""
+        return self._measured(self._routed(environ), start_response)
+
+    def admit(self, environ: Environ, start: bytes | None) -> Admission:
+        """Decide about a request before its body is read; `start` is the part that has arrived, None before it.
+
+        A server that calls this when the headers are complete, and again when MAX_UNTRUSTED_BODY bytes
+        of an untrusted body have arrived, reads no body for nothing.
+        """
+        began = time.perf_counter()
+        request = self._routed(environ)
+        request['wsgi.input'] = io.BytesIO(start or b'')
+        admitted = self._admission(request, start)
+        if admitted.refusal is not None:
+            sent = len(admitted.refusal.body)
+            self._note(request, admitted.refusal.status_code, sent, time.perf_counter() - began)
+        return admitted
+
+    def _admission(self, request: Environ, start: bytes | None) -> Admission:
+        """Find the route of a request and ask its guard."""
+        try:
+            matched, arguments = self._router.router.match(request)
+        except bottle.HTTPError as error:
+            return Admission(0, refusal=no_route(error))
+        request['bottle.route'] = matched
+        call = Call(self._coordinator, matched.callback.args[0], request)
+        try:
+            call.read_path(arguments)
+            return admission(call, start)
+        except Exception as error:
+            return Admission(0, refusal=hardened(refusal_response(call, error)))
+
+    def _routed(self, environ: Environ) -> Environ:
+        """Return the environment with the undecoded path, as the router expects it, and with what handlers need."""
         path = self._raw_path(environ).rstrip('/') or '/'
         if path.endswith('.json') and '/artifacts/' not in path:
             path = path.removesuffix('.json')
-        ours = {'PATH_INFO': path, 'minici.path': path, 'minici.ci': self._coordinator,
-                'minici.metrics': self._metrics, 'minici.refusals': self._refusals}
-        return self._measured({**environ, **ours}, start_response)
+        ours = {
+            'PATH_INFO': path,
+            'minici.path': path,
+            'minici.ci': self._coordinator,
+            'minici.metrics': self._metrics,
+            'minici.refusals': self._refusals,
+        }
+        return {**environ, **ours}
 
     def _measured(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request, count the answer, and log it with --access-log."""
@@ -11072,15 +11341,20 @@ class Application:
         body = self._router(environ, start)
         seconds = time.perf_counter() - began
         status, sent = started[-1]
-        declared = environ.get('bottle.route')
-        path = declared.rule if declared else ''
-        received = environ.get('CONTENT_LENGTH') or ''
-        method = environ['REQUEST_METHOD'] if declared else ''
-        self._metrics.count(method, path, status, seconds, int(received) if received.isdecimal() else 0, sent)
+        self._note(environ, status, sent, seconds)
+        return body
+
+    def _note(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
+        """Count an answer, and log it with --access-log."""
+        method, path = '', ''   # of all addresses that have no route together
+        if 'bottle.route' in environ:
+            method, path = environ['REQUEST_METHOD'], environ['bottle.route'].rule
+        given = environ.get('CONTENT_LENGTH') or ''
+        received = int(given) if given.isdecimal() else 0
+        self._metrics.count(method, path, status, seconds, received, sent)
         if self._coordinator.settings.access_log:
             access_log.info('%s %s %s %d %d %.0f ms', environ.get('REMOTE_ADDR') or '-', environ['REQUEST_METHOD'],
                             environ['minici.path'], status, sent, seconds * 1000)
-        return body
 
     @staticmethod
     def _raw_path(environ: Mapping[str, Any]) -> str:
@@ -11102,6 +11376,16 @@ def create_app(coordinator: Coordinator) -> Application:
     return Application(coordinator)
 
 
+# Server #######################################################################################
+#
+# waitress, which believes nobody: it reads all of a request before it asks whether anybody wants it.
+# Here a request is admitted when its headers are complete (`Application.admit`), and until its sender
+# has brought a good token, MAX_UNTRUSTED_BODY bytes of it are kept in memory and none on the disk.
+
+TLS_HANDSHAKE = b'\x16'
+#: The addresses that runners use while they run jobs; some threads serve these alone.
+RUNNER_PATH = re.compile(r'/api/v4/jobs/|/(?:ci/)?api/v1/builds/|/ci/builds/')
+
 class SpoolBuffer(waitress.buffers.OverflowableBuffer):
     """A request body that is still arriving; a large one is kept in the data directory."""
 
@@ -11117,64 +11401,301 @@ class SpoolBuffer(waitress.buffers.OverflowableBuffer):
         self.overflowed = True
 
 
-class NoBuffer(io.BytesIO):
-    """Throws the rest of a refused body away."""
+class Refusal:
+    """Lets waitress send one of our answers where it would send an error of its own."""
 
-    def append(self, data: bytes) -> None:
-        """Throw `data` away."""
+    def __init__(self, response: bottle.HTTPResponse) -> None:
+        self._response = response
 
-    def getfile(self) -> NoBuffer:
-        """Return an empty file."""
-        return self
-
-    def __len__(self) -> int:
-        return 0
+    def to_response(self, ident: str | None) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Return the status line, the headers and the body."""
+        headers = [*self._response.headerlist, ('Connection', 'close')]
+        return self._response.status_line, headers, self._response.body
 
 
 class RequestParser(waitress.parser.HTTPRequestParser):
-    """Checks the size of a request while it arrives; ordinary requests have a lower limit than uploads."""
+    """Reads a request, and of its body no more than its sender may send."""
 
     adj: Any
     error: Any
+    path = ''
+
+    def __init__(self, adj: Any, channel: Channel) -> None:
+        super().__init__(adj)
+        self._channel = channel
+        self._admission = Admission(MAX_UNTRUSTED_BODY)
+        self._held = 0      # bytes that count as untrusted memory
+        self._began = time.monotonic()
 
     def received(self, data: bytes) -> int:
-        """Take a piece of the request. A body that is too large is read to its end but not kept.
+        """Take a piece of the request and return how many of its bytes belong to it."""
+        try:
+            consumed = self._take_headers(data) if self.body_rcv is None else self._take_body(data)
+        except OSError as error:
+            log.error('the body of a request cannot be stored: %s', error)
+            self._refuse(error_response(Busy('The server cannot store the request, see its log')))
+        if self.error is None:
+            return consumed
+        self.completed = True
+        self.expect_continue = False
+        self._channel.drain()
+        return len(data)    # nothing that follows a refused request is a request
 
-        If the connection were closed while the client is still sending, it would be reset before the
-        client reads the 413, and a runner would send the whole archive again, twice.
-        """
+    def _take_headers(self, data: bytes) -> int:
+        """Take a part of the headers; ask about the body when they are complete, unless it is small."""
+        if data.startswith(TLS_HANDSHAKE) and not self.header_plus:
+            self._refuse(error_response(BadRequest('This port speaks plain HTTP: use http:// in the address')))
+            return len(data)
         consumed = super().received(data)
-        body = self.body_rcv
-        if isinstance(self.error, waitress.utilities.RequestEntityTooLarge):
-            self.error = body.error
-            self.completed = body.completed or bool(body.error)
-            if not isinstance(body.buf, NoBuffer):
-                body.buf.close()
-                body.buf = NoBuffer()
-            size = max(self.content_length, self.body_bytes_received)
-            self.headers['CONTENT_LENGTH'] = str(size)
+        expected = self.expect_continue or self.chunked or self.content_length > MAX_UNTRUSTED_BODY
+        if self.error is None and self.body_rcv is not None and expected:
+            self._admit(None)
         return consumed
 
+    def _take_body(self, data: bytes) -> int:
+        """Take a part of the body; ask again when as much has come as a stranger may send."""
+        room = self._admission.limit - self.body_bytes_received
+        if room <= 0 and not self._admission.trusted:
+            self._admit(self.body_rcv.getbuf().get(-1))
+            room = self._admission.limit - self.body_bytes_received
+        if room <= 0:
+            if self.error is None:
+                self._refuse(error_response(TooLarge(f'the body has more than {self._admission.limit} bytes')))
+            return len(data)
+        consumed = super().received(data[:room])
+        if not self._admission.trusted and not self._channel.trusted:
+            self._hold(consumed)
+        return consumed
+
+    def _hold(self, size: int) -> None:
+        """Count `size` bytes of an untrusted body; refuse the request when there are too many of all clients."""
+        self._held += size
+        if self._channel.server.strangers.hold(size) > MAX_UNTRUSTED_MEMORY:
+            self._refuse(error_response(Busy('Too many unauthenticated requests are being received')))
+
+    def _release(self) -> None:
+        self._channel.server.strangers.hold(-self._held)
+        self._held = 0
+
+    def _admit(self, start: bytes | None) -> None:
+        """Ask the application how much of the body may be read; `start` is the part that has arrived."""
+        self._admission = self._channel.admit(self, start)
+        if self._admission.refusal is not None:
+            self._refuse(self._admission.refusal)
+        if self._admission.trusted:
+            self._release()
+
+    def _refuse(self, response: bottle.HTTPResponse) -> None:
+        self.error = Refusal(response)
+
     def parse_header(self, header_plus: bytes) -> None:
-        """Choose the size limit and the buffer of the body when the headers are complete."""
+        """Read the headers and choose where the body is kept; a body of two lengths is refused."""
         super().parse_header(header_plus)
-        if not (self.command == 'POST' and '/artifacts' in self.path):
-            self.adj = self.adj.ordinary
+        two_lengths = self.chunked and 'CONTENT_LENGTH' in self.headers
+        if two_lengths or 'TRANSFER_ENCODING' in self.headers:  # waitress removes the one that it understands
+            raise waitress.parser.ParsingError('Content-Length and Transfer-Encoding exclude each other')
         if self.body_rcv is not None:
             self.body_rcv.buf = SpoolBuffer(self.adj.inbuf_overflow)
             self.body_rcv.buf.directory = self.adj.directory
 
+    def is_overdue(self) -> bool:
+        """Tell whether the headers take too long, or the body arrives too slowly."""
+        allowed = HEADER_TIMEOUT + self.body_bytes_received / MIN_BODY_PACE
+        return time.monotonic() - self._began > allowed
+
+    def close(self) -> None:
+        """Give up the body."""
+        self._release()
+        super().close()
+
+
+class Task(waitress.task.WSGITask):
+    """Answers one request; the application can tell the connection that its caller is trusted."""
+
+    def get_environment(self) -> dict[str, Any]:
+        """Return the WSGI environment."""
+        environ = super().get_environment()
+        environ['minici.trust'] = self.channel.trust
+        return environ
+
+
+class RefusalTask(waitress.task.ErrorTask):
+    """Sends a refusal; the channel then drains the connection and closes it."""
+
+    def finish(self) -> None:
+        """Send the rest of the refusal."""
+        super().finish()
+        self.close_on_finish = not self.channel.draining
+
 
 class Channel(waitress.channel.HTTPChannel):
-    """One client's connection."""
+    """One client's connection.
 
-    parser_class = RequestParser
+    After a refusal the rest of what the client sends is read and thrown away for a while: if the
+    connection were closed at once, it would be reset before the client reads the answer, and a runner
+    would send the whole archive again, twice.
+    """
+
+    task_class = Task
+    error_task_class = RefusalTask
+    server: Listener
+
+    def __init__(self, server: Listener, *arguments: Any, **options: Any) -> None:
+        super().__init__(server, *arguments, **options)
+        self.parser_class = functools.partial(RequestParser, channel=self)
+        self.trusted = False        # whether the client has brought a good token on this connection
+        self.draining = False       # whether what arrives is thrown away
+        self._drained = 0
+        self._half_closed = False
+        self._since = time.monotonic()      # when it was accepted, or began to drain
+        server.strangers.add(self)
+
+    def admit(self, request: RequestParser, start: bytes | None) -> Admission:
+        """Ask the application how much of a request's body may be read."""
+        environ = Task(self, request).get_environment()
+        return self.server.admit(environ, start)
+
+    def trust(self) -> None:
+        """Note that this client has brought a good token."""
+        if not self.trusted:
+            self.trusted = True
+            self.server.strangers.remove(self)
+
+    def drain(self) -> None:
+        """Throw away whatever else arrives."""
+        if not self.draining:
+            self._since = time.monotonic()
+        self.draining = True
+
+    def readable(self) -> bool:
+        """Tell the loop whether to read from this connection."""
+        if self.draining:
+            return not self.will_close
+        return super().readable()
+
+    def handle_read(self) -> None:
+        """Read what has arrived."""
+        if not self.draining:
+            super().handle_read()
+            return
+        data = self.recv(self.adj.recv_bytes)
+        self._drained += len(data)
+        self.will_close = self._drained > MAX_DRAINED
+
+    def writable(self) -> bool:
+        """Tell the loop whether there is something to send or to close."""
+        return super().writable() or (self.draining and not self.requests and not self._half_closed)
+
+    def handle_write(self) -> None:
+        """Send what waits; after a refusal only the client's side stays open."""
+        super().handle_write()
+        answered = not self.requests and not self.total_outbufs_len
+        if self.draining and answered and self.connected and not self._half_closed:
+            self._half_closed = True
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
+
+    def is_overdue(self) -> bool:
+        """Tell whether the client keeps this connection without using it."""
+        age = time.monotonic() - self._since
+        idle = time.time() - self.last_activity
+        if self.draining:
+            return age > DRAIN_TIMEOUT
+        if self.requests or self.total_outbufs_len:
+            return bool(self.total_outbufs_len) and idle > STALL_TIMEOUT
+        if self.request is not None:
+            return self.request.is_overdue()
+        if self.last_activity == self.creation_time:    # it has sent nothing yet
+            return age > HEADER_TIMEOUT
+        return idle > IDLE_TIMEOUT
 
     def handle_close(self) -> None:
-        """Close the spool file of a request that was not sent to its end."""
+        """Close the connection, and the spool file of a request that was not sent to its end."""
+        self.server.strangers.remove(self)
         if self.request is not None:
             self.request.close()
         super().handle_close()
+
+
+class Strangers:
+    """The connections that have not brought a good token yet, by address, the oldest first; and what they send."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_address: dict[str, dict[Channel, None]] = {}
+        self._memory = 0
+
+    def hold(self, size: int) -> int:
+        """Count `size` further bytes of untrusted bodies in memory, and return how many there are."""
+        with self._lock:
+            self._memory += size
+            return self._memory
+
+    def add(self, channel: Channel) -> None:
+        """Add a new connection; if its address holds too many, the oldest idle one is closed, or else this one."""
+        with self._lock:
+            held = self._by_address.setdefault(self._neighbourhood(channel), {})
+            held[channel] = None
+            if len(held) <= MAX_STRANGERS:
+                return
+            idle = (other for other in held if not other.requests)
+            victim = next(idle, channel)
+            del held[victim]
+        victim.will_close = True
+
+    def remove(self, channel: Channel) -> None:
+        """Forget a connection: it is closed, or its client is trusted now."""
+        address = self._neighbourhood(channel)
+        with self._lock:
+            held = self._by_address.get(address, {})
+            held.pop(channel, None)
+            if not held:
+                self._by_address.pop(address, None)
+
+    @staticmethod
+    def _neighbourhood(channel: Channel) -> str:
+        """Return a client's address; of an IPv6 address the /64, all of which one client can have."""
+        address = channel.addr[0]
+        return ':'.join(address.split(':')[:4]) if ':' in address else address
+
+
+def admit_everything(environ: Environ, start: bytes | None) -> Admission:
+    """Admit all requests of an application that does not say which it wants."""
+    return Admission(sys.maxsize, trusted=True)
+
+
+class Listener(waitress.server.TcpWSGIServer):
+    """waitress's server, with threads that only runners use."""
+
+    channel_class = Channel
+
+    def __init__(self, application: Callable[..., Any], listener: socket.socket, options: Any) -> None:
+        self.strangers = Strangers()
+        self.admit = getattr(application, 'admit', admit_everything)
+        self.runners = waitress.task.ThreadedTaskDispatcher()
+        self.runners.set_thread_count(options.threads)
+        others = waitress.task.ThreadedTaskDispatcher()
+        others.set_thread_count(max(1, options.threads // 2))
+        address = (listener.family, listener.type, listener.proto, listener.getsockname())
+        super().__init__(application, {}, _sock=listener, dispatcher=others, adj=options, sockinfo=address,
+                         bind_socket=False)
+
+    def add_task(self, task: Channel) -> None:
+        """Queue a connection whose next request is complete."""
+        of_runner = RUNNER_PATH.search(task.requests[0].path)
+        dispatcher = self.runners if of_runner else self.task_dispatcher
+        dispatcher.add_task(task)
+
+    def shutdown(self) -> None:
+        """Stop the threads."""
+        self.task_dispatcher.shutdown()
+        self.runners.shutdown()
+
+    def maintenance(self, now: float) -> None:
+        """Close the connections that take too long."""
+        for channel in list(self.active_channels.values()):
+            if channel.is_overdue():
+                channel.will_close = True
 
 
 class Server:
@@ -11191,23 +11712,10 @@ class Server:
         self.host = host
         self.port = listener.getsockname()[1]
         self.url = coordinator.address = coordinator.settings.external_url or http_url(host, self.port)
-        limit = coordinator.settings.max_artifacts_size + 2 * MIB
         if application is None:
             application = create_app(coordinator)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)  # for send_bytes, which makes it 8 times faster
-            self._server = waitress.create_server(
-                application, sockets=[listener], threads=threads, send_bytes=MIB,
-                recv_bytes=256 * KIB, asyncore_use_poll=True, connection_limit=connection_limit(),
-                max_request_body_size=limit, ident=None)
-        ordinary = self._server.adj
-        uploads = copy.copy(ordinary)
-        ordinary.max_request_body_size = MAX_TRACE_BODY + MIB
-        for limits in (ordinary, uploads):
-            limits.ordinary = ordinary
-            limits.directory = coordinator.artifacts.incoming
-        self._server.adj = uploads
-        self._server.channel_class = Channel
+        options = server_options(threads, coordinator.artifacts.incoming)
+        self._server = Listener(application, listener, options)
         logging.getLogger('waitress.queue').setLevel(logging.ERROR)
         self._thread = threading.Thread(target=self._server.run, name='minici', daemon=True)
         self._thread.start()
@@ -11230,7 +11738,7 @@ class Server:
             time.sleep(0.01)
         self._in_loop(self._close_all)
         self._thread.join(grace)
-        self._server.task_dispatcher.shutdown()
+        self._server.shutdown()
 
     def _in_loop(self, action: Callable[[], None]) -> None:
         """Run `action` in the loop's own thread, because sockets must not be closed while it polls them."""
@@ -11250,6 +11758,18 @@ class Server:
     def _close_all(self) -> None:
         for item in list(self._server._map.values()):
             item.close()
+
+
+def server_options(threads: int, spool: Path) -> Any:
+    """Return waitress's options; large bodies are kept in the directory `spool`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # for send_bytes, which makes it 8 times faster
+        options: Any = waitress.adjustments.Adjustments(
+            threads=threads, send_bytes=MIB, recv_bytes=256 * KIB, asyncore_use_poll=True, ident=None,
+            connection_limit=connection_limit(), max_request_header_size=MAX_HEADERS, cleanup_interval=1,
+            max_request_body_size=sys.maxsize, clear_untrusted_proxy_headers=False)
+    options.directory = spool
+    return options
 
 
 def open_listener(host: str, port: int) -> socket.socket:

@@ -367,16 +367,16 @@ def test_coordinator_without_a_path_is_gone_when_it_is_closed():
     assert not directory.exists()
 
 
-def test_server_holds_more_connections_than_waitress_does_by_itself(server):
+def test_server_holds_more_connections_than_waitress_does_by_itself(server, token):
     with contextlib.ExitStack() as stack:
         clients = []
         for _ in range(Adjustments.connection_limit + 20):
             clients.append(stack.enter_context(contextlib.closing(
                 http.client.HTTPConnection('127.0.0.1', server.port, timeout=10))))
-            clients[-1].request('GET', '/api/v4/version')
+            clients[-1].request('GET', '/api/v4/version', headers={'PRIVATE-TOKEN': token})
             assert clients[-1].getresponse().read()
-        clients[0].request('GET', '/api/v4/version')
-        assert clients[0].getresponse().status == 401
+        clients[0].request('GET', '/api/v4/version', headers={'PRIVATE-TOKEN': token})
+        assert clients[0].getresponse().status == 200
 
 
 @pytest.mark.parametrize('option', [

@@ -27,7 +27,7 @@ PARTS = {
     'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Waiting', 'Processing', 'Pipelines', 'Retention',
                'Queue', 'Checks', 'Backups', 'Coordinator'),
     'HTTP': ('Plumbing', 'Entities', 'Shared responses', 'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
-             'Administration API', 'Operations', 'Application'),
+             'Administration API', 'Operations', 'Application', 'Server'),
     'command': ('Local runner', 'Local runs', 'Command line'),
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
