@@ -25,8 +25,8 @@ The sections, each using only those above it:
     storage     Schema, Database, Traces, Artifacts
     domain      Store, Accounts, Projects, Runners, Jobs, Waiting, Processing, Pipelines, Retention,
                 Queue, Checks, Backups, Coordinator
-    HTTP        Plumbing, Entities, Shared responses, Runner API, Legacy CI API,
-                Jobs and pipelines API, Administration API, Operations, Application, Server
+    HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
+                Legacy CI API, Jobs and pipelines API, Administration API, Operations, Application, Server
     command     Local runner, Local runs, Command line
 """
 
@@ -8332,7 +8332,7 @@ class Upkeep:
             self._lock = None
 
 
-# Plumbing #####################################################################################
+# Routes #######################################################################################
 
 Guard = Callable[['Call'], Any]     # returns who is calling, or raises
 Handler = Callable[..., Any]        # takes what its parameters name
@@ -8391,7 +8391,7 @@ class Route:
     limit: int = MAX_PARAMETERS_BODY    # bytes of the body, uploads aside
     raw: bool = False                   # the body is data, never parameters
     upload: bool = False                # the part called `file` is streamed to disk
-    refuse: Callable[[Call, CIError], bottle.HTTPResponse] | None = None    # presents a refusal; None: as JSON
+    refuse: Callable[[Any, CIError], bottle.HTTPResponse] | None = None    # presents a refusal; None: as JSON
 
     @functools.cached_property
     def kinds(self) -> dict[str, str]:
@@ -8421,6 +8421,8 @@ def route(method: str, *paths: str, auth: Guard, table: list[Route] = ROUTES,
         return handler
     return record
 
+
+# Request bodies ###############################################################################
 
 def nest(pairs: Iterable[tuple[str, Any]]) -> JSON:
     """Return parameters the way Rails reads their names: ``a[b]=1``, ``a[]=1``, ``a[][k]=1``.
@@ -8503,120 +8505,31 @@ def next_word(text: str, position: int) -> int:
     return position
 
 
-class Call:
-    """One request: where it came from, its parameters from every place, and who is calling."""
+class Body:
+    """The parameters and the body of a request, read only as far as its sender may be believed."""
 
     def __init__(self, ci: Coordinator, declared: Route, environ: Environ) -> None:
         self.ci = ci
         self.route = declared
         self.environ = environ
-        self.actor: Any = None          # what the guard returned
-        self.path_params: JSON = {}           # the texts in the path
-        self.rows: dict[str, Row] = {}                  # the rows that the path names, as far as they were looked up
-        self.row_keys: JSON = {}              # their numbers, and a project's number or path
+        self.path_params: JSON = {}     # the texts in the path
         self.upload: PartFile | None = None
         self.trusted = False            # whether the caller has brought a good token: the whole body may be read
+        self.arriving = False           # whether the server has only the start of the body so far
         self._extent = HEAD             # how much of the request the parameters are taken from
         self._start = b''               # the start of the body that was read already and is to be read again
-        self.arriving = False           # whether the server has only the start of the body so far
-        self._params: JSON | None = None      # no cached_property: before Python 3.12 all calls would
-        self._body: bytes | None = None                 # wait for one lock while one of them reads its body
+        self._params: JSON | None = None    # no cached_property: before Python 3.12 all calls would
+        self._body: bytes | None = None     # wait for one lock while one of them reads its body
 
     def close(self) -> None:
         """Remove what an upload left behind."""
         if self.upload is not None:
             self.upload.discard()
 
-    @property
-    def method(self) -> str:
-        """The HTTP method."""
-        return self.environ['REQUEST_METHOD']
-
-    @property
-    def dialect(self) -> Dialect:
-        """The runner protocol that this call speaks."""
-        assert self.route.dialect is not None, 'only the runners\' routes have a dialect'
-        return self.route.dialect
-
     def header(self, name: str) -> str | None:
         """Return a header's value, or None when it is absent or empty."""
         key = name.upper().replace('-', '_')
         return self.environ.get(key if key in ('CONTENT_TYPE', 'CONTENT_LENGTH') else f'HTTP_{key}') or None
-
-    @property
-    def base_url(self) -> str:
-        """This coordinator's address as the caller knows it, without a trailing slash."""
-        if self.ci.settings.external_url:
-            return self.ci.settings.external_url
-        host = self.environ.get('HTTP_HOST', '')
-        if not re.fullmatch(r'[A-Za-z0-9._\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?', host):
-            host = f'{self.environ["SERVER_NAME"]}:{self.environ["SERVER_PORT"]}'
-        prefix = urllib.parse.quote(self.environ.get('SCRIPT_NAME', '').encode('latin-1'))
-        return f'{self.environ["wsgi.url_scheme"]}://{host}{prefix}'
-
-    @property
-    def remote_address(self) -> str | None:
-        """The caller's address; a proxy's first X-Forwarded-For entry when --external-url says there is one."""
-        forwarded = self.header('X-Forwarded-For') if self.ci.settings.external_url else None
-        address = (forwarded or self.environ.get('REMOTE_ADDR') or '').split(',')[0].strip()
-        return address[:45] or None
-
-    @property
-    def given_token(self) -> str:
-        """The token that a runner brings, as a parameter or in its protocol's header; '' without one."""
-        return self.text('token') or self.header(self.dialect.token_header) or ''
-
-    # -- the path
-
-    def read_path(self, arguments: Mapping[str, str]) -> None:
-        """Decode the path's arguments; raise InvalidParameter or NotFound for one that cannot name anything."""
-        for name, encoded in arguments.items():
-            kind = self.route.kinds[name].partition('_')[0]
-            try:
-                text = urllib.parse.unquote(encoded, errors='strict')
-            except UnicodeDecodeError:
-                raise InvalidParameter(f'{name} is invalid') from None
-            if '\0' in text:
-                raise InvalidParameter(f'{name} is invalid')
-            if kind not in ROW_KINDS:
-                self.path_params[name] = text
-            elif kind == 'project':
-                self.row_keys[kind] = text
-            else:
-                self.row_keys[kind] = self._row_number(name, text)
-
-    def _row_number(self, name: str, text: str) -> int:
-        """Return the number of a row; what is no number is 400 in GitLab's API, and 404 everywhere else."""
-        if re.fullmatch('-?[0-9]{1,18}', text):
-            return int(text)
-        if self.route.path.startswith('/api/v4/'):
-            raise InvalidParameter(f'{name} is invalid')
-        raise NotFound()
-
-    def row(self, kind: str) -> Row:
-        """Return the row of a kind that the path names; raise NotFound if it does not exist.
-
-        It is looked up once. A guard that knows the row already puts it into `rows`.
-        """
-        if kind not in self.rows:
-            self.rows[kind] = ROW_KINDS[kind](self, self.row_keys[kind])
-        return self.rows[kind]
-
-    @property
-    def project(self) -> Row | None:
-        """The project that the path names, or None when the call is about the whole instance."""
-        if 'project' not in self.row_keys:
-            return None
-        return self.row('project')
-
-    def arguments(self) -> JSON:
-        """Return what the handler's parameters name; raise NotFound if a row of the path does not exist."""
-        for kind in self.row_keys:
-            self.row(kind)
-        given = {'call': self, **self.rows, **self.path_params}
-        return {name: given[name] for name in self.route.wanted if name in given}
-
-    # -- the body and the parameters
 
     def show(self, extent: Extent) -> None:
         """Choose how much of the request the parameters are taken from, as long as that is not everything."""
@@ -8814,6 +8727,104 @@ class Call:
         self.upload.filename = base if base.strip(' .') else 'artifacts'
         return self.upload
 
+
+# Calls ########################################################################################
+
+class Call(Body):
+    """One request: where it came from, its parameters from every place, and who is calling."""
+
+    def __init__(self, ci: Coordinator, declared: Route, environ: Environ) -> None:
+        super().__init__(ci, declared, environ)
+        self.actor: Any = None                          # what the guard returned
+        self.rows: dict[str, Row] = {}                  # the rows that the path names, as far as they were looked up
+        self.row_keys: JSON = {}                        # their numbers, and a project's number or path
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return self.environ['REQUEST_METHOD']
+
+    @property
+    def dialect(self) -> Dialect:
+        """The runner protocol that this call speaks."""
+        assert self.route.dialect is not None, 'only the runners\' routes have a dialect'
+        return self.route.dialect
+
+    @property
+    def base_url(self) -> str:
+        """This coordinator's address as the caller knows it, without a trailing slash."""
+        if self.ci.settings.external_url:
+            return self.ci.settings.external_url
+        host = self.environ.get('HTTP_HOST', '')
+        if not re.fullmatch(r'[A-Za-z0-9._\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?', host):
+            host = f'{self.environ["SERVER_NAME"]}:{self.environ["SERVER_PORT"]}'
+        prefix = urllib.parse.quote(self.environ.get('SCRIPT_NAME', '').encode('latin-1'))
+        return f'{self.environ["wsgi.url_scheme"]}://{host}{prefix}'
+
+    @property
+    def remote_address(self) -> str | None:
+        """The caller's address; a proxy's first X-Forwarded-For entry when --external-url says there is one."""
+        forwarded = self.header('X-Forwarded-For') if self.ci.settings.external_url else None
+        address = (forwarded or self.environ.get('REMOTE_ADDR') or '').split(',')[0].strip()
+        return address[:45] or None
+
+    @property
+    def given_token(self) -> str:
+        """The token that a runner brings, as a parameter or in its protocol's header; '' without one."""
+        return self.text('token') or self.header(self.dialect.token_header) or ''
+
+    # -- the path
+
+    def read_path(self, arguments: Mapping[str, str]) -> None:
+        """Decode the path's arguments; raise InvalidParameter or NotFound for one that cannot name anything."""
+        for name, encoded in arguments.items():
+            kind = self.route.kinds[name].partition('_')[0]
+            try:
+                text = urllib.parse.unquote(encoded, errors='strict')
+            except UnicodeDecodeError:
+                raise InvalidParameter(f'{name} is invalid') from None
+            if '\0' in text:
+                raise InvalidParameter(f'{name} is invalid')
+            if kind not in ROW_KINDS:
+                self.path_params[name] = text
+            elif kind == 'project':
+                self.row_keys[kind] = text
+            else:
+                self.row_keys[kind] = self._row_number(name, text)
+
+    def _row_number(self, name: str, text: str) -> int:
+        """Return the number of a row; what is no number is 400 in GitLab's API, and 404 everywhere else."""
+        if re.fullmatch('-?[0-9]{1,18}', text):
+            return int(text)
+        if self.route.path.startswith('/api/v4/'):
+            raise InvalidParameter(f'{name} is invalid')
+        raise NotFound()
+
+    def row(self, kind: str) -> Row:
+        """Return the row of a kind that the path names; raise NotFound if it does not exist.
+
+        It is looked up once. A guard that knows the row already puts it into `rows`.
+        """
+        if kind not in self.rows:
+            self.rows[kind] = ROW_KINDS[kind](self, self.row_keys[kind])
+        return self.rows[kind]
+
+    @property
+    def project(self) -> Row | None:
+        """The project that the path names, or None when the call is about the whole instance."""
+        if 'project' not in self.row_keys:
+            return None
+        return self.row('project')
+
+    def arguments(self) -> JSON:
+        """Return what the handler's parameters name; raise NotFound if a row of the path does not exist."""
+        for kind in self.row_keys:
+            self.row(kind)
+        given = {'call': self, **self.rows, **self.path_params}
+        return {name: given[name] for name in self.route.wanted if name in given}
+
+    # -- the parameters
+
     def has(self, name: str) -> bool:
         """Tell whether a parameter is there and not empty."""
         return self.params.get(name) not in (None, '')
@@ -8924,7 +8935,145 @@ class Call:
         return value
 
 
-# -- guards: each returns who is calling, or raises
+# Responses ####################################################################################
+
+class Rendered(str):
+    """A text that is JSON already."""
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """Return an answer of JSON; old runners take it only as exactly ``application/json``."""
+    text = value if isinstance(value, Rendered) else json.dumps(value, separators=(',', ':'))
+    return bottle.HTTPResponse(text.encode(), status, {'Content-Type': 'application/json', **(headers or {})})
+
+
+def empty_response(status: int, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """Return an answer without a body."""
+    return bottle.HTTPResponse(b'', status, dict(headers or {}))
+
+
+def error_response(error: CIError) -> bottle.HTTPResponse:
+    """Return a refusal in GitLab's two forms: ``message`` from the API, ``error`` from its framework."""
+    return json_response({error.body_key: error.message}, error.status, error.headers)
+
+
+def json_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
+    """Show a refusal to a program."""
+    return error_response(error)
+
+
+def hardened(response: bottle.HTTPResponse) -> bottle.HTTPResponse:
+    """Return an answer with the headers that every one of ours has."""
+    response.headers.setdefault('Cache-Control', 'private, no-store')
+    response.headers['X-Content-Type-Options'] = 'nosniff'
+    return response
+
+
+class FileBody:
+    """A window of a file: what a WSGI server needs to send a range, and no more."""
+
+    def __init__(self, file: IO[bytes], start: int, stop: int) -> None:
+        self._file, self._start, self._stop = file, start, stop
+        file.seek(start)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes within the window."""
+        left = max(0, self._stop - self._file.tell())
+        return self._file.read(left if size < 0 else min(size, left))
+
+    def seekable(self) -> bool:
+        """Tell waitress that it may send this at its leisure."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position within the window."""
+        return self._file.tell() - self._start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move within the window."""
+        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._stop}[whence]
+        self._file.seek(origin + offset)
+        return self.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def file_response(call: Call, file: IO[bytes], size: int, *, content_type: str, disposition: str,
+                  etag: str = '') -> bottle.HTTPResponse:
+    """Return a download of an open file: whole, or the range that the caller asks for."""
+    headers = {'Content-Type': content_type, 'Content-Disposition': disposition, 'Accept-Ranges': 'bytes',
+               'Content-Security-Policy': 'sandbox', 'Cache-Control': 'private, no-cache'}
+    if etag:
+        headers['ETag'] = f'"{etag}"'
+        if call.header('If-None-Match') == headers['ETag']:
+            file.close()
+            return empty_response(304, headers)
+    asked = call.header('Range')
+    if call.header('If-Range') not in (None, headers.get('ETag')):
+        asked = None  # what the caller has is another version
+    try:
+        part = byte_range(asked, size)
+    except RangeMismatch as error:
+        file.close()
+        error.headers = {'Content-Range': f'bytes */{size}'}
+        raise
+    start, stop = part or (0, size)
+    headers['Content-Length'] = str(stop - start)
+    if part:
+        headers['Content-Range'] = f'bytes {start}-{stop - 1}/{size}'
+    return bottle.HTTPResponse(FileBody(file, start, stop), 206 if part else 200, headers)
+
+
+def attachment(filename: str) -> str:
+    """Return a Content-Disposition for a name that somebody else chose."""
+    plain = re.sub(r'[^A-Za-z0-9._ ()+-]', '_', filename) or 'artifacts'
+    return f'attachment; filename="{plain}"; filename*=UTF-8\'\'{urllib.parse.quote(filename, safe="")}'
+
+
+def page_of(call: Call) -> tuple[int, int]:
+    """Return the number of the page that is asked for and the rows on it (100 at most)."""
+    numbers = {}
+    for name, default in (('page', 1), ('per_page', 20)):
+        numbers[name] = value = call.integer(name, default)
+        if value < 1 or value > 10 ** 9:
+            raise InvalidParameter(f'{name} does not have a valid value')
+    return numbers['page'], min(100, numbers['per_page'])
+
+
+def page_link(call: Call, **changes: Any) -> str:
+    """Return this call's address with some of its query parameters changed."""
+    pairs = [(name, value) for name, value in urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
+             if name not in changes and name not in ('private_token', 'job_token')]
+    query = urllib.parse.urlencode([*pairs, *((name, str(value)) for name, value in changes.items())])
+    return f'{call.base_url}{call.environ["minici.path"]}?{query}'
+
+
+def paged_response(call: Call, items: Sequence[Any], total: int | None = None) -> bottle.HTTPResponse:
+    """Return one page of a list, with GitLab's paging headers and links.
+
+    `items` is that page of `total` items, or the whole list when `total` is None; a page may be Rendered.
+    """
+    page, per_page = page_of(call)
+    if total is None:
+        items, total = items[(page - 1) * per_page:page * per_page], len(items)
+    counted = total <= MAX_COUNTED
+    last = max(1, -(-total // per_page))
+    links = {'prev': page - 1 if page > 1 else None, 'next': page + 1 if page < last else None,
+             'first': 1, 'last': last if counted else None}
+    headers = {'X-Page': str(page), 'X-Per-Page': str(per_page), 'X-Prev-Page': str(links['prev'] or ''),
+               'X-Next-Page': str(links['next'] or '')}
+    if counted:
+        headers.update({'X-Total': str(total), 'X-Total-Pages': str(last)})
+    headers['Link'] = ', '.join(f'<{page_link(call, page=number, per_page=per_page)}>; rel="{rel}"'
+                                for rel, number in links.items() if number)
+    return json_response(items, 200, headers)
+
+
+# Guards #######################################################################################
+#
+# Each returns who is calling, or raises.
 
 def public(call: Call) -> None:
     """Let everybody in."""
@@ -9064,142 +9213,6 @@ def badge_reader(call: Call) -> Row | None:
     if call.ci.settings.public:
         return None
     return private_token(call)
-
-
-# -- answers
-
-class Rendered(str):
-    """A text that is JSON already."""
-
-
-def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
-    """Return an answer of JSON; old runners take it only as exactly ``application/json``."""
-    text = value if isinstance(value, Rendered) else json.dumps(value, separators=(',', ':'))
-    return bottle.HTTPResponse(text.encode(), status, {'Content-Type': 'application/json', **(headers or {})})
-
-
-def empty_response(status: int, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
-    """Return an answer without a body."""
-    return bottle.HTTPResponse(b'', status, dict(headers or {}))
-
-
-def error_response(error: CIError) -> bottle.HTTPResponse:
-    """Return a refusal in GitLab's two forms: ``message`` from the API, ``error`` from its framework."""
-    return json_response({error.body_key: error.message}, error.status, error.headers)
-
-
-def json_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
-    """Show a refusal to a program."""
-    return error_response(error)
-
-
-def hardened(response: bottle.HTTPResponse) -> bottle.HTTPResponse:
-    """Return an answer with the headers that every one of ours has."""
-    response.headers.setdefault('Cache-Control', 'private, no-store')
-    response.headers['X-Content-Type-Options'] = 'nosniff'
-    return response
-
-
-class FileBody:
-    """A window of a file: what a WSGI server needs to send a range, and no more."""
-
-    def __init__(self, file: IO[bytes], start: int, stop: int) -> None:
-        self._file, self._start, self._stop = file, start, stop
-        file.seek(start)
-
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes within the window."""
-        left = max(0, self._stop - self._file.tell())
-        return self._file.read(left if size < 0 else min(size, left))
-
-    def seekable(self) -> bool:
-        """Tell waitress that it may send this at its leisure."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position within the window."""
-        return self._file.tell() - self._start
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move within the window."""
-        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._stop}[whence]
-        self._file.seek(origin + offset)
-        return self.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def file_response(call: Call, file: IO[bytes], size: int, *, content_type: str, disposition: str,
-                  etag: str = '') -> bottle.HTTPResponse:
-    """Return a download of an open file: whole, or the range that the caller asks for."""
-    headers = {'Content-Type': content_type, 'Content-Disposition': disposition, 'Accept-Ranges': 'bytes',
-               'Content-Security-Policy': 'sandbox', 'Cache-Control': 'private, no-cache'}
-    if etag:
-        headers['ETag'] = f'"{etag}"'
-        if call.header('If-None-Match') == headers['ETag']:
-            file.close()
-            return empty_response(304, headers)
-    asked = call.header('Range')
-    if call.header('If-Range') not in (None, headers.get('ETag')):
-        asked = None  # what the caller has is another version
-    try:
-        part = byte_range(asked, size)
-    except RangeMismatch as error:
-        file.close()
-        error.headers = {'Content-Range': f'bytes */{size}'}
-        raise
-    start, stop = part or (0, size)
-    headers['Content-Length'] = str(stop - start)
-    if part:
-        headers['Content-Range'] = f'bytes {start}-{stop - 1}/{size}'
-    return bottle.HTTPResponse(FileBody(file, start, stop), 206 if part else 200, headers)
-
-
-def attachment(filename: str) -> str:
-    """Return a Content-Disposition for a name that somebody else chose."""
-    plain = re.sub(r'[^A-Za-z0-9._ ()+-]', '_', filename) or 'artifacts'
-    return f'attachment; filename="{plain}"; filename*=UTF-8\'\'{urllib.parse.quote(filename, safe="")}'
-
-
-def page_of(call: Call) -> tuple[int, int]:
-    """Return the number of the page that is asked for and the rows on it (100 at most)."""
-    numbers = {}
-    for name, default in (('page', 1), ('per_page', 20)):
-        numbers[name] = value = call.integer(name, default)
-        if value < 1 or value > 10 ** 9:
-            raise InvalidParameter(f'{name} does not have a valid value')
-    return numbers['page'], min(100, numbers['per_page'])
-
-
-def page_link(call: Call, **changes: Any) -> str:
-    """Return this call's address with some of its query parameters changed."""
-    pairs = [(name, value) for name, value in urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
-             if name not in changes and name not in ('private_token', 'job_token')]
-    query = urllib.parse.urlencode([*pairs, *((name, str(value)) for name, value in changes.items())])
-    return f'{call.base_url}{call.environ["minici.path"]}?{query}'
-
-
-def paged_response(call: Call, items: Sequence[Any], total: int | None = None) -> bottle.HTTPResponse:
-    """Return one page of a list, with GitLab's paging headers and links.
-
-    `items` is that page of `total` items, or the whole list when `total` is None; a page may be Rendered.
-    """
-    page, per_page = page_of(call)
-    if total is None:
-        items, total = items[(page - 1) * per_page:page * per_page], len(items)
-    counted = total <= MAX_COUNTED
-    last = max(1, -(-total // per_page))
-    links = {'prev': page - 1 if page > 1 else None, 'next': page + 1 if page < last else None,
-             'first': 1, 'last': last if counted else None}
-    headers = {'X-Page': str(page), 'X-Per-Page': str(per_page), 'X-Prev-Page': str(links['prev'] or ''),
-               'X-Next-Page': str(links['next'] or '')}
-    if counted:
-        headers.update({'X-Total': str(total), 'X-Total-Pages': str(last)})
-    headers['Link'] = ', '.join(f'<{page_link(call, page=number, per_page=per_page)}>; rel="{rel}"'
-                                for rel, number in links.items() if number)
-    return json_response(items, 200, headers)
 
 
 class RefusalLog:
