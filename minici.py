@@ -22,8 +22,8 @@ The sections, each using only those above it:
 
     ground      Settings, Errors, Vocabulary
     language    Pipeline rules, YAML, Expressions, Keywords, Includes, Pipeline files, Repositories
-    storage     Schema, Database, Traces, Artifacts
-    domain      Store, Accounts, Projects, Runners, Jobs, Waiting, Processing, Pipelines, Retention,
+    storage     Schema, Database, Traces, Artifacts, Reports
+    domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Pipelines, Retention,
                 Queue, Checks, Backups, Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Operations, Application, Server
@@ -87,6 +87,7 @@ import time
 import types
 import urllib.parse
 import warnings
+import xml.parsers.expat
 import zipfile
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Protocol, TypeAlias, runtime_checkable
+from typing import IO, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import bottle
 import multipart
@@ -200,6 +201,13 @@ MAX_START_IN = 7 * 86400            # seconds a job may be delayed
 MAX_PROBLEMS = 20                   # messages about one file
 SIGNED_IN_FOR = 30 * 86400          # seconds a browser stays signed in
 COPY_CHUNK = 256 * KIB              # bytes moved at once between sockets and files
+MAX_REPORT = 32 * MIB               # bytes of a job's unpacked test reports
+MAX_REPORT_DEPTH = 100              # levels of elements in a test report
+MAX_REPORT_TEXT = 8 * MIB           # characters of a job's test report that are stored
+MAX_TEST_CASES = 20_000             # test cases of a job
+MAX_TEST_NAME = 255                 # characters of a test's name, class, file or suite
+MAX_TEST_OUTPUT = 64 * KIB          # characters of what a test case says about its failure
+REPORT_TIMEOUT = 5.0                # seconds of processor time that reading a job's test reports may take
 MAX_COUNTED = 10_000                # rows beyond which a list is served without totals, as GitLab does
 WATCHED_INTERVAL = 3                # seconds between two PATCHes while somebody reads the trace
 QUIET_INTERVAL = 30                 # seconds between two PATCHes while nobody does
@@ -4460,6 +4468,62 @@ CREATE TRIGGER job_uncounted AFTER DELETE ON job
 BEGIN
     UPDATE job_tally SET jobs = jobs - 1 WHERE project_id = OLD.project_id AND status = OLD.status;
 END;
+""", """
+-- What clients of GitLab's API look for: test reports, releases, and settings of projects and variables.
+
+CREATE TABLE test_report (          -- the junit report of a job
+    job_id      INTEGER PRIMARY KEY REFERENCES job ON DELETE CASCADE,
+    success     INTEGER NOT NULL,   -- test cases by status
+    failed      INTEGER NOT NULL,
+    skipped     INTEGER NOT NULL,
+    error       INTEGER NOT NULL,
+    total_time  REAL NOT NULL,      -- seconds
+    suite_error TEXT                -- what was wrong with the files; NULL: nothing
+);
+
+CREATE TABLE test_case (
+    id          INTEGER PRIMARY KEY,
+    job_id      INTEGER NOT NULL REFERENCES job ON DELETE CASCADE,
+    status      TEXT NOT NULL CHECK (status IN ('success', 'failed', 'skipped', 'error')),
+    suite       TEXT NOT NULL,      -- the innermost test suite
+    classname   TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    file        TEXT NOT NULL,      -- '' when the report does not say
+    time        REAL NOT NULL,      -- seconds
+    message     TEXT NOT NULL,      -- why it failed, was skipped or had an error, in a line
+    output      TEXT NOT NULL,      -- the same at length
+    attachment  TEXT NOT NULL,      -- path of a screenshot among the job's artifacts
+    flaky       INTEGER NOT NULL    -- it passed after it had failed
+);
+CREATE INDEX test_case_of_job ON test_case (job_id, status);
+
+CREATE TABLE release (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    tag         TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    description TEXT NOT NULL,
+    sha         TEXT,               -- the commit of the tag; NULL: unknown, for want of a repository
+    links       TEXT NOT NULL,      -- JSON list of {id, name, url, direct_asset_path, link_type}
+    milestones  TEXT NOT NULL,      -- JSON list of titles
+    user_id     INTEGER REFERENCES user,
+    created_at  REAL NOT NULL,
+    released_at REAL NOT NULL,
+    UNIQUE (project_id, tag)
+);
+
+CREATE TABLE job_token_allowlist (  -- whose jobs may start pipelines of a project
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    allowed_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    PRIMARY KEY (project_id, allowed_id)
+) WITHOUT ROWID;
+
+ALTER TABLE project ADD COLUMN description TEXT;
+ALTER TABLE project ADD COLUMN visibility TEXT NOT NULL DEFAULT 'private' CHECK (visibility IN ('private', 'public'));
+ALTER TABLE project ADD COLUMN ci_config_path TEXT NOT NULL DEFAULT '';     -- '': .gitlab-ci.yml
+ALTER TABLE variable ADD COLUMN environment_scope TEXT NOT NULL DEFAULT '*';    -- an environment, or a pattern with *
+DROP INDEX variable_key;
+CREATE UNIQUE INDEX variable_key ON variable (coalesce(project_id, 0), key, environment_scope);
 """)
 
 
@@ -5369,6 +5433,238 @@ def check_zip_directory(archive: IO[bytes]) -> None:
     if entries > MAX_ZIP_ENTRIES or directory > MAX_ZIP_DIRECTORY:
         raise BadRequest(f'The archive has too many entries: single files are served from at most {MAX_ZIP_ENTRIES}')
     archive.seek(0)
+
+
+# Reports ######################################################################################
+#
+# junit reports in, test cases out. The files come from jobs, so they are read in pieces, within limits
+# on bytes, time, depth and cases, and without entities; what is wrong with one is told, never raised.
+
+@dataclass(frozen=True)
+class TestCase:
+    """One test of a junit report; `message` and `output` tell why it failed, was skipped or had an error."""
+
+    status: str             # 'success', 'failed', 'skipped' or 'error'
+    name: str
+    classname: str = ''
+    suite: str = ''         # the name of the innermost test suite
+    file: str = ''
+    time: float = 0.0       # seconds
+    message: str = ''
+    output: str = ''
+    attachment: str = ''    # the path of a screenshot among the artifacts
+    flaky: bool = False     # it passed in the end, after it had failed
+
+
+@dataclass
+class TestReport:
+    """The test cases of the junit files of a job, and what was wrong with the files."""
+
+    cases: list[TestCase] = field(default_factory=list)
+    error: str = ''
+
+    def count(self, status: str) -> int:
+        """Return how many tests came out with a status."""
+        return sum(case.status == status for case in self.cases)
+
+    @property
+    def time(self) -> float:
+        """The seconds that all tests took together."""
+        return sum(case.time for case in self.cases)
+
+
+#: What the elements of a test case make of it; of several, the first in this order counts.
+CASE_STATUSES = {'failure': 'failed', 'error': 'error', 'skipped': 'skipped'}
+FLAKY_ELEMENTS = ('flakyFailure', 'flakyError')
+CASE_OUTPUT = ('system-out', *CASE_STATUSES)
+ATTACHMENT = re.compile(r'\[\[ATTACHMENT\|(.+?)\]\]')
+
+
+class JunitReader:
+    """Reads junit files into a report: nested suites, several files, reruns and attachments as GitLab does."""
+
+    def __init__(self) -> None:
+        self.report = TestReport()
+        self._seen: set[tuple[str, ...]] = set()
+        self._left = MAX_REPORT_TEXT        # characters that may still be stored
+        self._until = time.thread_time() + REPORT_TIMEOUT
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the elements of the file before."""
+        self._path: list[str] = []          # the open elements
+        self._suites: list[str] = []        # the names of the open test suites
+        self._case: dict[str, str] | None = None
+        self._parts: dict[str, str] = {}    # the texts and messages in the open test case, by element
+        self._buffer: list[str] | None = None
+
+    def read(self, chunks: Iterable[bytes]) -> None:
+        """Read one file, given in pieces; note in the report what is wrong with it."""
+        self._reset()
+        parser = xml.parsers.expat.ParserCreate()
+        parser.buffer_text = True
+        parser.EntityDeclHandler = self._refuse_entities
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._text
+        try:
+            for chunk in chunks:
+                parser.Parse(chunk, False)
+                if time.thread_time() > self._until:
+                    raise ValueError(f'it takes more than {REPORT_TIMEOUT:g} seconds to read')
+            parser.Parse(b'', True)
+        except xml.parsers.expat.ExpatError as error:
+            self._note(f'JUnit XML parsing failed: {error}')
+        except (ValueError, LookupError, EOFError, zlib.error) as error:
+            self._note(f'JUnit data parsing failed: {error}')
+
+    def _note(self, error: str) -> None:
+        self.report.error = self.report.error or error
+
+    @staticmethod
+    def _refuse_entities(*_: object) -> NoReturn:
+        raise ValueError('entities are not allowed')
+
+    def _cut(self, text: str) -> str:
+        """Return the beginning of a text, within the limits on one text and on all of them."""
+        text = text[:min(MAX_TEST_OUTPUT, self._left)]
+        self._left -= len(text)
+        return text
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self._path.append(name)
+        if len(self._path) > MAX_REPORT_DEPTH:
+            raise ValueError(f'its elements are nested more than {MAX_REPORT_DEPTH} levels deep')
+        if self._case is not None:
+            self._start_part(name, attributes)
+            return
+        if len(self._suites) != len(self._path) - 1:
+            return  # only suites and their cases count, and only within suites
+        if name == 'testcase' and self._suites:
+            self._case, self._parts = attributes, {}
+        elif name == 'testsuite' or self._path == ['testsuites']:
+            self._suites.append(attributes.get('name', ''))
+
+    def _start_part(self, name: str, attributes: dict[str, str]) -> None:
+        """Open an element of a test case; what a rerun of the test says stays out."""
+        if self._path[-2] != 'testcase':
+            return
+        if name in CASE_OUTPUT:
+            self._buffer = []
+        if name in CASE_STATUSES:
+            self._parts.setdefault(name, '')
+            self._parts.setdefault(f'{name} message', attributes.get('message', ''))
+        elif name in FLAKY_ELEMENTS:
+            self._parts[name] = ''
+
+    def _text(self, text: str) -> None:
+        if self._buffer is not None and self._path[-1] in CASE_OUTPUT:
+            self._buffer.append(text)
+
+    def _end(self, name: str) -> None:
+        self._path.pop()
+        if name == 'testcase' and self._case is not None and 'testcase' not in self._path:
+            self._add_case(self._case)
+            self._case = None
+        elif self._case is None:
+            if len(self._suites) > len(self._path):
+                self._suites.pop()
+        elif name in CASE_OUTPUT and self._buffer is not None:
+            self._parts[name] = self._parts.get(name, '') + ''.join(self._buffer)
+            self._buffer = None
+
+    def _add_case(self, attributes: Mapping[str, str]) -> None:
+        """Add a test case to the report, unless the report has it already with the same status."""
+        element = next((name for name in CASE_STATUSES if name in self._parts), '')
+        status = CASE_STATUSES.get(element, 'success')
+        about = {name: attributes.get(name, '')[:MAX_TEST_NAME] for name in ('name', 'classname', 'file')}
+        key = (status, *about.values())
+        if key in self._seen:
+            return
+        if len(self._seen) >= MAX_TEST_CASES:
+            raise ValueError(f'it has more than {MAX_TEST_CASES} test cases')
+        self._seen.add(key)
+        attached = ATTACHMENT.search(self._parts.get('system-out', ''))
+        attachment = ''
+        if attached:
+            attachment = attached[1][:MAX_TEST_NAME]
+        flaky = any(name in self._parts for name in FLAKY_ELEMENTS)
+        message, output = self._parts.get(f'{element} message', ''), self._parts.get(element, '').strip()
+        self.report.cases.append(TestCase(
+            status=status,
+            suite=self._suites[-1][:MAX_TEST_NAME],
+            time=parse_seconds(attributes.get('time', '')),
+            message=self._cut(message),
+            output=self._cut(output),
+            attachment=attachment,
+            flaky=flaky,
+            **about))
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds that a test took; commas may group the digits, and what is no number counts as 0."""
+    if not re.fullmatch(r'[0-9][0-9,]{0,17}(\.[0-9]{1,18})?|\.[0-9]{1,18}', text.strip()):
+        return 0.0
+    return float(text.replace(',', ''))
+
+
+def read_junit(files: Iterable[Iterable[bytes]]) -> TestReport:
+    """Return the report that junit files make together; each is given as its bytes in pieces."""
+    reader = JunitReader()
+    for chunks in files:
+        reader.read(chunks)
+    return reader.report
+
+
+def read_junit_report(part: PartFile) -> TestReport:
+    """Return the report of an uploaded junit artifact: gzip, in which each file is a member of its own."""
+    part.flush()
+    reader = JunitReader()
+    with open(part.path, 'rb') as packed:
+        unpacked = MemberReader(packed, MAX_REPORT)
+        while unpacked.has_more():
+            chunks = unpacked.chunks()
+            reader.read(chunks)
+            if not unpacked.skip(chunks):
+                break
+    return reader.report
+
+
+class MemberReader:
+    """Unpacks the members of a gzip file one after another, within a limit on the bytes of all of them."""
+
+    def __init__(self, packed: IO[bytes], limit: int) -> None:
+        self._packed, self._left = packed, limit
+        self._rest = b''
+        self._complete = False      # the member that was read last ended well
+
+    def has_more(self) -> bool:
+        """Tell whether another member follows."""
+        self._rest = self._rest or self._packed.read(COPY_CHUNK)
+        return bool(self._rest)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the next member in pieces; raise EOFError or zlib.error if it is damaged, ValueError if too large."""
+        self._complete = False
+        member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        while not member.eof:
+            source = member.unconsumed_tail or self._rest or self._packed.read(COPY_CHUNK)
+            if not source:
+                raise EOFError('the gzip file is cut short')
+            self._rest = b''
+            chunk = member.decompress(source, COPY_CHUNK)
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise ValueError('the files unpack to more bytes than are read')
+            yield chunk
+        self._rest = member.unused_data
+        self._complete = True
+
+    def skip(self, chunks: Iterator[bytes]) -> bool:
+        """Pass over what is left of a member; tell whether the member is whole, so that another may follow."""
+        with contextlib.suppress(EOFError, zlib.error, ValueError):
+            collections.deque(chunks, maxlen=0)
+        return self._complete
 
 
 # Store ########################################################################################
@@ -6487,11 +6783,65 @@ class Jobs(Runners):
                    AND (started_at IS NOT NULL AND erased_at IS NULL
                         OR EXISTS (SELECT 1 FROM artifact WHERE job_id = :id))
                 """, dict(id=job['id'], now=self.clock())).rowcount
+            if erased:
+                c.execute('DELETE FROM test_report WHERE job_id = :id', dict(id=job['id']))
+                c.execute('DELETE FROM test_case WHERE job_id = :id', dict(id=job['id']))
         if not erased:
             raise Forbidden('Job is not erasable!')
         self.traces.remove(job['id'])
         self.delete_artifacts(job=job)
         return self.find_job(job)
+
+
+# Tests ########################################################################################
+
+class Tests(Jobs):
+    """The test cases that jobs reported, and their counts."""
+
+    def store_tests(self, job: Row, report: TestReport) -> None:
+        """Store what the junit report of a job says, instead of what an earlier one said."""
+        with self.db.write() as c:
+            self._store_tests(c, job['id'], report)
+
+    @staticmethod
+    def _store_tests(c: sqlite3.Connection, job_id: int, report: TestReport) -> None:
+        counts = {status: report.count(status) for status in ('success', 'failed', 'skipped', 'error')}
+        c.execute("""
+            INSERT OR REPLACE INTO test_report
+            VALUES (:job_id, :success, :failed, :skipped, :error, :total_time, :suite_error)
+            """, dict(job_id=job_id, total_time=report.time, suite_error=report.error or None, **counts))
+        c.execute('DELETE FROM test_case WHERE job_id = :job_id', dict(job_id=job_id))
+        c.executemany("""
+            INSERT INTO test_case (job_id, status, suite, classname, name, file, time, message, output, attachment,
+                                   flaky)
+            VALUES (:job_id, :status, :suite, :classname, :name, :file, :time, :message, :output, :attachment, :flaky)
+            """, ({'job_id': job_id, **dataclasses.asdict(case)} for case in report.cases))
+
+    def find_test_report(self, job: Row) -> Row | None:
+        """Return the counts of a job's tests (`success`, `failed`, ...), or None if it reported none."""
+        return self._one('SELECT * FROM test_report WHERE job_id = :id', id=job['id'])
+
+    def list_test_reports(self, pipeline: Row) -> list[Row]:
+        """Return the counts of tests of a pipeline's latest jobs, with `job_id` and `job_name`, in their order."""
+        return self._all("""
+            SELECT test_report.*, job.name AS job_name
+              FROM job
+              JOIN test_report ON test_report.job_id = job.id
+             WHERE job.pipeline_id = :id AND job.retried = 0
+             ORDER BY job.stage_idx, job.id
+            """, id=pipeline['id'])
+
+    def list_test_cases(self, job: Row | int, statuses: Sequence[str] = (), limit: int = MAX_TEST_CASES) -> list[Row]:
+        """Return the tests that a job reported, in their order; of certain `statuses`, if any are given."""
+        job_id = job if isinstance(job, int) else job['id']
+        return self._all("""
+            SELECT *
+              FROM test_case
+             WHERE job_id = :job_id
+               AND (:statuses = '[]' OR status IN (SELECT value FROM json_each(:statuses)))
+             ORDER BY id
+             LIMIT :limit
+            """, job_id=job_id, statuses=json.dumps(statuses), limit=limit)
 
 
 # Waiting ######################################################################################
@@ -6524,7 +6874,7 @@ UNCLAIMED = f"""
     """
 
 
-class Waiting(Jobs):
+class Waiting(Tests):
     """Why a job is not running yet, in words."""
 
     def pending_reason(self, job: Row) -> str | None:
@@ -7685,6 +8035,9 @@ class Queue(Retention):
         dotenv = None
         if file_type == 'dotenv':
             dotenv = json.dumps(read_dotenv(part))
+        tests = None
+        if file_type == 'junit':
+            tests = read_junit_report(part)
         self._check_alive(job)
         now = self.clock()
         stored_as = self.artifacts.store(job['id'], part)
@@ -7693,13 +8046,14 @@ class Queue(Retention):
                        expire_at=lifetime and now + lifetime)
         unwanted = [stored_as]
         try:
-            unwanted = self._insert_artifact(job, columns, dotenv, replace)
+            unwanted = self._insert_artifact(job, columns, dotenv, tests, replace)
         finally:
             self.artifacts.remove(unwanted)
         with contextlib.suppress(JobNotRunning):    # it may have finished meanwhile
             self.traces.heard(job['id'], lambda: self._check_alive(job))
 
-    def _insert_artifact(self, job: Row, columns: Mapping[str, Any], dotenv: str | None, replace: bool) -> list[str]:
+    def _insert_artifact(self, job: Row, columns: Mapping[str, Any], dotenv: str | None, tests: TestReport | None,
+                         replace: bool) -> list[str]:
         """Store the row of an artifact; return the names of the files that no row refers to now."""
         with self.db.write() as c:
             held = c.execute(f"""
@@ -7721,6 +8075,8 @@ class Queue(Retention):
             if before:
                 c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before['id']))
             insert(c, 'artifact', job_id=job['id'], **columns)
+            if tests is not None:
+                self._store_tests(c, job['id'], tests)
         return [before['stored_as']] if before else []
 
     def sweep(self) -> None:
