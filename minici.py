@@ -23,10 +23,11 @@ The sections, each using only those above it:
     ground      Settings, Errors, Vocabulary
     language    Pipeline rules, YAML, Expressions, Keywords, Includes, Pipeline files, Repositories
     storage     Schema, Database, Traces, Artifacts, Reports
-    domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Pipelines, Retention,
-                Queue, Checks, Backups, Coordinator
+    domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Pipelines, Schedules,
+                Retention, Queue, Checks, Backups, Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
-                Legacy CI API, Jobs and pipelines API, Administration API, Operations, Application, Server
+                Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
+                Operations, Application, Server
     command     Local runner, Local runs, Command line
 """
 
@@ -39,7 +40,7 @@ if __name__ == '__main__':  # hand over to the imported module: there is one of 
         importlib.import_module('minici')
     except ModuleNotFoundError:
         sys.exit(f'minici: {sys.exc_info()[1]}. Install what minici needs with\n'
-                 f'  {sys.executable} -m pip install bottle waitress multipart regex PyYAML')
+                 f'  {sys.executable} -m pip install bottle cronsim multipart PyYAML regex waitress')
     sys.exit(sys.modules['minici'].main())
 
 import argparse
@@ -90,6 +91,7 @@ import warnings
 import xml.parsers.expat
 import zipfile
 import zlib
+import zoneinfo
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -98,6 +100,7 @@ from types import MappingProxyType
 from typing import IO, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import bottle
+import cronsim
 import multipart
 import regex
 import waitress.adjustments
@@ -3737,6 +3740,11 @@ def full_names(ref: str) -> dict[str, bool]:
     return {f'refs/heads/{ref}': False, f'refs/tags/{ref}': True}
 
 
+def short_name(ref: str) -> str:
+    """Return the short name of a branch or tag; other refs, as those of merge requests, have none."""
+    return re.sub('^refs/(heads|tags)/', '', ref)
+
+
 def git_directory(path: Path) -> tuple[Path, Path]:
     """Return where a repository on this machine keeps its HEAD, and its objects and refs; raise if it is none."""
     inside = path / '.git'
@@ -7178,6 +7186,7 @@ PIPELINE_FILTERS = {
     'source': 'pipeline.source = :source',
     'name': 'pipeline.name = :name',
     'username': 'user.username = :username',
+    'schedule_id': 'pipeline.schedule_id = :schedule_id',
     'created_after': 'pipeline.created_at > :created_after',
     'created_before': 'pipeline.created_at < :created_before',
     'updated_after': 'pipeline.updated_at > :updated_after',
@@ -7254,6 +7263,8 @@ class Pipelines(Processing):
         given = [check_variable(variable) for variable in variables]
         if sha is not None and content is not None:
             facts['sha'] = check_sha(sha)
+            facts['tag'] = tag or ref.startswith('refs/tags/')
+            facts['ref'] = short_name(ref)
             return PipelinePlan(project, facts, given, self._spec(content, facts, given, user, None), user)
         with self._repository(project) as repository:
             content = self._read_repository(repository, facts, content)
@@ -7290,6 +7301,7 @@ class Pipelines(Processing):
     def _read_repository(repository: Repository, facts: dict[str, Any], content: Any) -> Any:
         """Complete the facts of a pipeline from its repository; return `content`, or else the repository's file."""
         found, facts['tag'] = repository.resolve(facts['ref'])
+        facts['ref'] = short_name(facts['ref'])
         facts['sha'] = check_sha(facts['sha'] or found)
         facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
         if content is None:
@@ -7446,7 +7458,8 @@ class Pipelines(Processing):
                        status: str | None = None, scope: str | None = None, source: str | None = None,
                        name: str | None = None, username: str | None = None, created_after: float | None = None,
                        created_before: float | None = None, updated_after: float | None = None,
-                       updated_before: float | None = None, yaml_errors: bool | None = None, order_by: str = 'id',
+                       updated_before: float | None = None, yaml_errors: bool | None = None,
+                       schedule: Row | None = None, order_by: str = 'id',
                        sort: str = 'desc', limit: int = 20, offset: int = 0,
                        count_to: int = 10_001) -> tuple[list[Row], int]:
         """Return a page of a project's pipelines, or of all, newest first, and the number of all that match.
@@ -7458,7 +7471,8 @@ class Pipelines(Processing):
         values = dict(
             project_id=id_of(project), ref=ref, sha=sha, status=status, scope=scope, source=source, name=name,
             username=username, created_after=created_after, created_before=created_before,
-            updated_after=updated_after, updated_before=updated_before, yaml_errors=yaml_errors)
+            updated_after=updated_after, updated_before=updated_before, yaml_errors=yaml_errors,
+            schedule_id=id_of(schedule))
         where = conditions(PIPELINE_FILTERS, values)
         order = PIPELINE_SORTS.get(order_by, 'id')
         direction = DIRECTIONS.get(sort, 'DESC')
@@ -7557,6 +7571,215 @@ class Pipelines(Processing):
             c.execute('DELETE FROM project WHERE id = :id', dict(id=project['id']))
 
 
+# Schedules ####################################################################################
+
+SCHEDULE_ROWS = """
+    SELECT pipeline_schedule.*, user.username, user.created_at AS user_created_at,
+           (SELECT max(id)
+              FROM pipeline
+             WHERE schedule_id = pipeline_schedule.id) AS last_pipeline_id
+      FROM pipeline_schedule
+      LEFT JOIN user ON user.id = pipeline_schedule.user_id
+    """
+
+
+def next_run(cron: str, cron_timezone: str, now: float) -> float:
+    """Return the moment after `now` at which a cron expression of five fields fits the time of a zone.
+
+    Raises BadRequest for an expression or a zone that is none, and for one that never fits.
+    """
+    try:
+        zone = zoneinfo.ZoneInfo(cron_timezone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise BadRequest({'cron_timezone': [f'is invalid syntax: {cron_timezone!r} is no time zone such as '
+                                            'Europe/Berlin']}) from None
+    try:
+        if len(cron.split()) != 5:
+            raise ValueError('it has five fields: minute, hour, day, month, day of the week')
+        moments = cronsim.CronSim(cron, datetime.fromtimestamp(now, zone))
+        return next(moments).timestamp()
+    except (cronsim.CronSimError, ValueError, StopIteration) as error:
+        raise BadRequest({'cron': [f'is invalid syntax: {error or "it never fits"}']}) from None
+
+
+class Schedules(Pipelines):
+    """Schedules: pipelines of a ref that are created again and again, at the times of a cron expression."""
+
+    def list_schedules(self, project: Row, *, active: bool | None = None) -> list[Row]:
+        """Return the schedules of a project; with `active` only those that are active, or those that are not."""
+        return self._all(f"""
+            {SCHEDULE_ROWS}
+             WHERE project_id = :project_id AND (:active IS NULL OR active = :active)
+             ORDER BY pipeline_schedule.id
+            """, project_id=project['id'], active=active)
+
+    def find_schedule(self, project: Row, schedule_id: int | str) -> Row:
+        """Return a schedule of a project with its owner; raise NotFound if there is none."""
+        return self._find('Pipeline Schedule', f"""
+            {SCHEDULE_ROWS}
+             WHERE pipeline_schedule.id = :id AND project_id = :project_id
+            """, id=schedule_id, project_id=project['id'])
+
+    def create_schedule(self, project: Row, user: Row | None, *, description: str, ref: str, cron: str,
+                        cron_timezone: str = 'UTC', active: bool = True,
+                        inputs: Mapping[str, Any] = MappingProxyType({})) -> Row:
+        """Create a schedule that belongs to a user, and return it.
+
+        `cron` has five fields, in the time of `cron_timezone` (``Europe/Berlin``). `inputs` are for the
+        file's ``spec:inputs``. Raises BadRequest when the description is empty, the ref does not exist,
+        or the expression or zone is invalid.
+        """
+        now = self.clock()
+        columns = self._schedule_columns(project, description, ref, cron, cron_timezone)
+        with self.db.write() as c:
+            schedule_id = insert(c, 'pipeline_schedule', **columns, project_id=project['id'], user_id=id_of(user),
+                                 active=bool(active), variables='[]', inputs=json.dumps(dict(inputs)), created_at=now,
+                                 updated_at=now)
+        return self.find_schedule(project, schedule_id)
+
+    def edit_schedule(self, schedule: Row, *, description: str | None = None, ref: str | None = None,
+                      cron: str | None = None, cron_timezone: str | None = None, active: bool | None = None,
+                      inputs: Mapping[str, Any] | None = None) -> Row:
+        """Change some of what `create_schedule` takes and return the schedule; its next run is reckoned anew."""
+        project = self.find_project(schedule['project_id'])
+        given = dict(description=description, ref=ref, cron=cron, cron_timezone=cron_timezone, active=active)
+        wanted = {name: schedule[name] for name in given}
+        wanted.update((name, value) for name, value in given.items() if value is not None)
+        columns = self._schedule_columns(project, wanted['description'], wanted['ref'], wanted['cron'],
+                                         wanted['cron_timezone'], known_ref=schedule['ref'])
+        columns['active'] = bool(wanted['active'])
+        columns['inputs'] = schedule['inputs']
+        if inputs is not None:
+            columns['inputs'] = json.dumps(dict(inputs))
+        with self.db.write() as c:
+            c.execute("""
+                UPDATE pipeline_schedule
+                   SET description = :description, ref = :ref, cron = :cron, cron_timezone = :cron_timezone,
+                       active = :active, inputs = :inputs, next_run_at = :next_run_at, updated_at = :now
+                 WHERE id = :id
+                """, dict(columns, id=schedule['id'], now=self.clock()))
+        return self.find_schedule(project, schedule['id'])
+
+    def _schedule_columns(self, project: Row, description: str, ref: str, cron: str, cron_timezone: str, *,
+                          known_ref: str | None = None) -> dict[str, Any]:
+        """Check what somebody wants of a schedule; return it as columns."""
+        if not description.strip():
+            raise BadRequest({'description': ["can't be blank"]})
+        if ref != known_ref:
+            ref = self._full_ref(project, ref)
+        return {
+            'description': description,
+            'ref': ref,
+            'cron': cron,
+            'cron_timezone': cron_timezone,
+            'next_run_at': next_run(cron, cron_timezone, self.clock()),
+        }
+
+    def _full_ref(self, project: Row, ref: str) -> str:
+        """Return the full name of a branch or tag; raise BadRequest when the repository has none of that name."""
+        check_ref(ref)
+        if ref.startswith('refs/') or not project['import_url']:
+            return next(iter(full_names(ref)))
+        with self._repository(project) as repository:
+            _, tag = repository.resolve(ref)
+        if tag:
+            return f'refs/tags/{ref}'
+        return f'refs/heads/{ref}'
+
+    def own_schedule(self, schedule: Row, user: Row) -> Row:
+        """Make a user the owner of a schedule and return it."""
+        with self.db.write() as c:
+            c.execute("""
+                UPDATE pipeline_schedule
+                   SET user_id = :user_id, updated_at = :now
+                 WHERE id = :id
+                """, dict(id=schedule['id'], user_id=user['id'], now=self.clock()))
+        return self.find_schedule(self.find_project(schedule['project_id']), schedule['id'])
+
+    def delete_schedule(self, schedule: Row) -> None:
+        """Remove a schedule; the pipelines that it created stay."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM pipeline_schedule WHERE id = :id', dict(id=schedule['id']))
+
+    def set_schedule_variable(self, schedule: Row, key: str, value: str, *, variable_type: str = 'env_var',
+                              raw: bool = False, replace: bool = False) -> dict[str, Any]:
+        """Give the pipelines of a schedule a variable and return it.
+
+        Raises BadRequest when there is one of that key already and `replace` is false, NotFound when
+        there is none and `replace` is true.
+        """
+        variable = check_variable({'key': key, 'value': value, 'variable_type': variable_type, 'raw': raw})
+        known = {item['key']: item for item in json.loads(schedule['variables'])}
+        if key in known and not replace:
+            raise BadRequest({'key': [f'({key}) has already been taken']})
+        if key not in known and replace:
+            raise NotFound('Pipeline Schedule Variable')
+        known[key] = variable
+        self._store_schedule_variables(schedule, list(known.values()))
+        return variable
+
+    def delete_schedule_variable(self, schedule: Row, key: str) -> dict[str, Any]:
+        """Remove a variable of a schedule and return it; raise NotFound if there is none."""
+        known = {item['key']: item for item in json.loads(schedule['variables'])}
+        if key not in known:
+            raise NotFound('Pipeline Schedule Variable')
+        removed = known.pop(key)
+        self._store_schedule_variables(schedule, list(known.values()))
+        return removed
+
+    def _store_schedule_variables(self, schedule: Row, variables: Sequence[Mapping[str, Any]]) -> None:
+        with self.db.write() as c:
+            c.execute("""
+                UPDATE pipeline_schedule
+                   SET variables = :variables, updated_at = :now
+                 WHERE id = :id
+                """, dict(id=schedule['id'], variables=json.dumps(variables), now=self.clock()))
+
+    def play_schedule(self, schedule: Row, user: Row | None = None) -> Row:
+        """Create the pipeline of a schedule now, on behalf of `user` or its owner, and return it.
+
+        Its next run stays when it was. Raises BadRequest as `create_pipeline` does.
+        """
+        owner = user
+        if owner is None and schedule['user_id'] is not None:
+            owner = self._one('SELECT * FROM user WHERE id = :id', id=schedule['user_id'])
+        return self.create_pipeline(schedule['project_id'], schedule['ref'], source='schedule', user=owner,
+                                    variables=json.loads(schedule['variables']), schedule=schedule)
+
+    def run_due_schedules(self, now: float) -> None:
+        """Create the pipelines of all schedules whose time has come; several missed runs are made up for by one."""
+        due = self._all("""
+            SELECT *
+              FROM pipeline_schedule INDEXED BY schedule_due
+             WHERE active AND next_run_at <= :now
+             ORDER BY next_run_at
+            """, now=now)
+        for schedule in due:
+            if self._postpone(schedule, now):
+                self._run_schedule(schedule)
+
+    def _postpone(self, schedule: Row, now: float) -> bool:
+        """Move a schedule that is due to its next run; tell whether no other process was faster."""
+        following = None
+        with contextlib.suppress(BadRequest):   # a time zone may have been removed since
+            following = next_run(schedule['cron'], schedule['cron_timezone'], now)
+        with self.db.write() as c:
+            moved = c.execute("""
+                UPDATE pipeline_schedule
+                   SET next_run_at = :following
+                 WHERE id = :id AND active AND next_run_at = :next_run_at
+                """, dict(id=schedule['id'], following=following, next_run_at=schedule['next_run_at']))
+            return moved.rowcount > 0
+
+    def _run_schedule(self, schedule: Row) -> None:
+        """Create the pipeline of a schedule; what prevents it is logged, and stops no other."""
+        try:
+            self.play_schedule(schedule)
+        except BadRequest as error:
+            log.warning('schedule %s (%s) made no pipeline: %s', schedule['id'], schedule['description'],
+                        '; '.join(error.problems))
+
+
 # Retention ####################################################################################
 
 UPKEEP_LOCK = 'upkeep.lock'     # in the data directory: held by the server that sweeps
@@ -7598,7 +7821,7 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class Retention(Pipelines):
+class Retention(Schedules):
     """What keeps the disk and the database small: old pipelines, expired artifacts and leftovers go."""
 
     def prune(self, *, dry_run: bool = False) -> list[Row]:
@@ -8097,6 +8320,7 @@ class Queue(Retention):
         for job in self._attempt('silent jobs stay', self._alive_jobs) or []:
             self._attempt(f'job {job["id"]} stays as it is', self._check_silence, job, now)
         self._attempt('delayed jobs stay', self._start_due, now)
+        self._attempt('schedules stay', self.run_due_schedules, now)
 
     def _note_gap(self, now: float) -> None:
         """Count silence anew when the machine was suspended or its clock set: no runner was silent then."""
@@ -8723,6 +8947,7 @@ PATH_KINDS = {
     'pipeline': '[^/]+',
     'runner': '[^/]+',
     'trigger': '[^/]+',
+    'schedule': '[^/]+',
 }
 #: Finds the row that a path argument of each kind names; arguments of other kinds are texts.
 ROW_KINDS: dict[str, Callable[[Any, Any], Row]] = {
@@ -8731,6 +8956,7 @@ ROW_KINDS: dict[str, Callable[[Any, Any], Row]] = {
     'pipeline': lambda call, key: call.ci.find_pipeline(key, call.project),
     'runner': lambda call, key: call.ci.find_runner_by_id(key),
     'trigger': lambda call, key: call.ci.find_trigger(call.row('project'), key),
+    'schedule': lambda call, key: call.ci.find_schedule(call.row('project'), key),
 }
 
 
@@ -11404,6 +11630,169 @@ def enable_project_runner_route(call: Call, project: Row) -> JSON:
 def disable_project_runner_route(call: Call, project: Row, runner: Row) -> None:
     """Unassign a project runner from this project."""
     call.ci.enable_runner(runner, project, enabled=False)
+
+
+# Schedules API ################################################################################
+
+SCHEDULES = f'{PROJECT}/pipeline_schedules'
+SCHEDULE = f'{SCHEDULES}/<schedule_id:schedule>'
+
+
+def schedule_entity(row: Row, call: Call, *, detail: bool = False) -> JSON:
+    """Return a schedule as lists show it, or in `detail` with its last pipeline, variables and inputs."""
+    schedule = pick(row, 'id', 'description', 'ref', 'cron', 'cron_timezone')
+    schedule['next_run_at'] = iso_time(row['next_run_at'])
+    schedule['active'] = bool(row['active'])
+    schedule.update(pick_times(row, 'created_at', 'updated_at'))
+    schedule['owner'] = user_entity(row, call)
+    if not detail:
+        return schedule
+    schedule['last_pipeline'] = None
+    if row['last_pipeline_id'] is not None:
+        schedule['last_pipeline'] = pipeline_entity(call.ci.find_pipeline(row['last_pipeline_id']), call)
+    schedule['variables'] = [schedule_variable_entity(item) for item in json.loads(row['variables'])]
+    inputs = json.loads(row['inputs'])
+    schedule['inputs'] = [{'name': name, 'value': value} for name, value in inputs.items()]
+    return schedule
+
+
+def schedule_variable_entity(variable: Mapping[str, Any]) -> JSON:
+    """Return a variable of a schedule."""
+    return {
+        'key': variable['key'],
+        'value': variable['value'],
+        'variable_type': variable['variable_type'],
+        'raw': bool(variable.get('raw')),
+    }
+
+
+def given_inputs(call: Call, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the inputs of a schedule, those that it had changed as the call says; None when it says nothing."""
+    if not call.has('inputs'):
+        return None
+    inputs = dict(known)
+    for item in call.mappings('inputs', 'name'):
+        if str(item.get('destroy', item.get('_destroy', ''))).lower() in ('true', '1'):
+            inputs.pop(item['name'], None)
+        elif 'value' in item:
+            inputs[item['name']] = item['value']
+        else:
+            raise InvalidParameter('inputs[value] is missing')
+    return inputs
+
+
+@route('GET', SCHEDULES, auth=private_token)
+def list_schedules_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """List a project's schedules."""
+    scope = call.optional_choice('scope', ('active', 'inactive'))
+    active = {'active': True, 'inactive': False}.get(scope or '')
+    rows = call.ci.list_schedules(project, active=active)
+    return paged_response(call, [schedule_entity(row, call) for row in rows])
+
+
+@route('POST', SCHEDULES, auth=private_token, status=201)
+def create_schedule_route(call: Call, project: Row) -> JSON:
+    """Create a schedule."""
+    for name in ('description', 'ref', 'cron'):
+        call.require(name)
+    zone, inputs = call.text('cron_timezone') or 'UTC', given_inputs(call, {}) or {}
+    schedule = call.ci.create_schedule(
+        project, call.actor, description=call.text('description'), ref=call.text('ref'), cron=call.text('cron'),
+        cron_timezone=zone, active=call.flag('active', True), inputs=inputs)
+    return schedule_entity(schedule, call, detail=True)
+
+
+@route('GET', SCHEDULE, auth=private_token)
+def show_schedule_route(call: Call, schedule: Row) -> JSON:
+    """Show a schedule with its variables."""
+    return schedule_entity(schedule, call, detail=True)
+
+
+@route('PUT', SCHEDULE, auth=private_token)
+def edit_schedule_route(call: Call, schedule: Row) -> JSON:
+    """Change a schedule."""
+    changed_schedule = call.ci.edit_schedule(
+        schedule, description=call.optional('description'), ref=call.optional('ref'), cron=call.optional('cron'),
+        cron_timezone=call.optional('cron_timezone'), active=call.optional_flag('active'),
+        inputs=given_inputs(call, json.loads(schedule['inputs'])))
+    return schedule_entity(changed_schedule, call, detail=True)
+
+
+@route('DELETE', SCHEDULE, auth=private_token)
+def delete_schedule_route(call: Call, schedule: Row) -> None:
+    """Remove a schedule."""
+    call.ci.delete_schedule(schedule)
+
+
+@route('POST', f'{SCHEDULE}/take_ownership', auth=private_token)
+def own_schedule_route(call: Call, schedule: Row) -> bottle.HTTPResponse:
+    """Make the owner of the token the owner of a schedule."""
+    if schedule['user_id'] == call.actor['id']:
+        return json_response(schedule_entity(schedule, call, detail=True), 200)
+    owned = call.ci.own_schedule(schedule, call.actor)
+    return json_response(schedule_entity(owned, call, detail=True), 201)
+
+
+@route('POST', f'{SCHEDULE}/play', auth=private_token, status=201)
+def play_schedule_route(call: Call, schedule: Row) -> JSON:
+    """Create the pipeline of a schedule now."""
+    call.ci.play_schedule(schedule, call.actor)
+    return {'message': '201 Created'}
+
+
+@route('GET', f'{SCHEDULE}/pipelines', auth=private_token)
+def list_scheduled_pipelines_route(call: Call, project: Row, schedule: Row) -> bottle.HTTPResponse:
+    """List the pipelines that a schedule has created, oldest first."""
+    number, per_page = page_of(call)
+    rows, total = call.ci.list_pipelines(
+        project, limit=per_page, offset=(number - 1) * per_page, schedule=schedule,
+        sort=call.choice('sort', ('asc', 'desc'), 'asc'), status=call.optional_choice('status', JOB_STATUSES),
+        scope=call.optional_choice('scope', ('running', 'pending', 'finished', 'branches', 'tags')))
+    return paged_response(call, [pipeline_entity(row, call) for row in rows], total)
+
+
+@route('POST', f'{SCHEDULE}/variables', auth=private_token, status=201)
+def create_schedule_variable_route(call: Call, schedule: Row) -> JSON:
+    """Give the pipelines of a schedule a variable."""
+    call.require('key')
+    call.require('value')
+    kind = call.choice('variable_type', ('env_var', 'file'), 'env_var')
+    variable = call.ci.set_schedule_variable(schedule, call.text('key'), call.text('value'), raw=call.flag('raw'),
+                                             variable_type=kind)
+    return schedule_variable_entity(variable)
+
+
+def schedule_variable(schedule: Row, key: str) -> Mapping[str, Any]:
+    """Return a variable of a schedule; raise NotFound if there is none."""
+    for variable in json.loads(schedule['variables']):
+        if variable['key'] == key:
+            return variable
+    raise NotFound('Pipeline Schedule Variable')
+
+
+@route('GET', f'{SCHEDULE}/variables/<key>', auth=private_token)
+def show_schedule_variable_route(schedule: Row, key: str) -> JSON:
+    """Show a variable of a schedule."""
+    return schedule_variable_entity(schedule_variable(schedule, key))
+
+
+@route('PUT', f'{SCHEDULE}/variables/<key>', auth=private_token)
+def edit_schedule_variable_route(call: Call, schedule: Row, key: str) -> JSON:
+    """Change a variable of a schedule."""
+    before = schedule_variable(schedule, key)
+    value = call.optional('value')
+    if value is None:
+        value = before['value']
+    raw = call.flag('raw', bool(before.get('raw')))
+    kind = call.choice('variable_type', ('env_var', 'file'), before['variable_type'])
+    variable = call.ci.set_schedule_variable(schedule, key, value, replace=True, raw=raw, variable_type=kind)
+    return schedule_variable_entity(variable)
+
+
+@route('DELETE', f'{SCHEDULE}/variables/<key>', auth=private_token, status=202)
+def delete_schedule_variable_route(call: Call, schedule: Row, key: str) -> JSON:
+    """Remove a variable of a schedule."""
+    return schedule_variable_entity(call.ci.delete_schedule_variable(schedule, key))
 
 
 # Operations ###################################################################################

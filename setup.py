@@ -36,7 +36,7 @@ setup(
     package_dir={'minici_pages': 'examples/minici_pages', 'minici_testing': 'examples/minici_testing'},
     package_data={'minici_pages': ['templates/*.tpl', 'static/*'], 'minici_testing': ['README.md']},
     python_requires='>=3.10',
-    install_requires=['bottle>=0.13.4', 'waitress>=3.0.2,<4', 'multipart>=1.2', 'regex>=2024.4'],
+    install_requires=['bottle>=0.13.4', 'cronsim>=2.6', 'waitress>=3.0.2,<4', 'multipart>=1.2', 'regex>=2024.4'],
     extras_require={
         'yaml': ['PyYAML>=6'],
         'test': ['PyYAML>=6', 'pytest>=8', 'pytest-xdist>=3', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9',

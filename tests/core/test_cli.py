@@ -319,7 +319,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, '')
     assert 'No module named bottle' in done.stderr
-    assert 'pip install bottle waitress multipart regex PyYAML' in done.stderr
+    assert 'pip install bottle cronsim multipart PyYAML regex waitress' in done.stderr
     assert 'Traceback' not in done.stderr
 
 
