@@ -21,10 +21,11 @@ or embed it::
 The sections, each using only those above it:
 
     ground      Settings, Errors, Vocabulary
-    language    Pipeline rules, YAML, Expressions, Keywords, Includes, Pipeline files, Repositories
+    language    Pipeline rules, YAML, Expressions, Keywords, Includes, Pipeline files, Repositories,
+                Library
     storage     Schema, Database, Traces, Artifacts, Reports
-    domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Pipelines, Schedules,
-                Retention, Queue, Checks, Backups, Coordinator
+    domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Compiling,
+                Pipelines, Schedules, Retention, Queue, Checks, Backups, Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
                 Operations, Application, Server
@@ -44,6 +45,7 @@ if __name__ == '__main__':  # hand over to the imported module: there is one of 
     sys.exit(sys.modules['minici'].main())
 
 import argparse
+import base64
 import codecs
 import collections
 import concurrent.futures
@@ -87,6 +89,7 @@ import threading
 import time
 import types
 import urllib.parse
+import urllib.request
 import warnings
 import xml.parsers.expat
 import zipfile
@@ -95,6 +98,7 @@ import zoneinfo
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from http.client import HTTPMessage
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
@@ -192,6 +196,8 @@ MAX_FILE_DEPTH = 100                # levels of mappings and lists in it, GitLab
 MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases and references are expanded
 MAX_FILE_TEXT = 16 * MIB            # characters in them
 MAX_INCLUDES = 150                  # files that one pipeline may be made of, GitLab's limit
+FETCH_TIMEOUT = 30                  # seconds that fetching an included file may take
+MAX_CACHED_INCLUDES = 500           # fetched files that are kept
 MAX_CHILD_INCLUDES = 3              # files that one child pipeline may be made of directly, GitLab's limit
 MAX_DEPTH = 11                      # levels of `extends` and of `!reference`, GitLab's limit
 MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
@@ -312,6 +318,24 @@ def parse_url(text: str) -> str:
     return text.rstrip('/')
 
 
+def parse_hosts(text: str) -> str:
+    """Return host names with commas between them, ``*`` for any; raise ValueError for anything else."""
+    hosts = [host.strip().lower() for host in text.split(',') if host.strip()]
+    for host in hosts:
+        if not re.fullmatch(r'\*|[a-z0-9._-]+(:[0-9]{1,5})?', host):
+            raise ValueError(f'{host!r} is not a host such as gitlab.com or files.example.com:8443')
+    return ','.join(hosts)
+
+
+def parse_include_map(text: str) -> str:
+    """Return pairs ``PREFIX=URL`` with spaces between them; raise ValueError for anything else."""
+    for pair in text.split():
+        prefix, _, url = pair.partition('=')
+        if not prefix or not re.match(r'(https?|ssh|git)://.|file:///', url):
+            raise ValueError(f'{pair!r} is not PREFIX=URL, such as group/ci=https://gitlab.com/group/ci.git')
+    return ' '.join(text.split())
+
+
 def setting(default: Any, parser: Callable[[Any], Any], meaning: str) -> Any:
     """Declare one setting: its default, the parser of its values and what it means.
 
@@ -338,6 +362,8 @@ class Settings:
     external_url: str = setting('', parse_url, 'address that people and runners use, when a proxy hides it')
     public: bool = setting(False, bool, 'let anybody read the pages and badges')
     metrics_token: str = setting('', parse_text, 'secret that lets monitors on other machines read /-/metrics')
+    include_hosts: str = setting('', parse_hosts, 'hosts that pipeline files may include from, with commas; * for any')
+    include_map: str = setting('', parse_include_map, 'where included projects are that are not here: PREFIX=URL ...')
     access_log: bool = setting(False, bool, 'log one line for each request')
 
     @classmethod
@@ -3541,6 +3567,11 @@ def known_variables(facts: Mapping[str, Value]) -> dict[str, str]:
                   'CI_COMMIT_REF_SLUG': slug(facts['ref']), 'CI_DEFAULT_BRANCH': 'main', kind: facts['ref']}
     if facts['source'] == 'merge_request_event':
         values.pop('CI_COMMIT_BRANCH', None)
+    return texts_of(values)
+
+
+def texts_of(values: Mapping[str, Value]) -> dict[str, str]:
+    """Return values as texts, without those that are None."""
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
@@ -3910,6 +3941,11 @@ class Repository:
     def _raw_commit(self, sha: str) -> bytes | None:
         return self._git.run('cat-file', 'commit', sha, missing_ok=True, limit=MAX_COMMIT_MESSAGE, cut=True)
 
+    def tags(self) -> set[str]:
+        """Return the names of all tags."""
+        printed = self._git.run('ls-remote', '--quiet', '--tags', '--refs', '--end-of-options', self._git.url) or b''
+        return set(re.findall(r'\trefs/tags/(.+)', printed.decode('utf-8', 'replace')))
+
     def refs(self) -> set[str]:
         """Return the names of all branches and tags."""
         printed = self._git.run('ls-remote', '--quiet', '--heads', '--tags', '--end-of-options', self._git.url) or b''
@@ -4169,6 +4205,255 @@ def is_plain_file(path: bytes) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+# Library ######################################################################################
+#
+# The files that a pipeline file includes from elsewhere: other projects, components, https addresses,
+# GitLab's templates, artifacts of the parent pipeline. What was fetched once is kept in a cache.
+
+TEMPLATES = 'https://gitlab.com/gitlab-org/gitlab/-/raw/master/lib/gitlab/ci/templates/'
+#: A version of a component that never changes its files: all numbers, or a commit.
+FIXED_VERSION = re.compile(r'v?[0-9]+\.[0-9]+\.[0-9]+\S*|[0-9a-f]{40}|[0-9a-f]{64}')
+NUMBERED = re.compile(r'v?([0-9]+)\.([0-9]+)\.([0-9]+)')
+
+
+class FileCache:
+    """Keeps files that were fetched, by a key, the newest MAX_CACHED_INCLUDES of them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _path(self, key: str) -> Path:
+        return self._directory / hashlib.sha256(key.encode()).hexdigest()
+
+    def get(self, key: str) -> bytes | None:
+        """Return the file that is kept under a key, None when there is none."""
+        try:
+            return self._path(key).read_bytes()
+        except OSError:
+            return None
+
+    def put(self, key: str, content: bytes) -> None:
+        """Keep a file; a full disk only means that it is fetched again."""
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+                file.write(content)
+            os.replace(file.name, self._path(key))
+            kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime)
+            for path in kept[:-MAX_CACHED_INCLUDES]:
+                path.unlink()
+
+
+class CachedTree:
+    """The files of a repository at a version that never changes; the repository is opened for what is not cached."""
+
+    def __init__(self, cache: FileCache, key: str, find: Callable[[], tuple[Repository, str]]) -> None:
+        self._cache, self._key, self._find = cache, key, functools.cache(find)
+
+    @property
+    def sha(self) -> str:
+        """The commit of the version."""
+        kept = self._cache.get(self._key)
+        if kept is None:
+            kept = self._find()[1].encode()
+            self._cache.put(self._key, kept)
+        return kept.decode()
+
+    def file(self, sha: str, path: str) -> bytes | None:
+        """Return a file, or None when there is none; an empty file in the cache stands for none."""
+        key = f'{self._key}/{path}'
+        content = self._cache.get(key)
+        if content is None:
+            repository, found = self._find()
+            content = repository.file(found, path) or b''
+            self._cache.put(key, content)
+        return content or None
+
+    def files(self, sha: str) -> Sequence[str]:
+        """Return the paths of all files."""
+        repository, found = self._find()
+        return repository.files(found)
+
+    def changes(self, base: str, sha: str) -> None:
+        """Return None: what changed in another project is never asked."""
+
+
+class IncludeLibrary:
+    """Finds files outside the repository of one pipeline; use it as a context manager.
+
+    `find_url` returns the import_url of a project here, or None; `hosts` are the names that may be
+    asked by https and `mapped` pairs ``PREFIX=URL`` for projects that are elsewhere, both as in the
+    settings. `read_artifact` returns a file out of the artifacts of a job of the parent pipeline.
+    """
+
+    def __init__(self, scratch: Path, cache: FileCache, find_url: Callable[[str], str | None], hosts: str,
+                 mapped: str, read_artifact: Callable[[str, str], bytes] | None = None) -> None:
+        self._scratch, self._cache, self._find_url = scratch, cache, find_url
+        self._hosts = set(hosts.split(','))
+        self._mapped = [pair.split('=', 1) for pair in mapped.split()]
+        self._read_artifact = read_artifact
+        self._open = contextlib.ExitStack()
+        self._repositories: dict[str, Repository] = {}
+
+    def __enter__(self) -> IncludeLibrary:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._open.close()
+
+    def _repository(self, url: str) -> Repository:
+        """Return a repository, which stays open until the end."""
+        if url not in self._repositories:
+            self._repositories[url] = self._open.enter_context(Repository(url, self._scratch))
+        return self._repositories[url]
+
+    def _mapped_url(self, path: str) -> str | None:
+        """Return where the map says that a project is; of several prefixes the longest counts."""
+        for prefix, url in sorted(self._mapped, key=lambda pair: -len(pair[0])):
+            if path == prefix.rstrip('/'):
+                return url
+            folder = prefix.rstrip('/') + '/'
+            if path.startswith(folder):
+                return f'{url.rstrip("/")}/{path.removeprefix(folder)}.git'
+        return None
+
+    def _may_ask(self, host: str) -> bool:
+        return '*' in self._hosts or host.lower() in self._hosts
+
+    def project(self, path: str, ref: str) -> Place:
+        """Return the files of another project at a ref, by default its default branch."""
+        url = self._find_url(path) or self._mapped_url(path)
+        if url is None:
+            raise BadRequest({'base': [f'the project {path} is not here: create it with its import_url, or start '
+                                       f'minici with --include-map {path}=https://gitlab.com/{path}.git']})
+        repository = self._repository(url)
+        if re.fullmatch('[0-9a-f]{40,64}', ref):
+            sha = ref
+            repository.commit(sha)
+        else:
+            sha, _ = repository.resolve(ref or repository.default_branch())
+        return Place(repository, sha, f'{path}@{ref or sha[:8]}:')
+
+    def component(self, project: str, version: str) -> tuple[Place, str]:
+        """Return the files of a component project at a version, and what that version is called in full.
+
+        `project` begins with its host. A version is a commit, a tag, a branch, ``~latest``, or the
+        first numbers of one: ``1`` and ``1.2`` mean the newest that begins with them.
+        """
+        host, _, path = project.partition('/')
+        url = self._mapped_url(project) or self._find_url(path) or self._mapped_url(path)
+        if url is None and self._may_ask(host):
+            url = f'https://{project}.git'
+        if url is None:
+            raise BadRequest({'base': [f'the project {project} is not here: create {path} with its import_url, or '
+                                       f'start minici with --include-map {project}=https://{project}.git']})
+        name = f'{project}@{version}:'
+        if FIXED_VERSION.fullmatch(version) and not url.startswith('file://'):
+            tree = CachedTree(self._cache, f'{url}@{version}', lambda: self._version(url, version)[:2])
+            return Place(tree, tree.sha, name), version
+        repository, sha, full = self._version(url, version)
+        return Place(repository, sha, name), full
+
+    def _version(self, url: str, version: str) -> tuple[Repository, str, str]:
+        """Return a repository, the commit of a version of it, and the version in full."""
+        repository = self._repository(url)
+        if re.fullmatch('[0-9a-f]{40,64}', version):
+            repository.commit(version)
+            return repository, version, version
+        tags = repository.tags()
+        name = version if version in tags else newest_version(version, tags) or version
+        sha, _ = repository.resolve(f'refs/tags/{name}' if name in tags else name)
+        return repository, sha, name
+
+    def remote(self, url: str, integrity: str) -> bytes:
+        """Return the file at an https address.
+
+        One whose `integrity` is known comes from the cache if it is there; any other is fetched, and
+        comes from the cache only if that fails.
+        """
+        kept = self._cache.get(url)
+        if integrity and kept is not None and integrity == integrity_of(kept):
+            return kept
+        try:
+            content = self._fetch(url)
+        except OSError as error:
+            if kept is None or integrity:
+                raise BadRequest({'base': [f'{url} cannot be fetched: {error}']}) from None
+            log.warning('%s cannot be fetched: %s. An earlier copy is used.', url, error)
+            return kept
+        if integrity and integrity != integrity_of(content):
+            raise BadRequest({'base': [f'{url} has the integrity {integrity_of(content)}, not {integrity}']})
+        self._cache.put(url, content)
+        return content
+
+    def template(self, name: str) -> bytes:
+        """Return one of GitLab's own templates, from the cache if it is there."""
+        if not re.fullmatch(r'[A-Za-z0-9_+-][A-Za-z0-9_.+-]*(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]*)*', name):
+            raise BadRequest({'base': ['that is not the name of a template']})
+        kept = self._cache.get(TEMPLATES + name)
+        return kept if kept is not None else self.remote(TEMPLATES + name, '')
+
+    def artifact(self, job: str, path: str) -> bytes:
+        """Return a file out of the artifacts of a job of the parent pipeline."""
+        if self._read_artifact is None:
+            raise BadRequest({'base': ['only a child pipeline can include an artifact']})
+        return self._read_artifact(job, path)
+
+    def _fetch(self, url: str) -> bytes:
+        """Return what is at an https address; raise BadRequest when it may not be asked, OSError when it fails."""
+        self._check_address(url)
+        opener = urllib.request.build_opener(Redirects(self._check_address))
+        ends, content = time.monotonic() + FETCH_TIMEOUT, bytearray()
+        with opener.open(url, timeout=FETCH_TIMEOUT) as answer:
+            while chunk := answer.read1(COPY_CHUNK):
+                content += chunk
+                if len(content) > MAX_FILE_SIZE:
+                    raise BadRequest({'base': [f'{url} has more than {MAX_FILE_SIZE} bytes']})
+                if time.monotonic() > ends:
+                    raise TimeoutError(f'it takes more than {FETCH_TIMEOUT} seconds')
+        return bytes(content)
+
+    def _check_address(self, url: str) -> None:
+        """Raise BadRequest unless an address is https and its host may be asked."""
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != 'https' or not parts.hostname:
+            raise BadRequest({'base': [f'{url} is not an https address']})
+        if not self._may_ask(parts.netloc) and not self._may_ask(parts.hostname):
+            raise BadRequest({'base': [f'{parts.hostname} may not be asked: start minici with '
+                                       f'--include-hosts {parts.netloc}']})
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to addresses that pass a check."""
+
+    def __init__(self, check: Callable[[str], None]) -> None:
+        self._check = check
+
+    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage,
+                         newurl: str) -> urllib.request.Request | None:
+        """Return the request that follows a redirect."""
+        self._check(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def integrity_of(content: bytes) -> str:
+    """Return the hash of a file as `include:integrity` writes it."""
+    return 'sha256-' + base64.b64encode(hashlib.sha256(content).digest()).decode()
+
+
+def newest_version(wanted: str, tags: Iterable[str]) -> str | None:
+    """Return the newest version among tags that ``~latest`` or the first numbers of a version mean, None for none."""
+    found = []
+    for tag in tags:
+        numbers = NUMBERED.fullmatch(tag)
+        if numbers:
+            found.append((tuple(map(int, numbers.groups())), tag))
+    if wanted != '~latest':
+        prefix = wanted.removeprefix('v') + '.'
+        found = [(numbers, tag) for numbers, tag in found if tag.removeprefix('v').startswith(prefix)]
+    return max(found)[1] if found else None
 
 
 # Schema #######################################################################################
@@ -7169,6 +7454,187 @@ class Processing(Waiting):
         return self.find_job(played)
 
 
+# Compiling ####################################################################################
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """A pipeline that has been compiled and not yet been created.
+
+    `facts` are columns of its row and of its project's, `variables` those that it is given, `spec` its jobs.
+    """
+
+    project: Row
+    facts: Mapping[str, Any]
+    variables: Sequence[Mapping[str, Any]]
+    spec: PipelineSpec
+    user: Row | None = None
+
+
+class Compiling(Processing):
+    """How the pipeline file of a project is found and compiled, with all that it includes."""
+
+    def plan_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
+                      variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
+                      tag: bool = False, before_sha: str | None = None,
+                      merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None,
+                      inputs: Mapping[str, Any] = MappingProxyType({}), bridge: Row | None = None) -> PipelinePlan:
+        """Compile the pipeline of a ref, for `create_planned`.
+
+        `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
+        PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
+        at what `ref` points to. `variables` are mappings with `key` and `value`, `inputs` are for the
+        file's ``spec:inputs``. `tag` says what `ref` is when there is no repository to tell;
+        `before_sha` what it pointed to before a push. `merge_request` is what `merge_request_variables`
+        takes; `schedule` what runs it, `bridge` the job that starts it. Raises BadRequest when the ref,
+        the file or a job is invalid.
+        """
+        project = self.find_project(project)
+        facts = self._facts(project, ref, tag=tag, sha=sha, source=source)
+        facts.update(before_sha=before_sha or '0' * 40, schedule_id=id_of(schedule), bridge_id=id_of(bridge))
+        if merge_request:
+            facts['merge_request'] = json.dumps(merge_request)
+        given = [check_variable(variable) for variable in variables]
+        with contextlib.ExitStack() as stack:
+            repository = None
+            if sha is not None:
+                facts['sha'] = check_sha(sha)
+            if sha is not None and content is not None:
+                facts.update(tag=tag or ref.startswith('refs/tags/'), ref=short_name(ref))
+            if sha is None or content is None or bridge is not None and project['import_url']:
+                repository = stack.enter_context(self._repository(project))
+                content = self._read_repository(repository, facts, content)
+            library = stack.enter_context(self._library(bridge))
+            spec = self._spec(content, facts, given, user, repository, library, inputs)
+        return PipelinePlan(project, facts, given, spec, user)
+
+    @staticmethod
+    def _facts(project: Row, ref: str, *, tag: bool, sha: str | None, source: str) -> dict[str, Any]:
+        """Return what is known of a pipeline before its repository is read: columns of its row and its project's."""
+        return {
+            'ref': check_ref(ref),
+            'tag': tag,
+            'sha': sha,
+            'before_sha': '0' * 40,
+            'source': source,
+            'commit_info': None,
+            'merge_request': None,
+            'schedule_id': None,
+            'bridge_id': None,
+            'iid': project['last_iid'] + 1,
+            'project_id': project['id'],
+            'project_path': project['path'],
+            'project_name': project['name'],
+            'default_branch': project['default_branch'],
+        }
+
+    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None,
+             inputs: Mapping[str, Any] = MappingProxyType({})) -> PipelineSpec:
+        """Compile a pipeline file as for a push; raise BadRequest with all that is wrong with it.
+
+        `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
+        by default the default branch). With a project, included files are looked up in its repository.
+        `inputs` are for the file's ``spec:inputs``.
+        """
+        with contextlib.ExitStack() as stack:
+            library = stack.enter_context(self._library(None))
+            if project is None:
+                facts: dict[str, Any] = dict(ref=ref or 'main', tag=False, sha='', source='push', before_sha='0' * 40)
+                predefined = {**texts_of(server_variables(self.address)), **known_variables(facts)}
+                return compile_pipeline(content, facts=facts, library=library, inputs=inputs, predefined=predefined)
+            facts, repository = self._facts(project, ref or project['default_branch'], tag=False, sha='',
+                                            source='push'), None
+            if content is None or project['import_url']:
+                repository = stack.enter_context(self._repository(project))
+                content = self._read_repository(repository, facts, content)
+            return compile_pipeline(content, facts=facts, repository=repository, library=library, inputs=inputs,
+                                    predefined=self._predefined(facts))
+
+    @staticmethod
+    def _read_repository(repository: Repository, facts: dict[str, Any], content: Any) -> Any:
+        """Complete the facts of a pipeline from its repository; return `content`, or else the repository's file."""
+        found, facts['tag'] = repository.resolve(facts['ref'])
+        facts['ref'] = short_name(facts['ref'])
+        facts['sha'] = check_sha(facts['sha'] or found)
+        facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
+        if content is None:
+            content = repository.file(facts['sha'], PIPELINE_FILE)
+        if content is None:
+            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
+                                       f'at {facts["sha"][:8]}; add it or send content']})
+        return content
+
+    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]], user: Row | None,
+              repository: Repository | None, library: Library, inputs: Mapping[str, Any]) -> PipelineSpec:
+        """Compile a pipeline file for these facts and variables."""
+        if isinstance(content, PipelineSpec):
+            return content
+        variables = self._user_variables(user)
+        variables.update((row['key'], row['value']) for row in self._job_variables(facts))
+        variables.update((variable['key'], variable['value']) for variable in given)
+        base = merge_request_of(facts).get('base_sha') or facts['before_sha']
+        compared = {**facts, 'before_sha': base}
+        return compile_pipeline(content, repository=repository, facts=compared, variables=variables, library=library,
+                                inputs=inputs, predefined=self._predefined(facts))
+
+    def _predefined(self, facts: Mapping[str, Any]) -> dict[str, str]:
+        """Return the predefined variables that are known before a pipeline exists."""
+        more = {'CI_PROJECT_URL': f'{self.address}/{facts["project_path"]}', 'CI_PIPELINE_IID': facts['iid']}
+        return texts_of({**server_variables(self.address), **more, **known_variables(facts)})
+
+    @staticmethod
+    def _user_variables(user: Row | None) -> dict[str, str]:
+        """Return the variables about the user who starts a pipeline."""
+        if user is None:
+            return {}
+        name = user['username']
+        return {'GITLAB_USER_ID': str(user['id']), 'GITLAB_USER_LOGIN': name, 'GITLAB_USER_NAME': name}
+
+    def _repository(self, project: Row) -> contextlib.AbstractContextManager[Repository]:
+        """Return a project's repository, to be entered; raise BadRequest when it has none."""
+        if not project['import_url']:
+            raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
+                                       'send both sha and content']})
+        return Repository(project['import_url'], self.artifacts.incoming)
+
+    def _library(self, bridge: Row | None) -> IncludeLibrary:
+        """Return what finds files that are included from elsewhere; `bridge` starts the child pipeline that asks."""
+        read_artifact = None
+        if bridge is not None:
+            read_artifact = functools.partial(self._read_artifact, bridge['pipeline_id'])
+        return IncludeLibrary(self.artifacts.incoming, FileCache(self.data / 'includes'), self._import_url,
+                              self.settings.include_hosts, self.settings.include_map, read_artifact)
+
+    def _import_url(self, path: str) -> str | None:
+        """Return the import_url of a project here, None when there is no such project or it has none."""
+        row = self._one("""
+            SELECT import_url
+              FROM project
+             WHERE path = :path COLLATE NOCASE
+            """, path=path)
+        if row is None:
+            return None
+        return row['import_url']
+
+    def _read_artifact(self, pipeline_id: int, job_name: str, path: str) -> bytes:
+        """Return a file out of the archive of a job of a pipeline."""
+        row = self._one("""
+            SELECT artifact.stored_as
+              FROM job
+              JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive'
+             WHERE job.pipeline_id = :pipeline_id AND job.name = :name AND job.retried = 0
+            """, pipeline_id=pipeline_id, name=job_name)
+        if row is None:
+            raise BadRequest({'base': [f'the job {job_name} of the parent pipeline has no artifacts']})
+        try:
+            entry, size = self.artifacts.open_entry(row['stored_as'], path)
+        except NotFound:
+            raise BadRequest({'base': [f'the artifacts of {job_name} have no {path}']}) from None
+        with entry:
+            if size > MAX_FILE_SIZE:
+                raise BadRequest({'base': [f'{path} has {size} bytes; {MAX_FILE_SIZE} are allowed']})
+            return entry.read(MAX_FILE_SIZE)
+
+
 # Pipelines ####################################################################################
 
 PIPELINE_ROWS = """
@@ -7210,27 +7676,14 @@ PIPELINE_SORTS = {name: name for name in ('id', 'status', 'ref', 'updated_at', '
 PIPELINE_FACTS = ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info', 'merge_request', 'schedule_id')
 
 
-@dataclass(frozen=True)
-class PipelinePlan:
-    """A pipeline that has been compiled and not yet been created.
-
-    `facts` are columns of its row and of its project's, `variables` those that it is given, `spec` its jobs.
-    """
-
-    project: Row
-    facts: Mapping[str, Any]
-    variables: Sequence[Mapping[str, Any]]
-    spec: PipelineSpec
-    user: Row | None = None
-
-
-class Pipelines(Processing):
+class Pipelines(Compiling):
     """Pipelines are created, listed, canceled, retried and removed here."""
 
     def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
                         variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
                         tag: bool = False, before_sha: str | None = None,
-                        merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None) -> Row:
+                        merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None,
+                        inputs: Mapping[str, Any] = MappingProxyType({}), bridge: Row | None = None) -> Row:
         """Create a pipeline and start its first stage; return it.
 
         The keywords are those of `plan_pipeline`. Pipelines of the ref for older commits are canceled
@@ -7239,36 +7692,7 @@ class Pipelines(Processing):
         """
         return self.create_planned(self.plan_pipeline(
             project, ref, sha=sha, content=content, variables=variables, source=source, user=user, tag=tag,
-            before_sha=before_sha, merge_request=merge_request, schedule=schedule))
-
-    def plan_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
-                      variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
-                      tag: bool = False, before_sha: str | None = None,
-                      merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None) -> PipelinePlan:
-        """Compile the pipeline of a ref, for `create_planned`.
-
-        `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
-        PipelineSpec; without it `.gitlab-ci.yml` is read from the project's repository at `sha`, or
-        at what `ref` points to. `variables` are mappings with `key` and `value`. `tag` says what `ref`
-        is when there is no repository to tell; `before_sha` what it pointed to before a push.
-        `merge_request` is what `merge_request_variables` takes; `schedule` what runs it. Raises
-        BadRequest when the ref, the file or a job is invalid.
-        """
-        project = self.find_project(project)
-        facts: dict[str, Any] = dict(
-            ref=check_ref(ref), tag=tag, sha=sha, before_sha=before_sha or '0' * 40, source=source, commit_info=None,
-            project_id=project['id'], project_path=project['path'], project_name=project['name'],
-            default_branch=project['default_branch'], iid=project['last_iid'] + 1, schedule_id=id_of(schedule),
-            merge_request=json.dumps(merge_request) if merge_request else None)
-        given = [check_variable(variable) for variable in variables]
-        if sha is not None and content is not None:
-            facts['sha'] = check_sha(sha)
-            facts['tag'] = tag or ref.startswith('refs/tags/')
-            facts['ref'] = short_name(ref)
-            return PipelinePlan(project, facts, given, self._spec(content, facts, given, user, None), user)
-        with self._repository(project) as repository:
-            content = self._read_repository(repository, facts, content)
-            return PipelinePlan(project, facts, given, self._spec(content, facts, given, user, repository), user)
+            before_sha=before_sha, merge_request=merge_request, schedule=schedule, inputs=inputs, bridge=bridge))
 
     def create_planned(self, plan: PipelinePlan) -> Row:
         """Create the pipeline of a plan and start its first stage; return it.
@@ -7282,70 +7706,6 @@ class Pipelines(Processing):
             raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
                                        f'{kind} {plan.facts["ref"]}']})
         return self._insert_pipeline(plan.project, plan.user, plan.facts, plan.variables, plan.spec)
-
-    def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None) -> PipelineSpec:
-        """Compile a pipeline file as for a push; raise BadRequest with all that is wrong with it.
-
-        `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
-        by default the default branch). With a project, included files are looked up in its repository.
-        """
-        branch = 'main' if project is None else project['default_branch']
-        facts: dict[str, Any] = dict(ref=ref or branch, tag=False, sha='', source='push', before_sha='0' * 40)
-        if project is None or content is not None and not project['import_url']:
-            return compile_pipeline(content, facts=facts)
-        with self._repository(project) as repository:
-            content = self._read_repository(repository, facts, content)
-            return compile_pipeline(content, facts=facts, repository=repository)
-
-    @staticmethod
-    def _read_repository(repository: Repository, facts: dict[str, Any], content: Any) -> Any:
-        """Complete the facts of a pipeline from its repository; return `content`, or else the repository's file."""
-        found, facts['tag'] = repository.resolve(facts['ref'])
-        facts['ref'] = short_name(facts['ref'])
-        facts['sha'] = check_sha(facts['sha'] or found)
-        facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
-        if content is None:
-            content = repository.file(facts['sha'], PIPELINE_FILE)
-        if content is None:
-            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
-                                       f'at {facts["sha"][:8]}; add it or send content']})
-        return content
-
-    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]], user: Row | None,
-              repository: Repository | None) -> PipelineSpec:
-        """Compile a pipeline file for these facts and variables."""
-        spec = content
-        if not isinstance(content, PipelineSpec):
-            variables = self._user_variables(user)
-            variables.update((row['key'], row['value']) for row in self._job_variables(facts))
-            variables.update((variable['key'], variable['value']) for variable in given)
-            base = merge_request_of(facts).get('base_sha') or facts['before_sha']
-            compared = {**facts, 'before_sha': base}
-            spec = compile_pipeline(content, repository=repository, facts=compared, variables=variables,
-                                    predefined=self._predefined(facts))
-        return spec
-
-    def _predefined(self, facts: Mapping[str, Any]) -> dict[str, str]:
-        """Return the predefined variables that are known before a pipeline exists."""
-        more = {'CI_PROJECT_URL': f'{self.address}/{facts["project_path"]}', 'CI_PIPELINE_IID': facts['iid']}
-        values = {**server_variables(self.address), **more}
-        known = {name: str(value) for name, value in values.items()}
-        return {**known, **known_variables(facts)}
-
-    @staticmethod
-    def _user_variables(user: Row | None) -> dict[str, str]:
-        """Return the variables about the user who starts a pipeline."""
-        if user is None:
-            return {}
-        name = user['username']
-        return {'GITLAB_USER_ID': str(user['id']), 'GITLAB_USER_LOGIN': name, 'GITLAB_USER_NAME': name}
-
-    def _repository(self, project: Row) -> contextlib.AbstractContextManager[Repository]:
-        """Return a project's repository, to be entered; raise BadRequest when it has none."""
-        if not project['import_url']:
-            raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
-                                       'send both sha and content']})
-        return Repository(project['import_url'], self.artifacts.incoming)
 
     def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
                          given: Sequence[Mapping[str, Any]], spec: PipelineSpec) -> Row:
@@ -7432,11 +7792,12 @@ class Pipelines(Processing):
         return tag_set_id
 
     def trigger_pipeline(self, trigger: Row, ref: str, *, sha: str | None = None, content: Any = None,
-                         variables: Iterable[Mapping[str, Any]] = (), tag: bool = False) -> Row:
+                         variables: Iterable[Mapping[str, Any]] = (), tag: bool = False,
+                         inputs: Mapping[str, Any] = MappingProxyType({})) -> Row:
         """Create a pipeline on behalf of a trigger's owner; the keywords are those of `create_pipeline`."""
         user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
         pipeline = self.create_pipeline(trigger['project_id'], ref, sha=sha, content=content, variables=variables,
-                                        source='trigger', user=user, tag=tag)
+                                        source='trigger', user=user, tag=tag, inputs=inputs)
         with self.db.write() as c:
             c.execute("""
                 UPDATE trigger_token
@@ -11096,7 +11457,8 @@ def create_pipeline_route(call: Call, project: Row) -> JSON:
         raise InvalidParameter('content is invalid')
     variables = call.mappings('variables', 'key', 'value')
     pipeline = call.ci.create_pipeline(project, call.text('ref'), sha=call.text('sha') or None, content=content,
-                                       tag=call.flag('tag'), variables=variables, user=call.actor)
+                                       tag=call.flag('tag'), variables=variables, user=call.actor,
+                                       inputs=call.mapping('inputs'))
     return pipeline_entity(pipeline, call, detail=True)
 
 
@@ -11360,7 +11722,8 @@ def triggered_pipeline(call: Call, ref: str) -> Row:
     payload = {name: value for name, value in call.params.items() if name != 'token'}
     given.append({'key': 'TRIGGER_PAYLOAD', 'value': json.dumps(payload), 'variable_type': 'file', 'raw': True})
     content = call.params.get('content') or None
-    return call.ci.trigger_pipeline(call.actor, ref, variables=given, sha=call.text('sha') or None, content=content)
+    return call.ci.trigger_pipeline(call.actor, ref, variables=given, sha=call.text('sha') or None, content=content,
+                                    inputs=call.mapping('inputs'))
 
 
 @route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=trigger_token,
@@ -11432,9 +11795,10 @@ def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
 
 def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
     """Return what is wrong with a pipeline file, or the whole file with its includes, as GitLab's linter does."""
-    errors, merged = [], None
+    errors, warnings, merged = [], list[str](), None
     try:
-        spec = call.ci.lint(call.project, content, ref=ref)
+        spec = call.ci.lint(call.project, content, ref=ref, inputs=call.mapping('inputs'))
+        warnings = list(spec.warnings)
         merged = json.dumps(spec.merged, indent=2)
         if yaml is not None:
             merged = yaml.safe_dump(json.loads(merged), sort_keys=False, allow_unicode=True, explicit_start=True)
@@ -11447,7 +11811,7 @@ def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
         'valid': not errors,
         'status': status,
         'errors': errors,
-        'warnings': [],
+        'warnings': warnings,
         'merged_yaml': merged,
         'includes': [],
     }
@@ -11457,7 +11821,10 @@ def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
 def lint_route(call: Call) -> JSON:
     """Check the pipeline file in the call."""
     call.require('content')
-    return lint_response(call, call.params['content'], call.optional('ref'))
+    content = call.params['content']
+    if not isinstance(content, (str, dict)):
+        raise InvalidParameter('content is invalid: it is the text of a pipeline file, or a mapping')
+    return lint_response(call, content, call.optional('ref'))
 
 
 @route('GET', f'{PROJECT}/ci/lint', auth=private_token)

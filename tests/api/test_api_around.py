@@ -319,6 +319,20 @@ def test_lint_finds_no_pipeline_in_what_is_none(client, token, project, lint, co
     assert answer.status_int == 400 or answer.json['valid'] is False
 
 
+@pytest.mark.parametrize('content', [1, True, 1.5, [], ['test']])
+def test_lint_wants_the_text_of_a_file_or_a_mapping(call, content):
+    refused = call('POST', '/api/v4/ci/lint', json={'content': content}, status=400).json
+    assert 'content is' in refused['error']
+
+
+def test_lint_takes_inputs_and_tells_warnings(call):
+    content = 'spec: {inputs: {name: {}}}\n---\n"$[[ inputs.name ]]": {script: make, script: make it}'
+    answer = call('POST', '/api/v4/ci/lint', json={'content': content, 'inputs': {'name': 'mine'}}).json
+    assert answer['valid'] is True
+    assert answer['warnings'] == [
+        '.gitlab-ci.yml:3:24: script stands here and in line 3: the earlier one has no effect']
+
+
 @pytest.mark.parametrize('path', ['/api/v4/ci/lint', f'{P}/ci/lint'])
 def test_lint_needs_content(call, path):
     assert call('POST', path, 400, json={}).json == {'error': 'content is missing'}

@@ -22,10 +22,11 @@ TREE = ast.parse(SOURCE)
 #: The sections in their order, by part: each uses only what stands above it.
 PARTS = {
     'ground': ('Settings', 'Errors', 'Vocabulary'),
-    'language': ('Pipeline rules', 'YAML', 'Expressions', 'Keywords', 'Includes', 'Pipeline files', 'Repositories'),
+    'language': ('Pipeline rules', 'YAML', 'Expressions', 'Keywords', 'Includes', 'Pipeline files', 'Repositories',
+                 'Library'),
     'storage': ('Schema', 'Database', 'Traces', 'Artifacts', 'Reports'),
-    'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Tests', 'Waiting', 'Processing', 'Pipelines',
-               'Schedules', 'Retention', 'Queue', 'Checks', 'Backups', 'Coordinator'),
+    'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Tests', 'Waiting', 'Processing', 'Compiling',
+               'Pipelines', 'Schedules', 'Retention', 'Queue', 'Checks', 'Backups', 'Coordinator'),
     'HTTP': ('Routes', 'Request bodies', 'Calls', 'Responses', 'Guards', 'Entities', 'Shared responses',
              'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
              'Administration API', 'Schedules API', 'Operations', 'Application', 'Server'),
@@ -33,7 +34,7 @@ PARTS = {
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
 #: The classes of the domain, each above the one it uses.
-TOWER = ['Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Tests', 'Waiting', 'Processing', 'Pipelines',
+TOWER = ['Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Tests', 'Waiting', 'Processing', 'Compiling', 'Pipelines',
          'Schedules', 'Retention', 'Queue', 'Checks', 'Backups', 'Coordinator']
 BANNER = re.compile('# ([A-Z].*?) #{8,}')
 BANNERS = {number: BANNER.fullmatch(line)[1] for number, line in enumerate(LINES, 1) if BANNER.fullmatch(line)}

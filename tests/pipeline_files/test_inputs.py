@@ -1,0 +1,111 @@
+"""Inputs: `spec:inputs` of a pipeline file, and what its text says with them."""
+
+import textwrap
+
+import pytest
+from support import SHA
+
+import minici
+
+HEADER = '''\
+spec:
+  inputs:
+    name: {description: of the job}
+    count: {type: number, default: 2}
+    quick: {type: boolean, default: false}
+    tags: {type: array, default: [a, b]}
+    level: {options: [low, high], default: low}
+    version: {regex: '^v\\d+$', default: v1}
+---
+'''
+
+
+def compiled(body, **inputs):
+    """Return the pipeline of a file with HEADER, its other lines and these inputs."""
+    return minici.compile_pipeline(HEADER + textwrap.dedent(body), inputs=inputs)
+
+
+def script(line, **inputs):
+    """Return the script of a job of one line."""
+    return compiled(f'test:\n  script: [\'{line}\']\n', **{'name': 'test', **inputs}).jobs[0].script[0]
+
+
+def refusal(body='test: {script: make}\n', header=HEADER, **inputs):
+    """Return what a file is refused for with these inputs."""
+    with pytest.raises(minici.BadRequest) as caught:
+        minici.compile_pipeline(header + body, inputs=inputs)
+    return '; '.join(caught.value.problems)
+
+
+def test_inputs_are_put_into_the_text_wherever_they_stand():
+    spec = compiled('''
+        "$[[ inputs.name ]] job":
+          script: make -j$[[ inputs.count ]]
+          interruptible: $[[ inputs.quick ]]
+          tags: $[[ inputs.tags ]]
+          parallel: $[[ inputs.count ]]
+        ''', name='my', quick=True)
+    assert [job.name for job in spec.jobs] == ['my job 1/2', 'my job 2/2']
+    assert spec.jobs[0].script == ['make -j2']
+    assert spec.jobs[0].interruptible is True
+    assert spec.jobs[0].tag_list == ['a', 'b']
+
+
+@pytest.mark.parametrize('block, text', [
+    ('$[[ inputs.name | truncate(1,2) ]]', 'es'), ('$[[inputs.name|truncate(0, 9)]]', 'test'),
+    ('$[[ inputs.level ]]', 'low'), ('$[[ inputs.quick ]]', 'false'), ('$[[ inputs.count ]]', '2'),
+    ('$[[ inputs.tags ]]', '["a", "b"]'), ('$[[ matrix.OS ]]', '$[[ matrix.OS ]]'),
+    ('$[ inputs.name ]', '$[ inputs.name ]'),
+])
+def test_a_block_stands_for_a_value_and_what_functions_make_of_it(block, text):
+    assert script(block) == text
+
+
+def test_expand_vars_replaces_variables_and_posix_escape_quotes():
+    assert script('$[[ inputs.name | expand_vars ]]', name='of $CI_COMMIT_REF_NAME $NONE') == 'of main $NONE'
+    assert script('$[[ inputs.name | posix_escape ]]', name='a $b;c') == 'a\\ \\$b\\;c'
+
+
+@pytest.mark.parametrize('inputs, told', [
+    ({}, 'must give the input name'),
+    ({'name': 'a', 'nmae': 'b'}, 'gives the input nmae, which the file does not have; did you mean "name"?'),
+    ({'name': 5}, 'input name that is not a string'), ({'name': 'a', 'count': 'many'}, 'not a number'),
+    ({'name': 'a', 'quick': 'maybe'}, 'not a boolean'), ({'name': 'a', 'tags': 'x'}, 'not a array'),
+    ({'name': 'a', 'level': 'medium'}, 'none of its options: low, high'),
+    ({'name': 'a', 'version': '2'}, 'does not match ^v\\d+$'),
+])
+def test_inputs_are_what_the_file_says_they_are(inputs, told):
+    assert told in refusal(**inputs)
+
+
+def test_texts_from_a_form_are_read_as_their_type():
+    found = compiled('test: {script: make, parallel: $[[ inputs.count ]], tags: $[[ inputs.tags ]]}',
+                     name='a', count='3', tags='["x"]')
+    assert (len(found.jobs), found.jobs[0].tag_list) == (3, ['x'])
+
+
+@pytest.mark.parametrize('block, told', [
+    ('$[[ inputs.nme ]]', 'no inputs.nme, which the file uses; did you mean "name"?'),
+    ('$[[ inputs.name | shout ]]', 'shout, which is no function'),
+    ('$[[ inputs.count | posix_escape ]]', 'takes a text'),
+    ('$[[ inputs.name | posix_escape | posix_escape | posix_escape | posix_escape ]]', 'more than three functions'),
+])
+def test_a_block_that_means_nothing_is_refused(block, told):
+    assert told in refusal(f'test: {{script: ["{block}"]}}', name='a')
+
+
+def test_lines_are_counted_from_the_beginning_of_the_file():
+    assert refusal('test:\n  scirpt: make\n', name='a').startswith('.gitlab-ci.yml:11:3: test:scirpt ')
+
+
+def test_inputs_for_a_file_without_any_are_refused():
+    assert 'gives the inputs a, and the file has no spec:inputs' in refusal(header='', a='b')
+
+
+def test_a_pipeline_takes_inputs(ci):
+    project = ci.create_project('demo')
+    content = 'spec: {inputs: {name: {}}}\n---\n"$[[ inputs.name ]]": {script: make}'
+    pipeline = ci.create_pipeline(project, 'main', sha=SHA, content=content, inputs={'name': 'mine'})
+    assert [job['name'] for job in ci.list_jobs(pipeline=pipeline)] == ['mine']
+    with pytest.raises(minici.BadRequest, match='must give the input name'):
+        ci.create_pipeline(project, 'main', sha=SHA, content=content)
