@@ -917,61 +917,71 @@ def next_statuses(jobs: Sequence[Record]) -> dict[int, str]:
     return course.changed
 
 
+def status_after_stages(job: Record, before: str) -> str:
+    """Return the status of a created job once the stages before its own add up to `before`."""
+    if before not in FINISHED:
+        return 'created'
+    return status_of_turn(job, before in RUNS_AFTER[job['when_']])
+
+
+def status_after_needs(job: Record, needed: Sequence[tuple[str, bool]]) -> str:
+    """Return the status of a created job that needs jobs with these pairs of a status and its `allow_failure`."""
+    before = composite_status(needed, needed=True)
+    runs = before in RUNS_AFTER_NEEDS[job['when_']]
+    if before not in FINISHED or runs and any(is_open(*pair) for pair in needed):
+        return 'created'    # one skipped need is enough to skip a job, but to run it waits for all of them
+    return status_of_turn(job, runs)
+
+
+def status_of_turn(job: Record, runs: bool) -> str:
+    """Return the status of a job whose turn has come."""
+    if not runs:
+        return 'skipped'
+    if job['when_'] in STARTS_AS:
+        return STARTS_AS[job['when_']]
+    return 'waiting_for_resource' if job['resource_group'] else 'pending'
+
+
+def is_open(status: str, allow_failure: bool) -> bool:
+    """Tell whether a job holds back those after it: it has not finished, and is no optional manual job."""
+    return status not in FINISHED and not (status == 'manual' and allow_failure)
+
+
 class Course:
     """The jobs of one pipeline while their next statuses are worked out."""
 
     def __init__(self, jobs: Sequence[Record]) -> None:
         self._jobs = jobs
-        self._status = {job['name']: job['status'] for job in jobs}
-        self._allowed = {job['name']: bool(job['allow_failure']) for job in jobs}
+        self._pairs = {job['name']: (job['status'], bool(job['allow_failure'])) for job in jobs}
         self.changed: dict[int, str] = {}
 
     def advance(self) -> bool:
         """Go through the jobs once; tell whether any of them changed."""
-        changed, stage, before_stage = False, -1, 'success'
-        for job in self._jobs:
-            if job['stage_idx'] != stage:
-                stage = job['stage_idx']
-                before_stage = self._combined(other['name'] for other in self._jobs if other['stage_idx'] < stage)
-            if self._status[job['name']] != 'created':
-                continue
-            new = self._after_stage(job, before_stage) if job['needs'] is None else self._after_needs(job)
-            if new != 'created':
-                self._status[job['name']] = self.changed[job['id']] = new
-                changed = True
+        changed = False
+        earlier: set[tuple[str, bool]] = set()      # what the stages before this one came to
+        for _, stage in itertools.groupby(self._jobs, key=lambda job: job['stage_idx']):
+            jobs = list(stage)
+            before = composite_status(earlier)
+            for job in jobs:
+                changed |= self._advance_job(job, before)
+            earlier.update(self._pairs[job['name']] for job in jobs)
         return changed
 
-    def _combined(self, names: Iterable[str], *, needed: bool = False) -> str:
-        pairs = ((self._status[name], self._allowed[name]) for name in names)
-        return composite_status(pairs, needed=needed)
-
-    def _after_stage(self, job: Record, before: str) -> str:
-        """Return the status of a job that waits for the stages before its own."""
-        if before not in FINISHED:
-            return 'created'
-        return self._started(job, before in RUNS_AFTER[job['when_']])
-
-    def _after_needs(self, job: Record) -> str:
-        """Return the status of a job that waits for the jobs it names."""
-        names = [name for name in json.loads(job['needs']) if name in self._status]
-        before = self._combined(names, needed=True)
-        runs = before in RUNS_AFTER_NEEDS[job['when_']]
-        if before not in FINISHED or runs and not all(map(self._has_ended, names)):
-            return 'created'    # one skipped need is enough to skip a job, but to run it waits for all of them
-        return self._started(job, runs)
-
-    def _has_ended(self, name: str) -> bool:
-        status = self._status[name]
-        return status in FINISHED or status == 'manual' and self._allowed[name]
-
-    @staticmethod
-    def _started(job: Record, runs: bool) -> str:
-        """Return the status of a job whose turn has come."""
-        if not runs:
-            return 'skipped'
-        if job['when_'] in STARTS_AS:
-            return STARTS_AS[job['when_']]
-        return 'waiting_for_resource' if job['resource_group'] else 'pending'
+    def _advance_job(self, job: Record, before: str) -> bool:
+        """Give a job its next status; tell whether it changed."""
+        status, allowed = self._pairs[job['name']]
+        if status != 'created':
+            return False
+        if job['needs'] is None:
+            new = status_after_stages(job, before)
+        else:
+            names = [name for name in json.loads(job['needs']) if name in self._pairs]
+            new = status_after_needs(job, [self._pairs[name] for name in names])
+        if new == 'created':
+            return False
+        self._pairs[job['name']] = (new, allowed)
+        self.changed[job['id']] = new
+        return True
 
 
 # YAML #########################################################################################
@@ -4817,6 +4827,26 @@ ALTER TABLE project ADD COLUMN ci_config_path TEXT NOT NULL DEFAULT '';     -- '
 ALTER TABLE variable ADD COLUMN environment_scope TEXT NOT NULL DEFAULT '*';    -- an environment, or a pattern with *
 DROP INDEX variable_key;
 CREATE UNIQUE INDEX variable_key ON variable (coalesce(project_id, 0), key, environment_scope);
+""", """
+-- What follows the finish of a job is looked up, however many jobs its pipeline has.
+
+CREATE INDEX job_outcome ON job (pipeline_id, status, allow_failure, stage_idx) WHERE retried = 0;
+CREATE INDEX job_name ON job (pipeline_id, name);
+CREATE INDEX job_next ON job (pipeline_id, stage_idx) WHERE retried = 0 AND status = 'created' AND needs IS NULL;
+
+CREATE TABLE job_need (             -- the names in job.needs
+    pipeline_id INTEGER NOT NULL,
+    name        TEXT NOT NULL,      -- of the job that is needed
+    job_id      INTEGER NOT NULL REFERENCES job ON DELETE CASCADE,  -- the job that needs it
+    PRIMARY KEY (pipeline_id, name, job_id)
+) WITHOUT ROWID;
+CREATE INDEX job_need_of_job ON job_need (job_id, name);
+INSERT OR IGNORE INTO job_need SELECT job.pipeline_id, need.value, job.id FROM job JOIN json_each(job.needs) AS need;
+
+CREATE TRIGGER job_needs AFTER INSERT ON job WHEN NEW.needs IS NOT NULL
+BEGIN
+    INSERT OR IGNORE INTO job_need SELECT NEW.pipeline_id, value, NEW.id FROM json_each(NEW.needs);
+END;
 """)
 
 
@@ -7290,6 +7320,35 @@ CANCEL_AT_ONCE = f"""
                              WHERE runner.id = job.runner_id AND feature.value = 'cancel_gracefully'))
     """
 
+# The statuses of the latest jobs of a pipeline, with and without `allow_failure`, and where each comes first.
+STATUSES_SEEN = f"""
+    WITH kind (status, allow_failure) AS (VALUES {', '.join(f"('{status}', 0), ('{status}', 1)"
+                                                           for status in JOB_STATUSES)}),
+    seen AS (
+        SELECT kind.status, kind.allow_failure,
+               (SELECT min(job.stage_idx)
+                  FROM job INDEXED BY job_outcome
+                 WHERE job.pipeline_id = :id AND job.retried = 0
+                   AND job.status = kind.status AND job.allow_failure = kind.allow_failure) AS first_stage
+          FROM kind)
+    SELECT status, allow_failure, first_stage
+      FROM seen
+     WHERE first_stage IS NOT NULL
+    """
+
+# The created jobs that need one of some jobs, a row for each job that they need.
+DEPENDENTS = """
+    SELECT job.id, job.name, job.when_, job.resource_group,
+           needed.status AS needed_status, needed.allow_failure AS needed_allowed
+      FROM (SELECT DISTINCT job_need.job_id
+              FROM json_each(:names) AS given
+             CROSS JOIN job_need ON job_need.pipeline_id = :id AND job_need.name = given.value) AS dependent
+     CROSS JOIN job ON job.id = dependent.job_id AND job.status = 'created' AND job.retried = 0
+     CROSS JOIN job_need AS need INDEXED BY job_need_of_job ON need.job_id = job.id
+     CROSS JOIN job AS needed INDEXED BY job_name
+             ON needed.pipeline_id = :id AND needed.name = need.name AND needed.retried = 0
+    """
+
 
 class Processing(Waiting):
     """How jobs change: they start when those before them are done; people cancel, retry and play them."""
@@ -7313,7 +7372,14 @@ class Processing(Waiting):
              WHERE pipeline_id = :id AND retried = 0
              ORDER BY stage_idx, id
             """, dict(id=pipeline_id)).fetchall()
-        changes = [dict(id=job_id, new=status, now=self.clock()) for job_id, status in next_statuses(jobs).items()]
+        self._start(c, next_statuses(jobs))
+        self._settle(c, pipeline_id)
+        if any(job['resource_group'] for job in jobs):
+            self._hand_out_resources(c, jobs[0]['project_id'])
+
+    def _start(self, c: sqlite3.Connection, statuses: Mapping[int, str]) -> None:
+        """Give created jobs their next status, by id."""
+        now = self.clock()
         c.executemany("""
             UPDATE job
                SET status = :new,
@@ -7321,19 +7387,62 @@ class Processing(Waiting):
                    scheduled_at = CASE WHEN :new = 'scheduled'
                                        THEN :now + coalesce(json_extract(spec, '$.start_in'), 0) END
              WHERE id = :id AND status = 'created'
-            """, changes)
+            """, [dict(id=job_id, new=status, now=now) for job_id, status in statuses.items()])
+
+    def _process_after(self, c: sqlite3.Connection, finished: Row) -> None:
+        """Process a pipeline as `_process` does, when one finished job is all that changed.
+
+        It reads only the jobs that may follow, so it costs the same in a pipeline of ten jobs or a thousand.
+        """
+        pipeline_id, names, grouped = finished['pipeline_id'], {finished['name']}, finished['resource_group']
+        while names:    # a skipped job may free later ones
+            following = [*self._next_of_stage(c, pipeline_id), *self._next_of_needs(c, pipeline_id, names)]
+            statuses, names = {}, set()
+            for job, status in following:
+                if status != 'created':
+                    statuses[job['id']] = status
+                    names.add(job['name'])
+                    grouped = grouped or job['resource_group']
+            self._start(c, statuses)
         self._settle(c, pipeline_id)
-        if any(job['resource_group'] for job in jobs):
-            self._hand_out_resources(c, jobs[0]['project_id'])
+        if grouped:
+            self._hand_out_resources(c, finished['project_id'])
+
+    @staticmethod
+    def _outcomes(c: sqlite3.Connection, pipeline_id: int) -> list[tuple[str, bool, int]]:
+        """Return the statuses of the latest jobs of a pipeline: status, `allow_failure`, and the first such stage."""
+        return [tuple(row) for row in c.execute(STATUSES_SEEN, dict(id=pipeline_id)).fetchall()]
+
+    def _next_of_stage(self, c: sqlite3.Connection, pipeline_id: int) -> list[tuple[Row, str]]:
+        """Return the created jobs of the first stage with open jobs, and the status that each gets."""
+        outcomes = self._outcomes(c, pipeline_id)
+        unfinished = [first for status, allowed, first in outcomes if is_open(status, allowed)]
+        if not unfinished:
+            return []
+        stage = min(unfinished)
+        jobs = c.execute("""
+            SELECT id, name, when_, resource_group
+              FROM job INDEXED BY job_next
+             WHERE pipeline_id = :id AND stage_idx = :stage
+               AND retried = 0 AND status = 'created' AND needs IS NULL
+            """, dict(id=pipeline_id, stage=stage)).fetchall()
+        before = composite_status((status, allowed) for status, allowed, first in outcomes if first < stage)
+        return [(job, status_after_stages(job, before)) for job in jobs]
+
+    @staticmethod
+    def _next_of_needs(c: sqlite3.Connection, pipeline_id: int, names: Iterable[str]) -> list[tuple[Row, str]]:
+        """Return the created jobs that need one of the named jobs, and the status that each gets."""
+        rows = c.execute(DEPENDENTS, dict(id=pipeline_id, names=json.dumps(list(names)))).fetchall()
+        jobs = {row['id']: row for row in rows}
+        needed: dict[int, list[tuple[str, bool]]] = {job_id: [] for job_id in jobs}
+        for row in rows:
+            needed[row['id']].append((row['needed_status'], row['needed_allowed']))
+        return [(job, status_after_needs(job, needed[job_id])) for job_id, job in jobs.items()]
 
     def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
         """Update the pipeline's status from its jobs."""
-        jobs = c.execute("""
-            SELECT status, allow_failure
-              FROM job
-             WHERE pipeline_id = :id AND retried = 0
-            """, dict(id=pipeline_id)).fetchall()
-        status = composite_status((job['status'], job['allow_failure']) for job in jobs)
+        outcomes = self._outcomes(c, pipeline_id)
+        status = composite_status((status, allowed) for status, allowed, _ in outcomes)
         c.execute("""
             UPDATE pipeline
                SET status = :status, updated_at = :now,
@@ -8539,12 +8648,17 @@ class Queue(Retention):
         if spec['coverage']:
             coverage = self._coverage(job, spec['coverage'])
         allowed = status == 'failed' and exit_code in spec['allow_failure_exit_codes']
-        with self._change(job['pipeline_id']) as c:
+        with self.db.write() as c:
             ended = c.execute(FINISH, dict(
                 id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code, allowed=allowed,
                 token_hash=job['token_hash'], now=self.clock(), coverage=coverage)).fetchall()
             if ended and ended[0]['status'] == 'failed' and self._is_retried(c, job, spec, failure_reason, exit_code):
                 self._clone(c, ended[0], None)
+                self._process(c, job['pipeline_id'])
+            elif ended:
+                self._process_after(c, ended[0])
+        if ended:
+            self._announce()
         self.traces.settle(job['id'])
         if not ended:
             return None

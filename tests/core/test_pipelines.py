@@ -1,5 +1,6 @@
 """Pipelines on their way: stages, retry, play and cancel in the middle, waiting, variables."""
 
+import random
 import re
 import textwrap
 import threading
@@ -731,3 +732,55 @@ def test_a_runner_may_claim_from_one_pipeline_alone(ci, project):
         assert claim is None or claim.job['pipeline_id'] == second['id']
     assert ci.find_pipeline(first)['status'] == 'pending'
     assert ci.find_pipeline(second)['status'] == 'running'
+
+
+class Twin(minici.Coordinator):
+    """A coordinator that processes the whole pipeline after each finish."""
+
+    def _process_after(self, c, finished):
+        self._process(c, finished['pipeline_id'])
+
+
+def random_pipeline(chance):
+    """Return a pipeline of a few stages with needs, manual, delayed, failing and retried jobs."""
+    stages = [f's{number}' for number in range(chance.randint(1, 5))]
+    specs, made = [], []
+    for place, stage in enumerate(stages):
+        for number in range(chance.randint(1, 4)):
+            needs = None
+            if made and chance.random() < 0.5:
+                needs = [{'name': name, 'artifacts': True} for name in chance.sample(made, min(len(made), 2))]
+            specs.append(minici.JobSpec(
+                f'{place}-{number}', ['make'], stage=stage, needs=needs, allow_failure=chance.random() < 0.3,
+                when=chance.choice(['on_success'] * 5 + ['on_failure', 'always', 'manual', 'delayed']), start_in=1,
+                resource_group=chance.choice([None, None, None, 'one']),
+                retry=chance.choice([None, None, {'max': 1, 'when': ['always'], 'exit_codes': []}])))
+        made += [spec.name for spec in specs if spec.stage == stage]
+    return minici.PipelineSpec(stages, specs, auto_cancel='none')
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_what_follows_a_finish_is_what_processing_the_whole_pipeline_finds(tmp_path, seed):
+    runs = []
+    for kind in (minici.Coordinator, Twin):
+        chance, states = random.Random(seed), []
+        with kind(tmp_path / f'{kind.__name__}.sqlite', fsync=False, clock=lambda: 1000.0) as ci:
+            project = ci.create_project('demo')
+            ci.create_pipeline(project, 'main', sha=SHA, content=random_pipeline(chance))
+            runner = ci.find_runner(ci.register_runner(ci.registration_token)[1])
+            for _ in range(30):
+                claim = ci.request_job(runner)
+                if claim is not None:
+                    job = ci.authenticate_job(claim.job['id'], claim.token)
+                    ci.update_job(job, chance.choice(['success', 'success', 'failed']))
+                elif chance.random() < 0.5:
+                    for job in ci.list_jobs(scope=['manual', 'scheduled'], limit=1):
+                        ci.play_job(job)
+                elif chance.random() < 0.5:
+                    for job in ci.list_jobs(scope=['failed'], include_retried=False, limit=1):
+                        ci.retry_job(job)
+                states.append([(row['id'], row['name'], row['status']) for row in ci.list_jobs(limit=1000)]
+                              + [ci.find_pipeline(1)['status']])
+        runs.append(states)
+    assert runs[0] == runs[1]
+    assert len(runs[0][-1]) > 1
