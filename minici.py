@@ -14015,14 +14015,10 @@ class LocalRun:
         payload = job_payload(claim, self, self._runner)
         secret_values = [item['value'] for item in self._secrets]
         shell = ShellJob(self.ci, claim, payload, self._place, secret_values=secret_values, listen=view.feed)
-        started = time.monotonic()
         status = shell.run()
         view.end(status == 'success')
         row = self.ci.find_job(claim.job)
-        mark, said, colour = OUTCOMES[outcome(row)]
-        reason = f': {failure_text(row)}' if status == 'failed' else ''
-        took = duration_text(time.monotonic() - started)
-        self._screen.line(prefix + self._screen.paint(f'{mark} {said} in {took}{reason}', colour))
+        self._screen.line(prefix + outcome_line(self._screen, row))
         if not prefix:
             self._screen.line()
 
@@ -14191,6 +14187,14 @@ def outcome(job: Row) -> str:
     return 'created'
 
 
+def outcome_line(screen: Screen, job: Row) -> str:
+    """Say in a line how a job ended, in which time, and why it failed."""
+    mark, said, colour = OUTCOMES[outcome(job)]
+    took = duration_text(max(0, (job['finished_at'] or 0) - (job['started_at'] or 0)))
+    reason = f': {failure_text(job)}' if job['status'] == 'failed' else ''
+    return screen.paint(f'{mark} {said} in {took}{reason}', colour)
+
+
 def failure_text(job: Row) -> str:
     """Say in words why a job failed."""
     if job['failure_reason'] == 'script_failure' and job['exit_code'] is not None:
@@ -14351,6 +14355,8 @@ def add_submit_command(commands: Subcommands) -> None:
     submit = commands.add_parser('submit', help='make a pipeline of a git repository')
     submit.add_argument('path', help='the repository')
     submit.add_argument('--ref', help='branch or tag (default: the one that is checked out)')
+    submit.add_argument('--project', metavar='PATH', help="the project's path (default: the name of the directory)")
+    submit.add_argument('--source', default='push', help='push, schedule, web, ... (default: %(default)s)')
     submit.add_argument('--variable', action='append', default=[], metavar='K=V')
     submit.add_argument('--follow', action='store_true', help='print the traces; exit with the result')
     submit.add_argument('--uncommitted', action='store_true', help='include what is not committed, or not even added')
@@ -14549,100 +14555,108 @@ def plan_details(spec: PipelineSpec, job: JobSpec) -> str:
 
 
 def submit_command(options: argparse.Namespace) -> int:
-    """Make a pipeline of a repository on this machine, and its project if need be."""
+    """Create a pipeline of a repository on this machine, and its project if need be."""
+    screen = Screen(sys.stdout)
     with open_coordinator(options) as ci:
         path = Path(options.path).resolve()
-        name, sha = project_name(path), None
-        url = 'file://' + urllib.parse.quote(str(path))
-        with Repository(url, ci.artifacts.incoming) as repository:
-            branch = repository.default_branch()
         if options.uncommitted:
-            target = ci.data / 'snapshots' / f'{name}.git'
-            url, sha = snapshot(path, options.ref or branch, target)
-            name += '-uncommitted'
-        project = submitted_project(ci, name, url, branch)
-        pipeline = ci.create_pipeline(project, options.ref or branch, sha=sha, variables=given_variables(options))
+            project, ref, sha = submit_snapshot(ci, path, options)
+        else:
+            project, ref, sha = submit_commit(ci, path, options)
+        pipeline = ci.create_pipeline(project, ref, sha=sha, source=options.source,
+                                      variables=given_variables(options))
         commit = pipeline['sha'][:8]
-        print(f'pipeline {pipeline["id"]} of {name} at {commit}: {pipeline["status"]}')
+        screen.line(f'pipeline {pipeline["id"]} of {project["path"]} at {commit}: {pipeline["status"]}')
         if not options.follow:
             return 0
-        return follow(ci, pipeline, sys.stdout)
+        return follow(ci, pipeline, screen)
+
+
+def submit_commit(ci: Coordinator, path: Path, options: argparse.Namespace) -> tuple[Row, str, str | None]:
+    """Return the project of a repository and the ref whose newest commit is built."""
+    url = 'file://' + urllib.parse.quote(str(path))
+    with Repository(url, ci.artifacts.incoming) as repository:
+        branch = repository.default_branch()
+    project = submitted_project(ci, options.project or project_name(path), url, branch)
+    return project, options.ref or branch, None
+
+
+def submit_snapshot(ci: Coordinator, path: Path, options: argparse.Namespace) -> tuple[Row, str, str | None]:
+    """Return the project of a checkout as it stands, a ref and the commit of the snapshot."""
+    name = options.project or f'{project_name(path)}-uncommitted'
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    checkout = Checkout(path, ci.data / 'snapshots' / f'{project_name(path)}-{digest}.git')
+    ref = options.ref or checkout.branch or checkout.remote_default_branch or 'main'
+    sha, _ = checkout.snapshot(ref, hidden=[ci.db.path, ci.data])
+    url = 'file://' + urllib.parse.quote(str(checkout.store.resolve()))
+    return submitted_project(ci, name, url, ref), ref, sha
 
 
 def submitted_project(ci: Coordinator, name: str, url: str, branch: str) -> Row:
-    """Return the project of a submitted repository, made if need be; raise BadRequest if the name is taken."""
-    try:
-        project = ci.find_project(name)
-    except NotFound:
-        return ci.create_project(name, import_url=url, default_branch=branch)
-    if project['import_url'] != url:
-        raise BadRequest({'path': [f'the project {name} is of another repository: {project["import_url"]}']})
-    return project
+    """Return the project of a submitted repository, made if need be; a second one of the same name gets a number."""
+    for path in itertools.chain([name], (f'{name}-{number}' for number in itertools.count(2))):
+        try:
+            project = ci.find_project(path)
+        except NotFound:
+            return ci.create_project(path, import_url=url, default_branch=branch)
+        if project['import_url'] == url:
+            return project
+    raise AssertionError
 
 
-def snapshot(path: Path, branch: str, target: Path) -> tuple[str, str]:
-    """Commit a working copy as it stands to a branch of a bare repository of ours; return its address and the sha.
+class FollowedJob:
+    """The trace of one job that runs somewhere else, shown as it grows."""
 
-    The working copy, its index and its branches stay untouched. What .gitignore names stays out.
+    def __init__(self, ci: Coordinator, job: Row, view: JobView) -> None:
+        self._ci, self._id, self._view = ci, job['id'], view
+        self._decoder, self._position = TraceDecoder(), 0
+
+    def read(self, *, final: bool = False) -> None:
+        """Show what the trace has grown by; its runner then sends more of it more often."""
+        data = b''
+        with contextlib.suppress(NotFound), self._ci.traces.open(self._id) as file:
+            file.seek(self._position)
+            data = file.read()
+        self._position += len(data)
+        self._ci.traces.looked_at(self._id)
+        self._view.feed(self._decoder.feed(data, final=final).encode())
+
+    def end(self, screen: Screen, prefix: str) -> None:
+        """Show the rest of the trace, and what became of the job."""
+        self.read(final=True)
+        job = self._ci.find_job(self._id)
+        self._view.end(job['status'] == 'success')
+        screen.line(prefix + outcome_line(screen, job))
+
+
+def follow(ci: Coordinator, pipeline: Row, screen: Screen) -> int:
+    """Show the traces of a pipeline's jobs as they grow; return 0 unless one of them failed or was canceled.
+
+    What only waits to be started by hand is not waited for.
     """
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    index = target / 'index.snapshot'
-    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-    environment['GIT_INDEX_FILE'] = str(index)
-    author = ('-c', 'user.name=minici', '-c', 'user.email=minici@localhost')
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(['git', '-C', str(path), *author, *arguments], env=environment,
-                              capture_output=True, text=True)
-        if done.returncode:
-            raise BadRequest({'base': [f'git {arguments[0]}: {done.stderr.strip()}']})
-        return done.stdout.strip()
-
-    subprocess.run(['git', 'init', '--quiet', '--bare', str(target)], env=environment, check=True)
-    try:
-        git('read-tree', 'HEAD')
-        git('add', '--all')
-        sha = git('commit-tree', git('write-tree'), '-p', 'HEAD', '-m', 'Uncommitted changes')
-        git('push', '--quiet', '--force', str(target), f'{sha}:refs/heads/{branch}')
-    finally:
-        index.unlink(missing_ok=True)
-    return 'file://' + urllib.parse.quote(str(target.resolve())), sha
-
-
-def follow(ci: Coordinator, pipeline: Row, out: IO[str]) -> int:
-    """Print the traces of a pipeline's jobs as they grow; return 0 when it succeeds, 1 otherwise."""
-    told: set[int] = set()
-    while True:
-        pipeline = ci.find_pipeline(pipeline)
-        jobs = reversed(ci.list_jobs(pipeline=pipeline, limit=1000))
-        fresh = [job for job in jobs if job['id'] not in told and job['started_at']]
-        for job in fresh[:1]:
-            print(f'--- {job["stage"]}: {job["name"]} (job {job["id"]})', file=out, flush=True)
-            follow_trace(ci, job, out)
-            status = ci.find_job(job)['status']
-            print(f'--- {job["name"]}: {status}', file=out, flush=True)
-            told.add(job['id'])
-        if not fresh:
-            if pipeline['status'] in (*FINISHED, 'manual'):
-                print(f'pipeline {pipeline["id"]}: {pipeline["status"]}', file=out, flush=True)
-                return int(pipeline['status'] != 'success')
-            time.sleep(0.2)
-
-
-def follow_trace(ci: Coordinator, job: Row, out: IO[str]) -> None:
-    """Print a job's trace until the job has finished."""
-    position = 0
-    while True:
-        finished = ci.find_job(job)['status'] != 'running'
-        with contextlib.suppress(NotFound), ci.traces.open(job['id']) as file:
-            file.seek(position)
-            chunk = file.read()
-            position += len(chunk)
-            out.write(chunk.decode('utf-8', 'replace'))
-            out.flush()
-        if finished:
-            return
+    followed: dict[int, tuple[FollowedJob, str]] = {}
+    ended: set[int] = set()
+    while not screen.broken:
+        status = ci.find_pipeline(pipeline)['status']
+        jobs = ci.list_jobs(pipeline=pipeline, limit=MAX_JOBS_SHOWN)
+        width = min(NAME_WIDTH, max(len(job['name']) for job in jobs))
+        for job in reversed(jobs):
+            if job['id'] in ended or not job['started_at']:
+                continue
+            prefix = f'{shortened(job["name"], width):{width}} │ '
+            if job['id'] not in followed:
+                followed[job['id']] = FollowedJob(ci, job, JobView(screen, prefix)), prefix
+            reader, prefix = followed[job['id']]
+            reader.read()
+            if job['status'] in FINISHED:
+                reader.end(screen, prefix)
+                ended.add(job['id'])
+        if status in (*FINISHED, 'manual'):
+            screen.line(f'pipeline {pipeline["id"]}: {status}')
+            return int(any(job['status'] in ('failed', 'canceled') and not (job['allow_failure'] or job['retried'])
+                           for job in jobs))
         time.sleep(0.2)
+    return 128 + signal.SIGPIPE
 
 
 class Hook:

@@ -1,17 +1,14 @@
-"""A pipeline of a working tree as it stands, by run_local and by submit, and the news that notify.sh tells."""
+"""A pipeline of a working tree as it stands, by submit, and the news that notify.sh tells."""
 
 import http.server
-import importlib
 import json
 import os
 import subprocess
-import sys
-import tempfile
 import threading
 from pathlib import Path
 
 import pytest
-from support import EXAMPLES, PLAIN, SHA, TOP, Runner, commit, git
+from support import EXAMPLES, PLAIN, SHA, Runner, commit, git
 
 import minici
 
@@ -37,91 +34,6 @@ def tree(tmp_path):
     for name in ('note.txt', 'new.txt', 'secret.txt'):
         directory.joinpath(name).write_text('not committed\n')
     return directory
-
-
-# -- run_local
-
-@pytest.fixture
-def example(monkeypatch):
-    """The example as a module; what it imports lies beside it."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module('run_local')
-
-
-@pytest.fixture
-def run_local(example, tmp_path, monkeypatch, capfd):
-    """Run the example; return its exit status and what it printed."""
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['run_local.py', *map(str, arguments)])
-        monkeypatch.setattr(tempfile, 'tempdir', str(scratch))
-        status = example.main()
-        assert not list(scratch.iterdir())
-        return status, *capfd.readouterr()
-    scratch = tmp_path / 'scratch'
-    scratch.mkdir()
-    return run
-
-
-def test_run_local_is_a_program(tree):
-    done = subprocess.run([sys.executable, '-W', 'error', EXAMPLES / 'run_local.py', tree, 'compile'], text=True,
-                          env={**os.environ, 'PYTHONPATH': str(TOP)}, capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, '')
-    assert 'pipeline 1: success' in done.stdout
-
-
-def test_run_local_runs_a_tree_as_it_stands_and_leaves_it_so(run_local, tree):
-    before = git(tree, 'status', '--porcelain'), git(tree, 'for-each-ref'), git(tree, 'stash', 'list')
-    status, out, err = run_local(tree)
-    assert (status, err) == (0, '')
-    assert '\nnot committed\n' in out
-    assert 'main with what is not committed: 6 job(s)' in out
-    assert 'copy 2' in out
-    assert 'branch only' not in out
-    assert 'pipeline 1: success' in out
-    assert (git(tree, 'status', '--porcelain'), git(tree, 'for-each-ref'), git(tree, 'stash', 'list')) == before
-    assert not tree.joinpath('out.txt').exists()
-
-
-def test_run_local_of_one_job_runs_it_and_what_it_needs_alone_even_a_manual_one(run_local, tree):
-    status, out, err = run_local(tree, 'ship')
-    assert (status, err) == (0, '')
-    started = [line.partition(': ')[2].rstrip('- ') for line in out.splitlines() if line.startswith('-- [')]
-    assert started == ['compile', 'check', 'ship']
-
-
-@pytest.mark.parametrize('job, expected', [
-    ('check', ['compile', 'check']), ('compile', ['compile']), ('copies', ['copies 1/2', 'copies 2/2']),
-    ('copies 2/2', ['copies 2/2'])])
-def test_run_local_keeps_the_copies_of_a_job_and_what_they_need(example, job, expected):
-    spec = example.only(minici.compile_pipeline(FILE), job)
-    assert [job.name for job in spec.jobs] == expected
-
-
-def test_run_local_of_a_failing_job_shows_why_and_exits_with_1(run_local, tree):
-    tree.joinpath('new.txt').unlink()
-    status, out, _ = run_local(tree / '.', 'check')
-    assert status == 1
-    assert '\ntest -e new.txt\nERROR: exit status 1\n' in out
-    assert 'pipeline 1: failed' in out
-
-
-@pytest.mark.parametrize('job, file, says', [
-    (['gone'], FILE, 'there is no job gone; this pipeline has compile, other, check, copies 1/2'),
-    ([], 'a: {scrip: [x]}\n', '.gitlab-ci.yml:1:5: a:scrip'),
-    ([], None, 'there is no .gitlab-ci.yml'),
-], ids=['no-job', 'wrong-file', 'no-file'])
-def test_run_local_says_what_it_cannot_run(run_local, tree, job, file, says):
-    tree.joinpath('.gitlab-ci.yml').unlink() if file is None else tree.joinpath('.gitlab-ci.yml').write_text(file)
-    status, out, err = run_local(tree, *job)
-    assert (status, out) == (2, '')
-    assert err.startswith('run_local: ')
-    assert says in err
-
-
-def test_run_local_says_what_is_wrong_with_a_path(run_local, tmp_path):
-    for path, says in ((tmp_path / 'gone', 'there is no such directory'), (tmp_path, 'is no git repository')):
-        status, _, err = run_local(path)
-        assert (status, says in err) == (2, True)
 
 
 # -- submit --uncommitted

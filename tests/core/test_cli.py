@@ -168,12 +168,19 @@ def test_submitting_again_uses_the_same_project(run, opened, working_copy):
     assert (ci.list_projects()[1], ci.list_pipelines(ci.find_project('demo'))[1]) == (1, 2)
 
 
-def test_another_repository_of_the_same_name_is_refused(run, working_copy, tmp_path):
-    assert run('submit', working_copy)[0] == 0
+def test_another_repository_of_the_same_name_is_another_project(run, opened, working_copy, tmp_path):
     git(tmp_path, 'clone', '--quiet', str(working_copy), 'other/demo')
-    status, _, err = run('submit', tmp_path / 'other' / 'demo')
-    assert status == 1
-    assert 'another repository' in err
+    for path in (working_copy, tmp_path / 'other' / 'demo', working_copy):
+        assert run('submit', path)[0] == 0
+    assert run('submit', working_copy, '--project', 'group/mine')[0] == 0
+    projects, _ = opened().list_projects()
+    assert [project['path'] for project in projects] == ['group/mine', 'demo-2', 'demo']
+
+
+def test_submit_is_a_push_unless_it_says_otherwise(run, opened, working_copy):
+    assert run('submit', working_copy)[0] == 0
+    assert run('submit', working_copy, '--source', 'schedule')[0] == 0
+    assert [row['source'] for row in opened().list_pipelines()[0]] == ['schedule', 'push']
 
 
 @pytest.mark.parametrize('ref, tag, jobs', [('feature/x', 0, 3), ('v1.0', 1, 2)])
