@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from playwright.sync_api import expect
-from support import SHA, Origin, Runner, Served, archive, load
+from support import SHA, Origin, Runner, Served, archive, load, stamped
 
 import minici
 
@@ -436,6 +436,137 @@ def test_search_takes_any_text_for_what_it_is(browser, page, log):
         page.keyboard.press('Enter')
         expect(page.locator('.line.current')).to_have_attribute('id', f'L{number}')
         browser.wait(lambda word=word: page.evaluate(FOUND) == [word])
+
+
+def test_search_is_in_the_address_and_is_repeated_there(browser, page, log):
+    log.write(''.join(f'line {number}\n' for number in range(200)))
+    log.finish()
+    browser.open(JOB)
+    lines(page).first.wait_for()
+    page.keyboard.press('/')
+    page.keyboard.type('line 17')
+    page.keyboard.press('Enter')
+    expect(page.locator('#find output')).to_have_text('1 of 11')
+    assert page.url.endswith('/jobs/1?search=line+17')
+    page.reload()
+    expect(page.locator('#find output')).to_have_text('1 of 11')
+    assert page.get_by_label('Search the log').input_value() == 'line 17'
+    assert in_view(page, 18)
+
+
+def test_keys_search_step_and_jump_and_are_listed(browser, page, log):
+    log.write('needle\n' + 'hay\n' * 300 + 'needle\n')
+    log.finish()
+    browser.open(JOB)
+    lines(page).first.wait_for()
+    page.keyboard.press('G')
+    browser.wait(lambda: in_view(page, 302))
+    page.keyboard.press('g')
+    browser.wait(lambda: in_view(page, 1))
+    page.keyboard.press('/')
+    page.keyboard.type('needlejk?')     # what is typed into a field is text
+    assert page.get_by_label('Search the log').input_value() == 'needlejk?'
+    for _ in range(3):
+        page.keyboard.press('Backspace')
+    page.keyboard.press('Enter')
+    found = page.locator('#find output')
+    expect(found).to_have_text('1 of 2')
+    page.keyboard.press('Escape')
+    page.keyboard.press('n')
+    expect(found).to_have_text('2 of 2')
+    browser.wait(lambda: in_view(page, 302))
+    page.keyboard.press('N')
+    expect(found).to_have_text('1 of 2')
+    before = page.evaluate('document.getElementById("trace").scrollTop')
+    page.keyboard.press('j')
+    assert page.evaluate('document.getElementById("trace").scrollTop') == before + 20
+    page.keyboard.press('k')
+    assert page.evaluate('document.getElementById("trace").scrollTop') == before
+    page.keyboard.press('?')
+    dialog = page.get_by_role('dialog', name='Keys')
+    expect(dialog).to_contain_text('Next match')
+    dialog.get_by_role('button', name='Close').click()
+    expect(dialog).to_have_count(0)
+
+
+def test_keys_lead_from_row_to_row_of_a_list(browser, page, ci, project):
+    for title in ('one', 'two', 'three'):
+        ci.create_pipeline(project, 'main', sha=SHA, content={'workflow': {'name': title}, 'test': {'script': ['x']}})
+    browser.open('/')
+    for key, title in zip('jjkjjj', ['three', 'two', 'three', 'two', 'one', 'one'], strict=True):
+        page.keyboard.press(key)
+        assert page.evaluate('document.activeElement.textContent') == title
+    page.keyboard.press('/')
+    assert page.evaluate('document.activeElement.name') == 'ref'
+
+
+def test_match_far_away_is_shown_with_the_lines_around_it(browser, page, long_log):
+    browser.open(JOB)
+    lines(page).first.wait_for()
+    page.keyboard.press('/')
+    page.keyboard.type('line    100')
+    page.keyboard.press('Enter')
+    expect(page.locator('.line.current')).to_have_count(1)
+    number = int(page.locator('.line.current').get_attribute('id')[1:])
+    for near in (number - 3, number, number + 3):
+        assert in_view(page, near)
+
+
+STAMPED = (
+    '2026-08-22T10:00:01.123456Z 00O section_start:1787000000:prepare\r\x1b[0K\n'
+    '2026-08-22T10:00:02.123456Z 00O+\x1b[36;1mPreparing\x1b[0;m\n'
+    '2026-08-22T10:00:03.123456Z 01O progress 10%\r\n'
+    '2026-08-22T10:00:04.123456Z 01O+progress 100%\n'
+    '2026-08-22T10:00:05.123456Z 01E warning: of the compiler\n'
+    '2026-08-22T10:00:06.123456Z 00O section_end:1787000009:prepare\r\x1b[0K\n'
+    '2026-08-22T10:00:07.123456Z 00O done\n')
+
+
+@pytest.mark.parametrize('size', [1, 7, 40, 1000])
+def test_stamped_log_is_shown_without_its_stamps_which_are_a_column_to_ask_for(browser, page, log, size):
+    browser.open(JOB)
+    for start in range(0, len(STAMPED), size):
+        log.write(STAMPED[start:start + size])
+        if start % (16 * size) == 0:
+            later(page, 1)
+    log.finish()
+    later(page, 5)
+    expect(lines(page)).to_have_text(['Preparing', 'progress 100%', 'warning: of the compiler', 'done'])
+    assert page.locator('.took').first.text_content() == '0:09'
+    assert page.locator('.line.stderr .text').all_text_contents() == ['warning: of the compiler']
+    stamps = page.locator('.stamp')
+    assert not stamps.first.is_visible()
+    page.get_by_label('Times (UTC)').check()
+    assert stamps.first.is_visible()
+    assert stamps.all_text_contents() == ['10:00:01', '10:00:03', '10:00:05', '10:00:07']
+    assert stamps.nth(2).get_attribute('title') == '2026-08-22T10:00:05.123456Z, stderr'
+
+
+def test_log_without_stamps_offers_no_times(browser, page, log):
+    log.write('a line\n2026-08-22T10:00:05.123456Z 01E like a stamp\n')
+    log.finish()
+    browser.open(JOB)
+    expect(lines(page)).to_have_text(['a line', '2026-08-22T10:00:05.123456Z 01E like a stamp'])
+    assert not page.get_by_label('Times (UTC)').is_visible()
+
+
+@pytest.mark.parametrize('seed', range(2))
+def test_long_stamped_log_is_the_same_lines_from_its_end_and_from_its_top(browser, page, log, seed):
+    text = ''.join(f'row {number} {"x" * (number % 50)}\r\x1b[0Krow {number}\n' for number in range(4000))
+    log.write(stamped(text.encode(), 1_796_005_331.0 + seed))
+    log.finish()
+    browser.open(JOB)
+    expect(lines(page).last).to_have_text('row 3999')
+    for _ in range(20):
+        earlier = page.get_by_role('button', name='Show earlier lines')
+        if not earlier.is_visible():
+            break
+        count = lines(page).count()
+        earlier.click()
+        browser.wait(lambda count=count: lines(page).count() > count)
+    assert lines(page).all_text_contents() == [f'row {number}' for number in range(4000)]
+    numbers = page.locator('.line > a').all_text_contents()
+    assert numbers == [str(number) for number in range(1, 4001)]
 
 
 def test_long_lines_wrap_unless_they_must_not(browser, page, log):

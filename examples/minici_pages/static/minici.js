@@ -138,22 +138,62 @@ function paint(text, style, target) {
   put(text.slice(at));
 }
 
+// What runners from 18.7 on write before each line: when, which stream (O or E), and + when the line before goes on.
+const STAMP = /^([0-9]{4}-[0-9-]{5}T([0-9:]{8})\.[0-9]{6}Z) [0-9a-f]{2}([OE])([ +])/;
+
 class Painter {
   // Turns the text of a log into lines below `root`, the first with the number `line`, however it is cut into pieces.
-  constructor(root, line) {
-    Object.assign(this, {line, place: root, sections: [], style: {}, rest: '', partial: null});
+  // A log has time stamps if its first line has; one that is painted from within a line shows it by the next.
+  constructor(root, line, {stamped, within = false} = {}) {
+    Object.assign(this, {line, stamped, within, place: root, sections: [], style: {}, rest: '', partial: null});
+    this.open = null; // a line with a stamp that the next one may continue
   }
   feed(text) {
     this.partial?.remove();
     const lines = (this.rest + text).split('\n');
     this.rest = lines.pop();
-    for (const line of lines) {
-      this.add(line, this.style);
-      this.line += 1;
-    }
-    this.partial = this.rest ? this.add(this.rest.replace(UNFINISHED, ''), {...this.style}, true) : null;
+    for (const line of lines) this.take(line);
+    const {text: shown = '', stamp} = this.joined(this.rest.replace(UNFINISHED, ''));
+    this.partial = shown || this.open ? this.add(shown, {...this.style}, true, stamp) : null;
   }
-  add(line, style, partial = false) {
+  take(line) {
+    const stamp = this.stamped === false ? null : STAMP.exec(line);
+    if (stamp || !this.within) this.stamped ??= Boolean(stamp);
+    this.within = false;
+    const text = stamp ? line.slice(stamp[0].length) : line;
+    if (stamp?.[4] === '+' && this.open) {
+      this.open.text += text;
+      return;
+    }
+    this.close();
+    if (stamp) this.open = {text, stamp};
+    else this.put(text);
+  }
+  joined(rest) {
+    // The line that has not ended, with what has come of it so far.
+    const stamp = this.stamped === false ? null : STAMP.exec(rest);
+    if (!stamp && this.stamped && rest.length < 32) return this.open ?? {};
+    if (!stamp) return {text: rest};
+    const text = rest.slice(stamp[0].length);
+    if (stamp[4] === '+' && this.open) return {text: this.open.text + text, stamp: this.open.stamp};
+    this.close();
+    return {text, stamp};
+  }
+  close() {
+    if (this.open) this.put(this.open.text, this.open.stamp);
+    this.open = null;
+  }
+  end() {
+    // Nothing follows: what may have gone on does not.
+    this.partial?.remove();
+    this.partial = null;
+    this.close();
+  }
+  put(text, stamp) {
+    this.add(text, this.style, false, stamp);
+    this.line += 1;
+  }
+  add(line, style, partial = false, stamp = null) {
     let text = make('span', 'text'),
       place = this.place,
       row = null,
@@ -166,6 +206,7 @@ class Painter {
       number.href = `#L${this.line}`;
       number.tabIndex = -1;
       row.append(number, text);
+      if (stamp) this.mark(row, stamp);
       place.append(row);
       text = make('span', 'text');
     };
@@ -183,6 +224,12 @@ class Painter {
     }
     if (text.textContent || (!marks && !partial)) put();
     return row;
+  }
+  mark(row, [, moment, time, stream]) {
+    const shown = make('span', 'stamp', time);
+    shown.title = `${moment}, ${stream === 'E' ? 'stderr' : 'stdout'}`;
+    row.firstChild.after(shown);
+    if (stream === 'E') row.classList.add('stderr');
   }
   section(what, time, name, options = '') {
     if (what === 'start') {
@@ -214,6 +261,8 @@ function turn(section, folded = !section.classList.contains('folded')) {
   section.classList.toggle('folded', folded);
   section.querySelector('.fold').setAttribute('aria-expanded', !folded);
 }
+
+const CONTEXT = 30; // lines before one that is led to
 
 class Log {
   // Shows the window of a trace from byte `start` to byte `end`, and goes on with it while it grows.
@@ -252,28 +301,37 @@ class Log {
   }
   async open() {
     await this.tail();
-    if (!(await this.showAddressed()) && (this.start || !this.finished)) await this.bottom();
+    const text = new URLSearchParams(location.search).get('search');
+    this.input.value = text || '';
+    if (await this.showAddressed()) return;
+    if (text) await this.search(text, 1);
+    else if (this.start || !this.finished) await this.bottom();
+  }
+  get input() {
+    return document.querySelector('#find input');
   }
   async tail() {
     const size = +this.facts.size;
     if (size > this.piece) {
       const [[line, start]] = await this.find({offset: size - this.piece});
       const skip = size - this.piece - start;
-      this.reset(skip < 65536 ? start : start + skip, line);
+      if (skip < 65536) this.reset(start, line);
+      else this.reset(start + skip, line, true);
     } else {
       this.reset(0, 1);
     }
     do await this.more();
     while (this.end < this.size);
   }
-  reset(start, line) {
+  reset(start, line, within = false) {
     this.body.replaceChildren();
     Object.assign(this, {start, end: start, first: line, decoder: new TextDecoder()});
-    this.painter = new Painter(this.body, line);
+    this.painter = new Painter(this.body, line, {within});
     this.shown();
   }
   shown() {
     this.earlier.hidden = this.start === 0;
+    document.getElementById('log').classList.toggle('stamped', this.painter.stamped === true);
     this.later.hidden = !(this.end < this.size);
     this.note.textContent = this.end
       ? ''
@@ -301,26 +359,34 @@ class Log {
   }
   async before() {
     const start = Math.max(0, this.start - this.piece);
-    let bytes = await this.fetch(start, this.start - 1);
-    const cut = start ? bytes.indexOf(10) + 1 : 0;
-    bytes = bytes.subarray(cut);
-    const body = make('div'),
-      height = this.trace.scrollHeight;
-    const lines = bytes.reduce((count, byte) => count + (byte === 10), 0);
+    const bytes = await this.fetch(start, this.start - 1);
+    const starts = this.lineStarts(bytes);
+    if (!start) starts.unshift(0);
+    const whole = starts.length > 1; // lines, else a piece of a very long one
+    const cut = whole ? starts[0] : 0;
+    const height = this.trace.scrollHeight;
+    const body = make('div');
     this.start = start + cut;
-    this.first -= lines;
-    const painter = new Painter(body, this.first);
-    painter.feed(new TextDecoder().decode(bytes));
+    this.first -= whole ? starts.length - 1 : starts.length;
+    const painter = new Painter(body, this.first, {stamped: this.painter.stamped, within: !whole});
+    painter.feed(new TextDecoder().decode(bytes.subarray(cut)));
+    painter.end();
     this.body.prepend(body);
     this.trace.scrollTop += this.trace.scrollHeight - height;
     this.shown();
   }
+  lineStarts(bytes) {
+    // Where lines start behind a newline, the last of which ends the piece. The newline before a + is none.
+    const starts = [];
+    for (let at = bytes.indexOf(10) + 1; at > 0; at = bytes.indexOf(10, at) + 1) {
+      const stamp = this.painter.stamped && new TextDecoder().decode(bytes.subarray(at, at + 32));
+      if (!stamp || STAMP.exec(stamp)?.[4] !== '+') starts.push(at);
+    }
+    return starts;
+  }
   async show(line, offset) {
     this.following = false;
-    if (!document.getElementById(`L${line}`)) {
-      this.reset(offset, line);
-      await this.more();
-    }
+    if (!document.getElementById(`L${line}`)) await this.load(+line, offset);
     const row = document.getElementById(`L${line}`);
     if (!row) return;
     for (const old of all('.line.current')) old.classList.remove('current');
@@ -331,6 +397,15 @@ class Log {
     }
     row.classList.add('current');
     row.scrollIntoView({block: 'center'});
+  }
+  async load(line, offset) {
+    // What stands before a line belongs to it, unless that is very long.
+    const [[first, start]] = await this.find({number: Math.max(1, line - CONTEXT)});
+    this.reset(start, first);
+    await this.more();
+    if (document.getElementById(`L${line}`)) return;
+    this.reset(offset, line);
+    await this.more();
   }
   async showAddressed() {
     const [id, line] = /^#L([0-9]+)$/.exec(location.hash) || [];
@@ -363,6 +438,7 @@ class Log {
       this.matches = text ? await this.find({search: text}) : [];
       this.searched = text;
       this.at = step > 0 ? -1 : 0;
+      history.replaceState(null, '', text ? `?${new URLSearchParams({search: text})}` : location.pathname);
     }
     const count = this.matches.length;
     if (!count) {
@@ -402,7 +478,7 @@ addEventListener('click', event => {
     if (document.execCommand('copy')) button.textContent = 'Copied'; // the clipboard API wants https
   }
   if (button.dataset.do) log[button.dataset.do]();
-  if (button.dataset.step) log.search(document.querySelector('#find input').value, +button.dataset.step);
+  if (button.dataset.step) log.search(log.input.value, +button.dataset.step);
   if (button.hash) {
     event.preventDefault();
     location.replace(button.hash);
@@ -412,6 +488,69 @@ addEventListener('submit', event => {
   if (event.target.id !== 'find') return;
   event.preventDefault();
   log.search(event.target.elements.text.value, 1);
+});
+// Keys, for whoever does not type into a field.
+const KEYS = [
+  ['/', 'Search'],
+  ['n', 'Next match'],
+  ['N', 'Previous match'],
+  ['j', 'Down a line, or to the next link of a list'],
+  ['k', 'Up a line, or to the link before'],
+  ['g', 'To the top'],
+  ['G', 'To the bottom'],
+  ['?', 'These keys'],
+];
+function showKeys() {
+  const dialog = make('dialog', 'keys');
+  const list = make('dl');
+  for (const [key, meaning] of KEYS) {
+    const term = make('dt');
+    term.append(make('kbd', '', key));
+    list.append(term, make('dd', '', meaning));
+  }
+  const close = make('button', '', 'Close');
+  close.addEventListener('click', () => dialog.close());
+  dialog.append(make('h2', '', 'Keys'), list, close);
+  dialog.setAttribute('aria-label', 'Keys');
+  dialog.addEventListener('close', () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
+function move(step) {
+  if (log) {
+    log.following = false;
+    return log.trace.scrollBy({top: step * 20});
+  }
+  const rows = Array.from(all('main .rows > li, main .job, main .group > details > summary'));
+  const links = rows
+    .map(row => (row.matches('summary') ? row : row.querySelector('.title') || row.querySelector('a')))
+    .filter(link => link?.checkVisibility());
+  const at = links.indexOf(document.activeElement);
+  links[Math.max(0, Math.min(links.length - 1, at + step))]?.focus();
+}
+const DO = {
+  '/': () => {
+    const input = document.querySelector('[role=search] :is(input[type=search], input:not([type]))');
+    input?.focus();
+    input?.select();
+  },
+  n: () => log?.search(log.input.value, 1),
+  N: () => log?.search(log.input.value, -1),
+  j: () => move(1),
+  k: () => move(-1),
+  g: () => (log ? log.top() : scrollTo(0, 0)),
+  G: () => (log ? log.bottom() : scrollTo(0, document.body.scrollHeight)),
+  '?': showKeys,
+};
+addEventListener('keydown', event => {
+  const typing = event.target.closest?.('input:not([type=checkbox]), select, textarea, dialog');
+  if (event.key === 'Escape' && typing?.closest('[role=search]')) {
+    event.preventDefault(); // browsers would empty the field
+    typing.blur();
+  }
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || !DO[event.key]) return;
+  event.preventDefault();
+  DO[event.key]();
 });
 addEventListener('hashchange', () => log?.showAddressed());
 let log = null;

@@ -41,6 +41,7 @@ aria-label="Next match">↓</button>
 <span class="jumps"><button data-do="top">Top</button><button data-do="error">First error</button><button
 data-do="bottom">Bottom</button></span>
 <label><input type="checkbox" id="wrap" checked> Wrap</label>
+<label class="times"><input type="checkbox" id="times"> Times (UTC)</label>
 <span class="files"><a href="{{here}}/raw">Raw</a> <a href="{{here}}/plain">Plain text</a></span>
 </div>
 <div id="trace" tabindex="0" role="region" aria-label="Lines of the log">

@@ -35,5 +35,6 @@
 <main id="main">
 {{content}}
 </main>
+<footer class="hint">Press <kbd>?</kbd> for the keys of this page</footer>
 </body>
 </html>
