@@ -61,6 +61,17 @@ def test_no_page_has_a_serious_fault_in_light_or_dark(window, gallery, width):
     assert faults(browser, gallery[2].values()) == []
 
 
+def test_long_names_make_no_page_wider_than_a_phone(chromium, browser, ci, token, server):
+    project = ci.create_project('a-group-with-a-long-name/' + 'and-a-project-with-a-longer-one-' * 3)
+    ci.create_pipeline(project, 'a-branch-with-a-name-of-some-length' * 2, sha='1' * 40, content={
+        'a job with a name that goes on ' * 4: {'script': ['x'], 'tags': ['a-tag-with-a-long-name' * 3]}})
+    browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': token, 'url': server.url}])
+    browser.size(390, 844)
+    base = f'/{project["path"]}'
+    assert faults(browser, [
+        '/', '/-/pipelines/new', '/-/projects', base, f'{base}/-/pipelines/1', f'{base}/-/jobs/1', '/-/runners']) == []
+
+
 def test_pages_of_readers_and_strangers_have_no_serious_fault(window, gallery, monkeypatch):
     ci, _, addresses = gallery
     readable = [addresses[name] for name in ('pipelines', 'pipeline', 'job', 'runners', 'project')]
