@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from screenshots import example, pages
-from support import TOP
+from support import TOP, Runner
 
 import minici
 
@@ -65,6 +65,8 @@ def test_long_names_make_no_page_wider_than_a_phone(chromium, browser, ci, token
     project = ci.create_project('a-group-with-a-long-name/' + 'and-a-project-with-a-longer-one-' * 3)
     ci.create_pipeline(project, 'a-branch-with-a-name-of-some-length' * 2, sha='1' * 40, content={
         'a job with a name that goes on ' * 4: {'script': ['x'], 'tags': ['a-tag-with-a-long-name' * 3]}})
+    claim = Runner(ci, tag_list=['a-tag-with-a-long-name' * 3]).claim()
+    ci.append_trace(ci.authenticate_job(claim.job['id'], claim.token), 0, b'x' * 1000 + b'\n')
     browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': token, 'url': server.url}])
     browser.size(390, 844)
     base = f'/{project["path"]}'
