@@ -95,7 +95,7 @@ import xml.parsers.expat
 import zipfile
 import zlib
 import zoneinfo
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.client import HTTPMessage
@@ -540,6 +540,7 @@ FINISHED = ('success', 'failed', 'canceled', 'skipped')
 PIPELINE_FILE = '.gitlab-ci.yml'
 RESERVED_PATHS = 'api/v[0-9]+|ci/(?:api|builds|runners)|hooks'     # of projects: these addresses are the API's
 ALIVE = ('running', 'canceling')    # a runner has it, and its token works
+HELD = ('pending', *ALIVE)          # the same with those that a runner prepares, if it has a token
 CANCELABLE = ('created', 'waiting_for_resource', 'pending', 'running', 'canceling', 'manual', 'scheduled')
 RETRYABLE = ('success', 'failed', 'canceled')
 PLAYABLE = ('manual', 'scheduled')
@@ -4847,6 +4848,18 @@ CREATE TRIGGER job_needs AFTER INSERT ON job WHEN NEW.needs IS NOT NULL
 BEGIN
     INSERT OR IGNORE INTO job_need SELECT NEW.pipeline_id, value, NEW.id FROM json_each(NEW.needs);
 END;
+""", """
+-- A runner may prepare a job that it has claimed: the job has a token then, and is pending until the runner accepts it.
+
+ALTER TABLE job ADD COLUMN claimed_at REAL;         -- when a runner claimed it, or last said that it prepares it
+ALTER TABLE job ADD COLUMN failure_message TEXT;    -- what people should know beyond the failure_reason
+UPDATE job SET claimed_at = started_at WHERE status IN ('running', 'canceling');
+
+DROP INDEX job_pending_shared;
+DROP INDEX job_pending_project;
+CREATE INDEX job_pending_shared ON job (tag_set_id, id) WHERE status = 'pending' AND token_hash IS NULL AND shared = 1;
+CREATE INDEX job_pending_project ON job (project_id, tag_set_id, id) WHERE status = 'pending' AND token_hash IS NULL;
+CREATE INDEX job_prepared ON job (id) WHERE status = 'pending' AND token_hash IS NOT NULL;
 """)
 
 
@@ -6932,7 +6945,8 @@ class Jobs(Runners):
             SELECT status, job.id, job.name, started_at, finished_at, needs, failure_reason, allow_failure, retried,
                    CASE WHEN status IN ('manual', 'scheduled')
                         THEN json_extract(spec, '$.manual_confirmation') END AS manual_confirmation,
-                   stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, resource_group, scheduled_at
+                   stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, resource_group,
+                   scheduled_at, claimed_at, runner_id, failure_message
               FROM job
               JOIN tag_set ON tag_set.id = job.tag_set_id
              WHERE pipeline_id = :id AND retried = 0
@@ -6981,7 +6995,7 @@ class Jobs(Runners):
         return self._one(f"""
             SELECT *
               FROM job INDEXED BY job_token
-             WHERE token_hash = :hash AND status IN {ALIVE}
+             WHERE token_hash = :hash AND status IN {HELD}
             """, hash=token_hash(token))
 
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
@@ -7013,7 +7027,7 @@ class Jobs(Runners):
         now = self._one('SELECT status, token_hash FROM job WHERE id = :id', id=job['id'])
         if now is None:
             raise JobNotRunning('canceled')
-        if now['status'] not in ALIVE or not same_secret(now['token_hash'], job['token_hash']):
+        if now['status'] not in HELD or not same_secret(now['token_hash'], job['token_hash']):
             raise JobNotRunning(now['status'])
 
     def trace_size(self, job: Row) -> int:
@@ -7214,6 +7228,8 @@ class Waiting(Tests):
         status = job['status']
         if status == 'created':
             return once(self._waits_for, once, job['pipeline_id'], job['stage_idx'], job['needs'])
+        if status == 'pending' and job['claimed_at'] is not None:
+            return once(self._who_prepares, job['runner_id'])
         if status == 'pending':
             return once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
         if status == 'waiting_for_resource':
@@ -7256,6 +7272,14 @@ class Waiting(Tests):
         if holder is None:
             return f'another job holds the resource group {name}'
         return f'job {holder["id"]} ({holder["name"]}) holds the resource group {name}'
+
+    def _who_prepares(self, runner_id: int | None) -> str:
+        """Say which runner has claimed a pending job."""
+        if runner_id is None:
+            return 'a runner that was removed was preparing it'
+        runner = self.find_runner_by_id(runner_id)
+        name = f' ({runner["description"]})' if runner['description'] else ''
+        return f'runner {runner_id}{name} is preparing it'
 
     def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str) -> str:
         """Say why no runner has taken a pending job of a project with these tags."""
@@ -8451,7 +8475,8 @@ OLDEST = """
     SELECT min(oldest) AS id
       FROM (SELECT (SELECT queued.id
                       FROM job AS queued INDEXED BY {index}
-                     WHERE queued.status = 'pending' AND queued.tag_set_id = served.tag_set_id
+                     WHERE queued.status = 'pending' AND queued.token_hash IS NULL
+                       AND queued.tag_set_id = served.tag_set_id
                        AND {reach}
                        AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
                        AND (:pipeline_id IS NULL OR queued.pipeline_id = :pipeline_id)
@@ -8468,22 +8493,60 @@ QUEUES = {
 }
 CLAIMS = {runner_type: f"""
     UPDATE job
-       SET status = 'running', runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash,
-           started_at = :now, attempts = attempts + 1
-     WHERE status = 'pending' AND id = ({oldest})
+       SET runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash, claimed_at = :now,
+           attempts = attempts + 1
+     WHERE status = 'pending' AND token_hash IS NULL AND id = ({oldest})
     RETURNING id, pipeline_id
     """ for runner_type, oldest in QUEUES.items()}
+
+# A claimed job is pending until its runner accepts it; for most runners that is at once.
+ACCEPT = """
+    UPDATE job
+       SET status = 'running', started_at = :now
+     WHERE id = :id AND status = 'pending' AND token_hash = :token_hash
+    RETURNING *
+    """
 
 # A job that was being canceled ends as canceled, whatever its runner says.
 FINISH = f"""
     UPDATE job
        SET status = CASE status WHEN 'canceling' THEN 'canceled' ELSE :status END,
            failure_reason = CASE status WHEN 'canceling' THEN NULL ELSE :failure_reason END,
+           failure_message = :failure_message,
            exit_code = :exit_code, allow_failure = allow_failure OR :allowed,
            coverage = :coverage, finished_at = max(:now, coalesce(started_at, :now))
-     WHERE id = :id AND status IN {ALIVE} AND token_hash IS :token_hash
+     WHERE id = :id AND status IN {HELD} AND token_hash IS :token_hash
     RETURNING *
     """
+
+#: What a job may ask for that older runners would leave out, by the feature that they lack (GitLab's RUNNER_FEATURES).
+KEYWORDS_BY_FEATURE = {
+    'upload_multiple_artifacts': 'artifacts:reports',
+    'artifacts_exclude': 'artifacts:exclude',
+    'multi_build_steps': 'release',
+    'return_exit_code': 'allow_failure:exit_codes',
+    'fallback_cache_keys': 'cache:fallback_keys',
+    'refspecs': 'merge request pipelines',
+}
+
+#: What a client is taken to support that announces no features, as no runner does: whatever it finds in a job, but
+#: not the further steps of a release, which such clients never ran.
+ASSUMED_FEATURES = frozenset(KEYWORDS_BY_FEATURE) - {'multi_build_steps'}
+
+
+def unsupported_keywords(job: Row, features: Container[str]) -> list[str]:
+    """Return what a job asks for that a runner with these features would leave out."""
+    spec = stored_spec(job)
+    artifacts = spec['artifacts']
+    needed = {
+        'upload_multiple_artifacts': any(item['artifact_type'] != 'archive' for item in artifacts),
+        'artifacts_exclude': any(item.get('exclude') for item in artifacts),
+        'multi_build_steps': spec['release'],
+        'return_exit_code': spec['allow_failure_exit_codes'],
+        'fallback_cache_keys': any(item.get('fallback_keys') for item in spec['cache']),
+        'refspecs': job['ref'].startswith('refs/merge-requests/'),
+    }
+    return [KEYWORDS_BY_FEATURE[feature] for feature, wanted in needed.items() if wanted and feature not in features]
 
 
 @dataclass(frozen=True)
@@ -8511,13 +8574,16 @@ class Queue(Retention):
         self._ticked_at, self._tidied_at = time.monotonic(), 0.0
 
     def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
-                    system_id: str | None = None, pipeline: Row | None = None) -> Claim | None:
+                    system_id: str | None = None, pipeline: Row | None = None,
+                    features: Collection[str] | None = None) -> Claim | None:
         """Claim the oldest job that a runner may take and return it, or None when there is none.
 
         The job is `running` from then on, with a token and an empty trace of its own. A paused runner
         gets nothing; `last_update` equal to `queue_value` skips the search; `job_age` leaves out jobs
         that have waited for fewer seconds. `system_id` names the runner manager. With `pipeline` only
-        its jobs are looked at.
+        its jobs are looked at. `features` are the names that a runner announces, None for every one:
+        jobs that need another fail as `runner_unsupported`, and with `two_phase_job_commit` the job
+        stays `pending` until the runner accepts it (`update_job`).
         """
         now, token = self.clock(), self.new_token('mcb')
         due = self._start_due(now)
@@ -8527,29 +8593,68 @@ class Queue(Retention):
             return None
         wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
                       job_age=job_age, pipeline_id=id_of(pipeline))
-        if self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is None:
-            return None  # an idle poll takes no lock
+        while self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is not None:  # an idle poll takes no lock
+            with self.db.write() as c:
+                claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
+                if not claimed:
+                    return None
+                job = self._claimed_job(c, claimed[0]['id'], now)
+                lacking = [] if features is None else unsupported_keywords(job, features)
+                if lacking:
+                    self._refuse(c, job, runner, lacking)
+                    continue
+                if 'two_phase_job_commit' not in (features or ()):
+                    self._accept(c, job, now)
+                    job = self._claimed_job(c, job['id'], now)
+                claim = Claim(job, token, self._dependencies(c, job), self._job_variables(job))
+            self._announce()
+            return claim
+        return None
+
+    @staticmethod
+    def _claimed_job(c: sqlite3.Connection, job_id: int, now: float) -> Row:
+        """Return the row of a job within the transaction that claims it."""
+        return c.execute(f"""
+            {JOB_ROWS}
+             WHERE job.id = :id
+            """, dict(id=job_id, now=now)).fetchone()
+
+    def _refuse(self, c: sqlite3.Connection, job: Row, runner: Row, lacking: Sequence[str]) -> None:
+        """Fail a job that its runner would run without `lacking` keywords."""
+        message = (f'runner {runner["id"]} does not support {", ".join(lacking)}; '
+                   'update it, or give the job a tag that only newer runners have')
+        self._end(c, job, 'failed', 'runner_unsupported', message=message)
+
+    def _accept(self, c: sqlite3.Connection, job: Row, now: float) -> list[Row]:
+        """Let a claimed job run; return its row, or nothing if it is not pending by this claim any more."""
+        accepted = c.execute(ACCEPT, dict(id=job['id'], token_hash=job['token_hash'], now=now)).fetchall()
+        if accepted:
+            self._start_pipeline(c, job['pipeline_id'], now)
+        return accepted
+
+    def _accepted(self, job: Row) -> Row:
+        """Return a job that its runner works on; one that was being prepared runs from now on.
+
+        Whatever a runner sends but "still preparing" accepts its job, so that no lost request ends one.
+        """
+        if job['status'] != 'pending':
+            return job
         with self.db.write() as c:
-            claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
-            if not claimed:
-                return None
-            self._start_pipeline(c, claimed[0]['pipeline_id'], now)
-            job = c.execute(f"""
-                {JOB_ROWS}
-                 WHERE job.id = :id
-                """, dict(id=claimed[0]['id'], now=now)).fetchone()
-            claim = Claim(job, token, self._dependencies(c, job), self._job_variables(job))
+            accepted = self._accept(c, job, self.clock())
         self._announce()
-        return claim
+        if not accepted:
+            self._check_alive(job)
+            return self.find_job(job)   # another request of the runner accepted it
+        return accepted[0]
 
     def return_job(self, claim: Claim) -> None:
         """Put a job back into the queue whose claim could not be answered; the claim counts as no attempt."""
         with self._change(claim.job['pipeline_id']) as c:
             c.execute("""
                 UPDATE job
-                   SET status = 'pending', runner_id = NULL, system_id = NULL, token_hash = NULL, started_at = NULL,
-                       attempts = attempts - 1
-                 WHERE id = :id AND status = 'running' AND token_hash = :token_hash
+                   SET status = 'pending', runner_id = NULL, system_id = NULL, token_hash = NULL, claimed_at = NULL,
+                       started_at = NULL, attempts = attempts - 1
+                 WHERE id = :id AND status IN ('pending', 'running') AND token_hash = :token_hash
                 """, dict(id=claim.job['id'], token_hash=claim.job['token_hash']))
 
     @staticmethod
@@ -8587,15 +8692,21 @@ class Queue(Retention):
                    checksum: str | None = None, bytesize: int | None = None) -> str:
         """Take a runner's report on its job and return the job's status afterwards.
 
-        `success` and `failed` finish it and let its pipeline go on; anything else is a sign of life.
-        `trace` replaces the whole trace. Repeating the final state is no error. Raises JobNotRunning
-        when the job has left its runner in another way, and ChecksumMismatch while the trace does not
-        have the `checksum` (``crc32:`` and 8 digits) and `bytesize` that its runner counted.
+        `success` and `failed` finish it and let its pipeline go on; `pending` says that the runner still
+        prepares it; anything else is a sign of life. `trace` replaces the whole trace. Repeating the
+        final state is no error. Raises JobNotRunning when the job has left its runner in another way,
+        BadRequest or Conflict for `pending` when it runs or is being canceled, and ChecksumMismatch
+        while the trace does not have the `checksum` (``crc32:`` and 8 digits) and `bytesize` that its
+        runner counted.
         """
         if job['status'] == state and state in ('success', 'failed'):
             return state
-        if job['status'] not in ALIVE:
+        if job['status'] not in HELD:
             raise JobNotRunning(job['status'])
+        if state == 'pending':
+            self._keep_claim(job)
+            return state
+        job = self._accepted(job)
         if trace is not None:
             with self._trace_limit(job):
                 self.traces.replace(job['id'], trace, lambda: self._check_alive(job))
@@ -8611,6 +8722,20 @@ class Queue(Retention):
         if status is None:
             self._check_alive(job)
         return status or state
+
+    def _keep_claim(self, job: Row) -> None:
+        """Record that a runner still prepares its job."""
+        if job['status'] == 'running':
+            raise BadRequest('Job is running')
+        with self.db.write() as c:
+            kept = c.execute("""
+                UPDATE job
+                   SET claimed_at = :now
+                 WHERE id = :id AND status = 'pending' AND token_hash = :token_hash
+                """, dict(id=job['id'], token_hash=job['token_hash'], now=self.clock())).rowcount
+        if not kept:
+            self._check_alive(job)
+            raise Conflict('Job is not being prepared')
 
     def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
         """Compare a trace with the runner's checksum; on mismatch ask for it again, at most twice, then record it."""
@@ -8647,21 +8772,28 @@ class Queue(Retention):
         coverage = None
         if spec['coverage']:
             coverage = self._coverage(job, spec['coverage'])
-        allowed = status == 'failed' and exit_code in spec['allow_failure_exit_codes']
         with self.db.write() as c:
-            ended = c.execute(FINISH, dict(
-                id=job['id'], status=status, failure_reason=failure_reason, exit_code=exit_code, allowed=allowed,
-                token_hash=job['token_hash'], now=self.clock(), coverage=coverage)).fetchall()
-            if ended and ended[0]['status'] == 'failed' and self._is_retried(c, job, spec, failure_reason, exit_code):
-                self._clone(c, ended[0], None)
-                self._process(c, job['pipeline_id'])
-            elif ended:
-                self._process_after(c, ended[0])
-        if ended:
+            final = self._end(c, job, status, failure_reason, exit_code=exit_code, coverage=coverage)
+        if final:
             self._announce()
         self.traces.settle(job['id'])
+        return final
+
+    def _end(self, c: sqlite3.Connection, job: Row, status: str, failure_reason: str | None, *,
+             message: str | None = None, exit_code: int | None = None, coverage: float | None = None) -> str | None:
+        """Write a job's final status and let its pipeline go on; return as `_finish` does."""
+        spec = stored_spec(job)
+        allowed = status == 'failed' and exit_code in spec['allow_failure_exit_codes']
+        ended = c.execute(FINISH, dict(
+            id=job['id'], status=status, failure_reason=failure_reason, failure_message=message, exit_code=exit_code,
+            allowed=allowed, token_hash=job['token_hash'], now=self.clock(), coverage=coverage)).fetchall()
         if not ended:
             return None
+        if ended[0]['status'] == 'failed' and self._is_retried(c, job, spec, failure_reason, exit_code):
+            self._clone(c, ended[0], None)
+            self._process(c, job['pipeline_id'])
+        else:
+            self._process_after(c, ended[0])
         return ended[0]['status']
 
     @staticmethod
@@ -8681,22 +8813,19 @@ class Queue(Retention):
         return tries <= retry['max']
 
     def _coverage(self, job: Row, pattern: str) -> float | None:
-        """Return the last number that a job's coverage pattern finds in the end of its trace."""
+        """Return the last number that a job's coverage pattern finds in its trace, looked for from the end."""
         until = time.monotonic() + PATTERN_TIMEOUT
-        with contextlib.suppress(NotFound, regex.error, TimeoutError), self.open_trace(job) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - MIB))
-            lines = file.read().decode('utf-8', 'replace').splitlines()
-            for line in reversed(lines):
+        with contextlib.suppress(NotFound, regex.error, TimeoutError):
+            for line in self.traces.lines_backwards(job['id']):
+                text = line.decode('utf-8', 'replace').rstrip('\r')
                 left = max(until - time.monotonic(), 0.001)
-                matches = regex.findall(pattern, line, timeout=left)
-                if not matches:
-                    continue
-                text = matches[-1]
-                if isinstance(text, tuple):
-                    text = text[-1]     # several groups: the last one counts
-                number = re.search(r'[0-9]+(?:\.[0-9]+)?', text)
-                if number:
-                    return float(number[0])
+                found = regex.findall(pattern, text, timeout=left) or ['']
+                last = found[-1]
+                if isinstance(last, tuple):
+                    last = last[-1]     # several groups: the last one counts
+                percentage = re.search(r'[0-9]+(?:\.[0-9]+)?', last)
+                if percentage:
+                    return float(percentage[0])
         return None
 
     @contextlib.contextmanager
@@ -8714,6 +8843,7 @@ class Queue(Retention):
         Empty data is a sign of life. Raises RangeMismatch, which knows the true length, when the trace
         does not end at `start`; JobNotRunning when the job has left its runner or outgrew max_trace_size.
         """
+        job = self._accepted(job)
         with self._trace_limit(job):
             return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
 
@@ -8736,6 +8866,7 @@ class Queue(Retention):
         tests = None
         if file_type == 'junit':
             tests = read_junit_report(part)
+        job = self._accepted(job)
         self._check_alive(job)
         now = self.clock()
         stored_as = self.artifacts.store(job['id'], part)
@@ -8809,10 +8940,23 @@ class Queue(Retention):
         self._listening_since = self.clock()
 
     def _alive_jobs(self) -> list[Row]:
-        return self._all(f'SELECT * FROM job INDEXED BY job_alive WHERE status IN {ALIVE}')
+        """Return the jobs that are with a runner, those that it prepares included."""
+        return self._all(f"""
+            SELECT *
+              FROM job INDEXED BY job_alive
+             WHERE status IN {ALIVE}
+             UNION ALL
+            SELECT *
+              FROM job INDEXED BY job_prepared
+             WHERE status = 'pending' AND token_hash IS NOT NULL
+            """)
 
     def _check_silence(self, job: Row, now: float) -> None:
         """Requeue a job whose claim was never answered; fail a job whose runner fell silent."""
+        if job['status'] == 'pending':
+            if now - max(job['claimed_at'], self._listening_since) >= self.settings.claim_timeout:
+                self._requeue(job)
+            return
         heard = self.traces.last_heard(job['id'])
         silent = now - max(heard or job['started_at'], self._listening_since)
         if heard is None and silent >= self.settings.claim_timeout:
@@ -8823,17 +8967,26 @@ class Queue(Retention):
 
     def _requeue(self, job: Row) -> bool:
         """Return a job whose claim was never answered to the queue, its old token void; tell whether it left."""
-        if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
-            log.info('job %s: %d claims were not answered, so it failed', job['id'], job['attempts'])
-            self._finish(job, 'failed', 'claims_unanswered')
-            return False
-        log.info('job %s: its claim was not answered, so it is pending again', job['id'])
+        values = {name: job[name] for name in ('id', 'status', 'token_hash', 'claimed_at')}
         with self._change(job['pipeline_id']) as c:
-            return c.execute("""
+            unanswered = c.execute("""
+                SELECT 1
+                  FROM job
+                 WHERE id = :id AND status = :status AND token_hash = :token_hash AND claimed_at IS :claimed_at
+                """, values).fetchall()
+            if not unanswered:
+                return False
+            if job['attempts'] >= MAX_CLAIM_ATTEMPTS or job['status'] == 'canceling':
+                log.info('job %s: %d claims were not answered, so it failed', job['id'], job['attempts'])
+                self._end(c, job, 'failed', 'claims_unanswered')
+                return False
+            log.info('job %s: its claim was not answered, so it is pending again', job['id'])
+            c.execute("""
                 UPDATE job
-                   SET status = 'pending', runner_id = NULL, token_hash = NULL, started_at = NULL
-                 WHERE id = :id AND status = 'running' AND token_hash = :token_hash
-                """, dict(id=job['id'], token_hash=job['token_hash'])).rowcount > 0
+                   SET status = 'pending', runner_id = NULL, token_hash = NULL, claimed_at = NULL, started_at = NULL
+                 WHERE id = :id
+                """, values)
+            return True
 
 
 # Checks #######################################################################################
@@ -10786,7 +10939,7 @@ def predefined_variables(claim: Claim, call: Viewer, runner: Row) -> JSON:
     variables['CI_JOB_NAME_SLUG'] = slug(job['name'])
     variables['CI_JOB_STAGE'] = variables['CI_BUILD_STAGE'] = job['stage']
     variables['CI_JOB_URL'] = f'{project_url}/-/jobs/{job["id"]}'
-    variables['CI_JOB_STARTED_AT'] = iso_time(job['started_at'], 'seconds')
+    variables['CI_JOB_STARTED_AT'] = iso_time(job['claimed_at'], 'seconds')
     if job['when_'] == 'manual':
         variables['CI_JOB_MANUAL'] = variables['CI_BUILD_MANUAL'] = 'true'
     if spec['image']:
@@ -10902,7 +11055,7 @@ def job_info(job: Row) -> JSON:
     info = pick(job, 'id', 'name', 'stage', 'project_id', 'project_name')
     info['project_full_path'] = job['project_path']
     info['pipeline_id'] = job['pipeline_id']
-    info['time_in_queue_seconds'] = max(0, int(job['started_at'] - job['queued_at']))
+    info['time_in_queue_seconds'] = max(0, int(job['claimed_at'] - job['queued_at']))
     info['project_jobs_running_on_instance_runners_count'] = '+Inf'
     return info
 
@@ -11019,18 +11172,12 @@ def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
     system_id, last_update = call.text('system_id'), call.optional('last_update')
     job_age = call.optional_integer('job_age')
     call.ci.contact(runner, info, call.remote_address, system_id)
-    while claim := call.ci.request_job(runner, last_update=last_update, job_age=job_age, system_id=system_id or None):
-        able = 'multi_build_steps' in info.get('features', ())
-        if able or not stored_spec(claim.job)['release']:
-            return claimed_response(call, payload, claim)
-        call.ci.update_job(claim.job, 'failed', failure_reason='runner_unsupported')  # it would leave the release out
-    return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
-
-
-def claimed_response(call: Call, payload: Callable[[Claim, Call, Row], Any], claim: Claim) -> bottle.HTTPResponse:
-    """Answer with the job of a claim; when that fails, the job goes back into the queue as if it had stayed there."""
+    claim = call.ci.request_job(runner, last_update=last_update, job_age=job_age, system_id=system_id or None,
+                                features=info.get('features', ASSUMED_FEATURES))
+    if claim is None:
+        return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
     try:
-        return json_response(payload(claim, call, call.actor), 201)
+        return json_response(payload(claim, call, runner), 201)
     except BaseException:
         call.ci.return_job(claim)
         raise
@@ -11077,6 +11224,8 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
     job_status, status = job['status'], 202
     try:
         size = call.ci.append_trace(job, start, data)
+        if job_status == 'pending':
+            job_status = 'running'  # the first piece accepted it
     except JobNotRunning as gone:
         job_status, status = gone.job_status, call.dialect.patch_gone_status
         if job_status == 'failed':
@@ -11095,7 +11244,7 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
 
 def store_upload(call: Call, job: Row) -> None:
     """Store the archive or report that a runner uploads."""
-    if job['status'] not in ALIVE:
+    if job['status'] not in HELD:
         raise JobNotRunning(job['status'])
     if call.upload is None:
         raise call.dialect.missing_file()
@@ -14197,6 +14346,8 @@ def outcome_line(screen: Screen, job: Row) -> str:
 
 def failure_text(job: Row) -> str:
     """Say in words why a job failed."""
+    if job['failure_message']:
+        return job['failure_message']
     if job['failure_reason'] == 'script_failure' and job['exit_code'] is not None:
         return f'exit code {job["exit_code"]}'
     return (job['failure_reason'] or 'unknown_failure').replace('_', ' ')

@@ -31,6 +31,19 @@ TWO_STAGES = {
     'compile': {'stage': 'build', 'script': ['make'], 'artifacts': {'paths': ['out/']}},
     'check': {'stage': 'test', 'script': ['make check']},
 }
+#: What runners of each version announce in `info.features`, as seen on the wire; 1.x and 9.x misname `artifacts`.
+FEATURES = {'1.0.4': {'cache', 'features', 'variables'}}
+FEATURES['10.8.2'] = FEATURES['1.0.4'] | {'shared'}
+FEATURES['11.8.0'] = FEATURES['10.8.2'] - {'features'} | {
+    'artifacts', 'session', 'terminal', 'upload_multiple_artifacts', 'upload_raw_artifacts'}
+FEATURES['11.11.4'] = FEATURES['11.8.0'] | {'masking', 'refspecs'}
+FEATURES['12.10.3'] = FEATURES['11.11.4'] | {'raw_variables'}
+FEATURES['13.12.0'] = FEATURES['12.10.3'] | {
+    'artifacts_exclude', 'cancelable', 'multi_build_steps', 'return_exit_code', 'trace_checksum', 'trace_reset',
+    'trace_size', 'vault_secrets'}
+FEATURES['17.11.4'] = FEATURES['13.12.0'] | {'cancel_gracefully', 'fallback_cache_keys'}
+FEATURES['18.6.6'] = FEATURES['17.11.4'] | {'two_phase_job_commit'}
+FEATURES['18.9.0'] = FEATURES['18.6.6'] | {'job_inputs'}
 #: What goes before and after an archive in a form that uploads it, and the form's headers.
 UPLOAD = (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\n', b'\r\n--x--\r\n')
 FORM = {'Content-Type': 'multipart/form-data; boundary=x'}

@@ -162,6 +162,8 @@ def shown_reason(job: Row, reason: str | None) -> str:
 
 def failure_text(job: Row) -> str:
     """Return in a sentence why a job failed."""
+    if job['failure_message']:
+        return f'Failed: {job["failure_message"]}.'
     reason = FAILURES.get(job['failure_reason'], job['failure_reason'])
     code = job['exit_code']
     if code is None:

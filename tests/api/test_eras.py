@@ -1,6 +1,7 @@
 """What runners of each era put on the wire, replayed on a socket: read `Era` and its table as their dialects."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import secrets
@@ -10,7 +11,7 @@ import zlib
 from dataclasses import dataclass, field
 
 import pytest
-from support import SHA, TWO_STAGES, archive
+from support import FEATURES, SHA, TWO_STAGES, archive, stamped
 
 import minici
 
@@ -43,6 +44,7 @@ class Era:
     heartbeat: str = 'trace'            # what a silent build sends every 30 s: an empty PATCH, or a PUT
     empty_is_chunked: bool = False      # Go before 1.8 sent an empty body in chunks
     announces: bool = False             # whether a PUT of `running` follows the claim at once
+    stamps: bool = False                # whether lines of the trace begin with time stamps
     final: tuple = ()                   # what else the last PUT tells
     settings: dict = field(default_factory=dict)    # that a registration sends beside the description
     info: dict = field(default_factory=dict)        # that it says of itself
@@ -56,46 +58,48 @@ class Era:
         return f'{start}-{start + length - (0 if self.exclusive else 1)}'
 
 
-def info(name, version, *features, **more):
-    """Return what a runner says of itself; 1.x and 9.x misnamed the feature `artifacts`."""
+def info(name, version, features=None, **more):
+    """Return what a runner says of itself; its features are those of its version, or of an earlier one."""
     return {'name': name, 'version': version, 'revision': '76fdacd', 'platform': 'linux', 'architecture': 'amd64',
-            'executor': 'shell', **more, 'features': dict.fromkeys(('variables', 'cache', *features), True)}
+            'executor': 'shell', **more, 'features': dict.fromkeys(sorted(FEATURES[features or version]), True)}
 
 
 OLD = dict(base='/ci/api/v1', calls=V1, token_header='Build-Token', status_header='Build-Status', put_token='runner',
            exclusive=True, empty_is_chunked=True, final=('trace',))
-MODERN = ('artifacts', 'upload_multiple_artifacts', 'refspecs', 'masking', 'trace_checksum', 'cancelable')
 ERAS = {
     # 1.5 did not add /ci to its address; no registration said whether it takes untagged jobs.
     'A 1.5.3': Era('gitlab-ci-multi-runner 1.5.3 (1-5-stable; go1.6.3; linux/amd64)', **{**OLD, 'base': '/api/v1'},
-                   info=info('gitlab-ci-multi-runner', '1.5.3', 'features')),
+                   info=info('gitlab-ci-multi-runner', '1.5.3', '1.0.4')),
     'A 1.11.5': Era('gitlab-ci-multi-runner 1.11.5 (1-11-stable; go1.7.5; linux/amd64)', **OLD,
                     settings={'tag_list': 'shell,linux', 'run_untagged': True},
-                    info=info('gitlab-ci-multi-runner', '1.11.5', 'features')),
+                    info=info('gitlab-ci-multi-runner', '1.11.5', '1.0.4')),
     'B 10.8.2': Era('gitlab-runner 10.8.2 (10-8-stable; go1.8.7; linux/amd64)', exclusive=True,
-                    final=('trace', 'failure_reason'), info=info('gitlab-runner', '10.8.2', 'artifacts'),
+                    final=('trace', 'failure_reason'), info=info('gitlab-runner', '10.8.2'),
                     settings={'tag_list': 'shell,linux', 'run_untagged': True, 'locked': True}),
     'C 12.10.3': Era('gitlab-runner 12.10.3 (12-10-stable; go1.13.8; linux/amd64)', heartbeat='state',
-                     final=('failure_reason',), info=info('gitlab-runner', '12.10.3', *MODERN[:4]),
+                     final=('failure_reason',), info=info('gitlab-runner', '12.10.3'),
                      upload_query='?artifact_format=zip&artifact_type=archive',
                      settings={'tag_list': 'shell,linux', 'run_untagged': True, 'locked': True, 'active': True,
                                'access_level': 'not_protected'}),
     'D 14.7.1': Era('gitlab-runner 14.7.1 (14-7-stable; go1.13.8; linux/amd64)', heartbeat='state',
                     final=('failure_reason', 'checksum', 'output', 'exit_code'),
-                    info=info('gitlab-runner', '14.7.1', *MODERN, shell='bash', config={'gpus': ''}),
+                    info=info('gitlab-runner', '14.7.1', '13.12.0', shell='bash', config={'gpus': ''}),
                     upload_query='?artifact_format=zip&artifact_type=archive', download_query='?direct_download=true',
                     settings={'tag_list': 'shell,linux', 'run_untagged': True, 'locked': True, 'active': True,
                               'access_level': 'not_protected'}),
     # From 17.11 on the runner's token, from 18.3 the job's, is in a header too; from 18.1 each request has a number.
     '18.6.6': Era('gitlab-runner 18.6.6 (18-6-stable; go1.24.6; linux/amd64)', heartbeat='state', announces=True,
                   final=('failure_reason', 'checksum', 'output', 'exit_code'), machine={'system_id': 's_0123456789ab'},
-                  info=info('gitlab-runner', '18.6.6', *MODERN, 'cancel_gracefully', 'two_phase_job_commit',
-                            shell='bash', config={'gpus': ''}, labels={}),
+                  info=info('gitlab-runner', '18.6.6', shell='bash', config={'gpus': ''}, labels={}),
                   upload_query='?artifact_format=zip&artifact_type=archive', download_query='?direct_download=true',
                   trace_query='?debug_trace=false',
                   settings={'tag_list': 'shell,linux', 'run_untagged': True, 'locked': True, 'paused': False,
                             'access_level': 'not_protected', 'maintenance_note': 'rack 2'}),
 }
+# From 18.7 on each line of the trace begins with a time stamp.
+ERAS['18.9.0'] = dataclasses.replace(
+    ERAS['18.6.6'], agent='gitlab-runner 18.9.0 (18-9-stable; go1.25.7; linux/amd64)', stamps=True,
+    info=info('gitlab-runner', '18.9.0', shell='bash', config={'gpus': ''}, labels={}))
 
 
 def go_json(value):
@@ -314,7 +318,9 @@ def test_what_a_runner_says_of_itself_is_known(ci, machine, era):
 
 
 def test_a_failing_script_fails_the_job(ci, project, machine, era):
-    content = {'script': ['exit 3'], 'allow_failure': {'exit_codes': 3}}
+    content = {'script': ['exit 3']}
+    if 'return_exit_code' in era.info['features']:
+        content['allow_failure'] = {'exit_codes': 3}
     pipeline = queue(ci, project, test=content)
     build = machine.claim()
     build.write(LOG)
@@ -395,19 +401,170 @@ def test_only_a_runner_that_can_is_asked_to_end_its_job_in_good_order(ci, projec
         assert (found(ci, build)['status'], ci.read_trace(build.id)) == ('canceled', build.log)
 
 
-@pytest.mark.parametrize('times, status', [(1, 'canceling'), (2, 'canceled')])
-def test_a_job_that_was_canceled_before_its_runner_said_a_word_is_given_up(ci, server, project, times, status):
+@pytest.mark.parametrize('name', ['18.6.6', '18.9.0'])
+@pytest.mark.parametrize('kept', [False, True])
+def test_a_job_that_was_canceled_while_its_runner_prepared_it_is_given_up(ci, server, project, name, kept):
     queue(ci, project)
-    with contextlib.closing(Machine(ERAS['18.6.6'], server)) as machine:
+    with contextlib.closing(Machine(ERAS[name], server)) as machine:
         machine.register(ci.registration_token)
         answer = machine.ask()
-        for _ in range(times):
-            ci.cancel_job(ci.find_job(1))
-        build = Build(machine, answer)
-        assert build.announced.headers['Job-Status'] == status
-        if status == 'canceling':   # reported as failed; the other is dropped without a word
-            assert build.finish('failed').status == 200
-        assert found(ci, build)['status'] == 'canceled'
+        payload = json.loads(answer.content)
+        if kept:
+            assert machine.send('state', {'token': payload['token'], 'state': 'pending'}, id=1).content == b'200'
+        ci.cancel_job(ci.find_job(1))
+        build = Build(machine, answer)  # dropped without another word
+        assert (build.announced.status, build.announced.headers['Job-Status']) == (403, 'canceled')
+        row = found(ci, build)
+        assert (row['status'], row['started_at']) == ('canceled', None)
+        assert machine.ask().status == 204
+
+
+# -- two-phase commit
+
+@pytest.fixture(params=['18.6.6', '18.9.0'])
+def preparing(request, ci, server, project):
+    """A runner that was given a job and has not said a word of it."""
+    queue(ci, project)
+    with contextlib.closing(Machine(ERAS[request.param], server)) as machine:
+        machine.register(ci.registration_token)
+        answer = machine.ask()
+        machine.payload = json.loads(answer.content)
+        machine.accept = lambda: Build(machine, answer)
+        machine.say = lambda state: machine.send('state', {'token': machine.payload['token'], 'state': state}, id=1)
+        yield machine
+
+
+def test_a_job_is_pending_until_its_runner_accepts_it_and_nobody_else_gets_it(ci, clock, server, preparing):
+    row = ci.find_job(1)
+    assert (row['status'], row['runner_id'], row['started_at']) == ('pending', 1, None)
+    assert ci.pending_reason(row) == 'runner 1 (shell on host) is preparing it'
+    assert ci.find_pipeline(1)['status'] == 'pending'
+    for name in ('A 1.11.5', '18.9.0'):
+        with contextlib.closing(Machine(ERAS[name], server)) as other:
+            other.register(ci.registration_token)
+            assert other.ask().status in (204, 404)
+    clock.advance(40)
+    build = preparing.accept()
+    assert (build.announced.status, build.announced.content, build.announced.headers['Job-Status']) == (
+        200, b'200', 'running')
+    row = found(ci, build)
+    assert (row['status'], row['started_at']) == ('running', clock())
+    assert ci.find_pipeline(1)['started_at'] == clock()
+    clock.advance(7)
+    build.write(LOG)
+    assert build.finish().status == 200
+    assert found(ci, build)['finished_at'] - found(ci, build)['started_at'] == 7
+
+
+def test_a_job_that_its_runner_keeps_waits_for_it_beyond_the_claim_timeout(ci, clock, preparing):
+    for _ in range(5):
+        clock.advance(100)
+        answer = preparing.say('pending')
+        assert (answer.status, answer.content, answer.headers['Job-Status']) == (200, b'200', 'pending')
+        ci.sweep()
+        assert ci.find_job(1)['status'] == 'pending'
+    build = preparing.accept()
+    assert build.announced.status == 200
+    assert preparing.say('pending').status == 400   # it runs
+    assert build.finish().status == 200
+    assert preparing.say('pending').status == 403   # it has left its runner
+
+
+def test_a_job_that_is_being_canceled_cannot_be_kept(ci, preparing):
+    build = preparing.accept()
+    ci.cancel_job(ci.find_job(1))
+    assert build.put('running').headers['Job-Status'] == 'canceling'
+    assert preparing.say('pending').status == 409
+
+
+def test_a_job_that_is_not_accepted_goes_back_to_the_queue_with_a_new_token(ci, clock, preparing):
+    clock.advance(119)
+    ci.sweep()
+    assert ci.find_job(1)['runner_id'] == 1
+    clock.advance(1)
+    ci.sweep()
+    row = ci.find_job(1)
+    assert (row['status'], row['runner_id'], row['claimed_at']) == ('pending', None, None)
+    for state in ('pending', 'running', 'success'):
+        assert preparing.say(state).status == 403
+    again = preparing.claim()
+    assert again.id == 1
+    assert again.payload['token'] != preparing.payload['token']
+    assert again.finish().status == 200
+
+
+def test_a_job_that_three_runners_prepared_and_none_accepted_fails(ci, clock, preparing):
+    for attempt in (1, 2, 3):
+        assert ci.find_job(1)['attempts'] == attempt
+        clock.advance(120)
+        ci.sweep()
+        if attempt < 3:
+            assert preparing.ask().status == 201
+    assert (ci.find_job(1)['status'], ci.find_job(1)['failure_reason']) == ('failed', 'claims_unanswered')
+
+
+@pytest.mark.parametrize('first', ['trace', 'upload', 'end'])
+def test_a_lost_acceptance_kills_no_job_whatever_its_runner_sends_next(ci, clock, preparing, first):
+    build = Build.__new__(Build)    # its PUT never arrived
+    vars(build).update(machine=preparing, era=preparing.era, payload=preparing.payload, id=1, log=b'', sent=0,
+                       headers={'Job-Token': preparing.payload['token']})
+    clock.advance(30)
+    if first == 'trace':
+        assert build.write(LOG).headers['Job-Status'] == 'running'
+    elif first == 'upload':
+        assert build.upload(ZIP).status == 201
+    if first != 'end':
+        assert (ci.find_job(1)['status'], ci.find_job(1)['started_at']) == ('running', clock())
+    assert build.finish().status == 200
+    row = ci.find_job(1)
+    assert (row['status'], row['started_at'], row['finished_at']) == ('success', clock(), clock())
+
+
+def test_an_acceptance_may_be_repeated(ci, clock, preparing):
+    build = preparing.accept()
+    started = found(ci, build)['started_at']
+    clock.advance(5)
+    assert build.put('running').status == 200
+    assert found(ci, build)['started_at'] == started
+
+
+def test_a_restart_of_the_server_leaves_a_prepared_job_with_its_runner(ci, clock, preparing):
+    clock.advance(90)
+    with minici.Coordinator(ci.db.path, clock=clock, fsync=False) as other, minici.Server(other, port=0) as server:
+        clock.advance(90)
+        other.sweep()   # it could hear no runner before
+        preparing.close()
+        preparing.address = server.port
+        build = preparing.accept()
+        assert build.announced.status == 200
+        assert build.finish().status == 200
+    assert ci.find_job(1)['status'] == 'success'
+
+
+def test_runners_with_and_without_acceptance_share_one_queue(ci, server, project):
+    ci.create_pipeline(project, 'main', sha=SHA, content={f'job {number}': {'script': ['x']} for number in range(6)})
+    with contextlib.ExitStack() as stack:
+        for name in ('18.9.0', 'D 14.7.1', 'A 1.11.5') * 2:
+            machine = stack.enter_context(contextlib.closing(Machine(ERAS[name], server)))
+            machine.register(ci.registration_token)
+            claimed = json.loads(machine.ask().content)['id']
+            assert ci.find_job(claimed)['status'] == ('pending' if name == '18.9.0' else 'running')
+    assert [ci.find_job(number)['status'] for number in range(1, 7)] == ['pending', 'running', 'running'] * 2
+    assert [ci.find_job(number)['attempts'] for number in range(1, 7)] == [1] * 6
+
+
+def test_a_stamped_trace_is_stored_as_it_came(ci, project, server):
+    queue(ci, project)
+    with contextlib.closing(Machine(ERAS['18.9.0'], server)) as machine:
+        machine.register(ci.registration_token)
+        build = machine.claim()
+        log = stamped(LOG)
+        for cut in (1, 31, 32, 100):
+            build.write(log[build.sent:cut])
+        build.write(log[100:])
+        assert build.finish().status == 200
+    assert ci.read_trace(1) == log
+    assert b''.join(ci.traces.plain(1)) == b'$ make <all> && echo "d\xc3\xa9j\xc3\xa0 vu \xe2\x9c\x93"\n' * 7
 
 
 # -- what went wrong on the way
