@@ -1585,7 +1585,7 @@ def re2_pattern(pattern: str, flags: str = '') -> regex.Pattern[str]:
     ``$`` is the end of the text alone, unless the flag `m` is set.
     """
     parts = PATTERN_PARTS.findall(pattern)
-    bare = PATTERN_PARTS.sub('', pattern)
+    bare = PATTERN_PARTS.sub('.', pattern)      # so that what stands around them does not meet
     unknown = [part for part in parts if NOT_RE2_ESCAPES.fullmatch(part)] + NOT_RE2.findall(bare)
     if unknown:
         raise ValueError(f'{pattern!r} is not a regular expression with RE2 syntax: {unknown[0]} is unknown to it')
