@@ -624,9 +624,21 @@ class PipelineSpec:
     merged: Mapping[str, Any] | None = None     # the file, with all that it includes, extends and refers to in place
 
 
-def is_protected(facts: Record) -> bool:
-    """Tell whether a pipeline is for a protected ref: the default branch, as GitLab has it unless told otherwise."""
-    return not facts['tag'] and facts['ref'] == facts['default_branch']
+def matches_ref(patterns: str | None, ref: str, tag: bool, default_branch: str) -> bool:
+    """Tell whether a project protects a ref; `patterns` is its `protected_refs`, NULL for the default branch."""
+    wanted = [f'refs/heads/{default_branch}']
+    if patterns is not None:
+        wanted = json.loads(patterns)
+    full = f'refs/tags/{ref}' if tag else f'refs/heads/{ref}'
+    return any(re.fullmatch('.*'.join(map(re.escape, pattern.split('*'))), full) for pattern in wanted)
+
+
+def clean_ref_patterns(patterns: Iterable[str]) -> str:
+    """Return patterns of protected refs as they are stored; a short name is a branch's."""
+    full = [pattern if pattern.startswith('refs/') else f'refs/heads/{pattern}' for pattern in patterns]
+    for pattern in full:
+        check_ref(pattern.replace('*', 'x'))
+    return json.dumps(sorted(set(full)))
 
 
 def check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
@@ -687,7 +699,7 @@ def pipeline_variables(facts: Record) -> dict[str, Any]:
         'CI_COMMIT_SHA': facts['sha'], 'CI_BUILD_REF': facts['sha'], 'CI_COMMIT_SHORT_SHA': facts['sha'][:8],
         'CI_COMMIT_BEFORE_SHA': facts['before_sha'], 'CI_BUILD_BEFORE_SHA': facts['before_sha'],
         'CI_COMMIT_REF_NAME': ref, 'CI_BUILD_REF_NAME': ref, 'CI_COMMIT_REF_SLUG': slug(ref),
-        'CI_BUILD_REF_SLUG': slug(ref), 'CI_COMMIT_REF_PROTECTED': str(is_protected(facts)).lower(),
+        'CI_BUILD_REF_SLUG': slug(ref), 'CI_COMMIT_REF_PROTECTED': str(bool(facts['protected'])).lower(),
         **dict.fromkeys(() if request else kinds, ref),
         'CI_COMMIT_MESSAGE': commit['message'], 'CI_COMMIT_TITLE': title, 'CI_COMMIT_DESCRIPTION': description.strip(),
         'CI_COMMIT_AUTHOR': f'{commit["author_name"]} <{commit["author_email"]}>' if 'author_name' in commit else None,
@@ -4860,6 +4872,19 @@ DROP INDEX job_pending_project;
 CREATE INDEX job_pending_shared ON job (tag_set_id, id) WHERE status = 'pending' AND token_hash IS NULL AND shared = 1;
 CREATE INDEX job_pending_project ON job (project_id, tag_set_id, id) WHERE status = 'pending' AND token_hash IS NULL;
 CREATE INDEX job_prepared ON job (id) WHERE status = 'pending' AND token_hash IS NOT NULL;
+""", """
+-- Protection belongs to a commit on a ref and is decided when a pipeline is created.
+
+ALTER TABLE project ADD COLUMN protected_refs TEXT; -- JSON list of full names with '*'; NULL: default branch
+ALTER TABLE pipeline ADD COLUMN protected INTEGER NOT NULL DEFAULT 0;   -- it may have protected variables
+ALTER TABLE job ADD COLUMN protected INTEGER NOT NULL DEFAULT 0;        -- its pipeline's, here for the indexes below
+UPDATE pipeline SET protected = 1
+ WHERE NOT tag AND ref = (SELECT default_branch FROM project WHERE project.id = project_id);
+UPDATE job SET protected = 1 WHERE pipeline_id IN (SELECT id FROM pipeline WHERE protected);
+CREATE INDEX job_protected_shared ON job (tag_set_id, id)
+    WHERE status = 'pending' AND token_hash IS NULL AND shared = 1 AND protected = 1;
+CREATE INDEX job_protected_project ON job (project_id, tag_set_id, id)
+    WHERE status = 'pending' AND token_hash IS NULL AND protected = 1;
 """)
 
 
@@ -6267,14 +6292,18 @@ class Projects(Accounts):
 
     def create_project(self, path: str, *, name: str | None = None, import_url: str | None = None,
                        default_branch: str = 'main', shared_runners_enabled: bool = True,
-                       build_timeout: int | None = None, allow_git_fetch: bool = True) -> Row:
+                       build_timeout: int | None = None, allow_git_fetch: bool = True,
+                       protected_refs: Iterable[str] | None = None) -> Row:
         """Create a project and return it.
 
         `path` may carry a namespace (``group/demo``) and is unique; `import_url` is where runners
         clone from, None when every pipeline brings its own sha and content. `build_timeout` is in
-        seconds. Raises BadRequest when the path is taken or invalid, or the address is unusable.
+        seconds. `protected_refs` are branches or full names such as ``refs/tags/v*`` (``*`` stands for
+        anything); None means the default branch. Raises BadRequest when the path is taken or invalid,
+        or the address is unusable.
         """
         check_project_path(path)
+        patterns = None if protected_refs is None else clean_ref_patterns(protected_refs)
         self._check_project(import_url, default_branch, build_timeout)
         with self.db.write() as c:
             if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
@@ -6283,7 +6312,8 @@ class Projects(Accounts):
                 c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
                 default_branch=default_branch, runners_token=path, webhook_token=self.new_token('mcw'),
                 shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
-                build_timeout=build_timeout or int(self.settings.job_timeout), created_at=self.clock())
+                protected_refs=patterns, build_timeout=build_timeout or int(self.settings.job_timeout),
+                created_at=self.clock())
             self._set_runners_token(c, project_id)
         return self.find_project(project_id)
 
@@ -6352,11 +6382,14 @@ class Projects(Accounts):
 
     def edit_project(self, project: Row, *, name: str = UNCHANGED, import_url: str | None = UNCHANGED,
                      default_branch: str = UNCHANGED, shared_runners_enabled: bool = UNCHANGED,
-                     build_timeout: int = UNCHANGED, allow_git_fetch: bool = UNCHANGED) -> Row:
+                     build_timeout: int = UNCHANGED, allow_git_fetch: bool = UNCHANGED,
+                     protected_refs: Iterable[str] | None = UNCHANGED) -> Row:
         """Change the given settings of a project, those of `create_project`, and return the project."""
         changes = changed(name=name, import_url=import_url, default_branch=default_branch,
                           build_timeout=build_timeout, shared_runners_enabled=shared_runners_enabled,
-                          allow_git_fetch=allow_git_fetch)
+                          allow_git_fetch=allow_git_fetch, protected_refs=protected_refs)
+        if changes.get('protected_refs') is not None:
+            changes['protected_refs'] = clean_ref_patterns(changes['protected_refs'])
         branch = changes.get('default_branch', project['default_branch'])
         self._check_project(changes.get('import_url') or None, branch, changes.get('build_timeout'))
         with self.db.write() as c:
@@ -6366,7 +6399,7 @@ class Projects(Accounts):
                 UPDATE project
                    SET name = :name, import_url = :import_url, default_branch = :default_branch,
                        shared_runners_enabled = :shared_runners_enabled, build_timeout = :build_timeout,
-                       allow_git_fetch = :allow_git_fetch
+                       allow_git_fetch = :allow_git_fetch, protected_refs = :protected_refs
                  WHERE id = :id
                 """, after)
             if 'shared_runners_enabled' in changes:
@@ -6431,7 +6464,7 @@ class Projects(Accounts):
              WHERE (project_id IS NULL OR project_id = :id)
                AND (:protected OR NOT protected)
              ORDER BY project_id IS NOT NULL, key
-            """, id=facts['project_id'], protected=is_protected(facts))
+            """, id=facts['project_id'], protected=facts['protected'])
 
     def list_triggers(self, project: Row) -> list[Row]:
         """Return the trigger tokens of a project, with their owners."""
@@ -6770,7 +6803,7 @@ JOB_ROWS = """
 # A job with the columns that say why it waits, and with its commit.
 BRIEF_JOB_ROWS = """
     SELECT job.id, job.status, job.started_at, job.project_id, job.pipeline_id, job.stage_idx, job.needs,
-           job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, pipeline.commit_info,
+           job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, job.protected, pipeline.commit_info,
            CASE WHEN pipeline.commit_info IS NOT NULL THEN pipeline.sha END AS sha,
            CASE WHEN pipeline.commit_info IS NOT NULL THEN project.path END AS project_path
       FROM job
@@ -6999,12 +7032,12 @@ class Jobs(Runners):
             """, hash=token_hash(token))
 
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
-        """Return the latest jobs that `job` waited for, with their archives."""
+        """Return the jobs whose artifacts and variables `job` gets: all it waited for, unless it names some."""
         values = dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'], now=self.clock())
         waited_for = 'job.stage_idx < :stage_idx'
         if job['needs'] is not None:
             waited_for = 'job.name IN (SELECT value FROM json_each(:needs))'
-        return c.execute(f"""
+        rows = c.execute(f"""
             SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
                    artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
               FROM job
@@ -7016,6 +7049,10 @@ class Jobs(Runners):
              WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for}
              ORDER BY job.stage_idx, job.id
             """, values).fetchall()
+        spec = stored_spec(job)
+        barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
+        named = spec['dependencies']
+        return [row for row in rows if row['name'] not in barred and (named is None or row['name'] in named)]
 
     def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
         """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
@@ -7194,6 +7231,7 @@ UNCLAIMED = f"""
          WHERE status IN {ALIVE} AND runner_id IS NOT NULL),
     candidate AS (
         SELECT runner.id, runner.active, coalesce(runner.contacted_at, 0) > :since AS online,
+               :protected OR runner.access_level = 'not_protected' AS open,
                EXISTS (SELECT 1
                          FROM runner_tag_set
                         WHERE runner_id = runner.id AND tag_set_id = :tag_set_id) AS serving
@@ -7204,9 +7242,10 @@ UNCLAIMED = f"""
                 OR runner.id IN (SELECT runner_id FROM runner_project WHERE project_id = :project_id)))
     SELECT count(*) AS runners,
            sum(serving) AS serving,
-           sum(serving AND active) AS active,
-           sum(serving AND active AND online) AS online,
-           max(CASE WHEN serving AND active AND online AND id NOT IN busy THEN id END) AS free
+           sum(serving AND open) AS open,
+           sum(serving AND open AND active) AS active,
+           sum(serving AND open AND active AND online) AS online,
+           max(CASE WHEN serving AND open AND active AND online AND id NOT IN busy THEN id END) AS free
       FROM candidate
     """
 
@@ -7231,7 +7270,7 @@ class Waiting(Tests):
         if status == 'pending' and job['claimed_at'] is not None:
             return once(self._who_prepares, job['runner_id'])
         if status == 'pending':
-            return once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'])
+            return once(self._why_unclaimed, job['project_id'], job['tag_set_id'], job['tags'], job['protected'])
         if status == 'waiting_for_resource':
             return once(self._resource_holder, job['project_id'], job['resource_group'])
         if status == 'manual':
@@ -7281,14 +7320,16 @@ class Waiting(Tests):
         name = f' ({runner["description"]})' if runner['description'] else ''
         return f'runner {runner_id}{name} is preparing it'
 
-    def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str) -> str:
+    def _why_unclaimed(self, project_id: int, tag_set_id: int, tags: str, protected: int) -> str:
         """Say why no runner has taken a pending job of a project with these tags."""
-        found = self._find('Project', UNCLAIMED, project_id=project_id, tag_set_id=tag_set_id,
+        found = self._find('Project', UNCLAIMED, project_id=project_id, tag_set_id=tag_set_id, protected=protected,
                            since=self.clock() - ONLINE_FOR)
         if not found['runners']:
             return 'no runner is registered for its project'
         if not found['serving']:
             return self._missing_tags(json.loads(tags), self.list_runners(self.find_project(project_id)))
+        if not found['open']:
+            return 'every runner that could take it is for protected refs alone'
         if not found['active']:
             return 'every runner that could take it is paused'
         if not found['online']:
@@ -7542,11 +7583,11 @@ class Processing(Waiting):
             return None
         clone = c.execute(f"""
             INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure,
-                             tag_set_id, shared, needs, resource_group, interruptible, timeout, user_id,
+                             tag_set_id, shared, protected, needs, resource_group, interruptible, timeout, user_id,
                              created_at, queued_at, variables, spec)
             SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {status}, when_,
                    json_extract(spec, '$.allow_failure'),
-                   tag_set_id, project.shared_runners_enabled, needs, resource_group, interruptible, timeout,
+                   tag_set_id, project.shared_runners_enabled, protected, needs, resource_group, interruptible, timeout,
                    coalesce(:user_id, user_id),
                    :now, :now, :variables, spec
               FROM job
@@ -7633,6 +7674,7 @@ class Compiling(Processing):
                 facts['sha'] = check_sha(sha)
             if sha is not None and content is not None:
                 facts.update(tag=tag or ref.startswith('refs/tags/'), ref=short_name(ref))
+                facts['protected'] = self._is_protected(facts)
             if sha is None or content is None or bridge is not None and project['import_url']:
                 repository = stack.enter_context(self._repository(project))
                 content = self._read_repository(repository, facts, content)
@@ -7658,7 +7700,15 @@ class Compiling(Processing):
             'project_path': project['path'],
             'project_name': project['name'],
             'default_branch': project['default_branch'],
+            'protected_refs': project['protected_refs'],
+            'protected': False,
         }
+
+    @staticmethod
+    def _is_protected(facts: Mapping[str, Any]) -> bool:
+        """Tell whether the ref of a pipeline is protected; a merge request's is not, for nobody has accepted it."""
+        protected = matches_ref(facts['protected_refs'], facts['ref'], facts['tag'], facts['default_branch'])
+        return protected and facts['merge_request'] is None
 
     def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None,
              inputs: Mapping[str, Any] = MappingProxyType({})) -> PipelineSpec:
@@ -7682,13 +7732,15 @@ class Compiling(Processing):
             return compile_pipeline(content, facts=facts, repository=repository, library=library, inputs=inputs,
                                     predefined=self._predefined(facts))
 
-    @staticmethod
-    def _read_repository(repository: Repository, facts: dict[str, Any], content: Any) -> Any:
+    def _read_repository(self, repository: Repository, facts: dict[str, Any], content: Any) -> Any:
         """Complete the facts of a pipeline from its repository; return `content`, or else the repository's file."""
-        found, facts['tag'] = repository.resolve(facts['ref'])
-        facts['ref'] = short_name(facts['ref'])
+        given = facts['ref']
+        found, facts['tag'] = repository.resolve(given)
+        facts['ref'] = short_name(given)
         facts['sha'] = check_sha(facts['sha'] or found)
         facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
+        if self._is_protected(facts):
+            facts['protected'] = facts['sha'] == found or repository.contains(given, facts['sha'])
         if content is None:
             content = repository.file(facts['sha'], PIPELINE_FILE)
         if content is None:
@@ -7806,7 +7858,8 @@ PIPELINE_SORTS = {name: name for name in ('id', 'status', 'ref', 'updated_at', '
 
 
 #: The facts of a plan that are columns of its pipeline.
-PIPELINE_FACTS = ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info', 'merge_request', 'schedule_id')
+PIPELINE_FACTS = ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info', 'merge_request', 'schedule_id',
+                  'protected')
 
 
 class Pipelines(Compiling):
@@ -7861,7 +7914,7 @@ class Pipelines(Compiling):
             for job in sorted(builds, key=lambda job: places[job.stage]):
                 insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, user_id=user_id, created_at=now,
                        stage_idx=places[job.stage], tag_set_id=self._tag_set(c, job.tag_list),
-                       shared=project['shared_runners_enabled'], **self._job_columns(job))
+                       shared=project['shared_runners_enabled'], protected=facts['protected'], **self._job_columns(job))
             self._supersede(c, facts, pipeline_id)
             self._process(c, pipeline_id)
         self._announce()
@@ -8485,19 +8538,26 @@ OLDEST = """
               FROM runner_tag_set AS served {projects}
              WHERE served.runner_id = :runner_id)
     """
+ENABLED = 'JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'
+#: By type and access level of the runner.
 QUEUES = {
-    'instance_type': OLDEST.format(index='job_pending_shared', reach='queued.shared = 1', projects=''),
-    'project_type': OLDEST.format(
-        index='job_pending_project', reach='queued.project_id = enabled.project_id',
-        projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
+    ('instance_type', 'not_protected'): OLDEST.format(
+        index='job_pending_shared', reach='queued.shared = 1', projects=''),
+    ('instance_type', 'ref_protected'): OLDEST.format(
+        index='job_protected_shared', reach='queued.shared = 1 AND queued.protected = 1', projects=''),
+    ('project_type', 'not_protected'): OLDEST.format(
+        index='job_pending_project', reach='queued.project_id = enabled.project_id', projects=ENABLED),
+    ('project_type', 'ref_protected'): OLDEST.format(
+        index='job_protected_project', reach='queued.project_id = enabled.project_id AND queued.protected = 1',
+        projects=ENABLED),
 }
-CLAIMS = {runner_type: f"""
+CLAIMS = {kind: f"""
     UPDATE job
        SET runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash, claimed_at = :now,
            attempts = attempts + 1
      WHERE status = 'pending' AND token_hash IS NULL AND id = ({oldest})
     RETURNING id, pipeline_id
-    """ for runner_type, oldest in QUEUES.items()}
+    """ for kind, oldest in QUEUES.items()}
 
 # A claimed job is pending until its runner accepts it; for most runners that is at once.
 ACCEPT = """
@@ -8593,9 +8653,10 @@ class Queue(Retention):
             return None
         wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
                       job_age=job_age, pipeline_id=id_of(pipeline))
-        while self._all(QUEUES[runner['runner_type']], **wanted)[0]['id'] is not None:  # an idle poll takes no lock
+        kind = runner['runner_type'], runner['access_level']
+        while self._all(QUEUES[kind], **wanted)[0]['id'] is not None:  # an idle poll takes no lock
             with self.db.write() as c:
-                claimed = c.execute(CLAIMS[runner['runner_type']], wanted).fetchall()
+                claimed = c.execute(CLAIMS[kind], wanted).fetchall()
                 if not claimed:
                     return None
                 job = self._claimed_job(c, claimed[0]['id'], now)
@@ -10985,7 +11046,7 @@ def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
             variables.append(runner_variable(name, str(value), shown=name != 'CI_REPOSITORY_URL'))
     for name, value in spec['variables'].items():
         variables.append(runner_variable(name, value, shown=True, raw=name in spec['raw_variables']))
-    given = [item for row in wanted_dependencies(claim) for item in json.loads(row['dotenv'])]
+    given = [item for row in claim.dependencies for item in json.loads(row['dotenv'])]
     given += [dict(row) for row in claim.variables]
     given += json.loads(job['pipeline_variables'])
     given += json.loads(job['variables'])
@@ -10995,13 +11056,14 @@ def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
     return sort_and_expand_all(variables)
 
 
-def wanted_dependencies(claim: Claim) -> list[Row]:
-    """Return the jobs whose artifacts and variables a job asked for: all it waited for unless it names some."""
-    spec, rows = stored_spec(claim.job), list(claim.dependencies)
-    if spec['dependencies'] is not None:
-        rows = [row for row in rows if row['name'] in spec['dependencies']]
-    barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
-    return [row for row in rows if row['name'] not in barred]
+def separated_caches(caches: Iterable[JSON], protected: bool) -> list[JSON]:
+    """Return caches under the keys that runners use: jobs of other refs never write what protected ones read."""
+    separated = []
+    for cache in caches:
+        suffix = 'protected' if protected and not cache.get('unprotect') else 'non_protected'
+        fallback_keys = [f'{key}-{suffix}' for key in cache.get('fallback_keys') or ()]
+        separated.append({**cache, 'key': f'{cache["key"]}-{suffix}', 'fallback_keys': fallback_keys})
+    return separated
 
 
 def repository_url(claim: Claim, call: Viewer) -> str:
@@ -11035,9 +11097,9 @@ def job_payload(claim: Claim, call: Viewer, runner: Row) -> JSON:
     payload['image'] = spec['image']
     payload['services'] = spec['services']
     payload['artifacts'] = spec['artifacts'] or None
-    payload['cache'] = spec['cache']
+    payload['cache'] = separated_caches(spec['cache'], claim.job['protected'])
     payload['credentials'] = []
-    payload['dependencies'] = [dependency_entity(row, claim.token) for row in wanted_dependencies(claim)]
+    payload['dependencies'] = [dependency_entity(row, claim.token) for row in claim.dependencies]
     payload['features'] = RUNNER_FEATURES
     return payload
 
@@ -11449,11 +11511,12 @@ def build_options(claim: Claim) -> JSON:
         if item['artifact_type'] == 'archive':
             options['artifacts'] = {key: item[key] for key in BUILD_ARTIFACTS if key in item}
     for item in spec['cache'][:1]:
-        options['cache'] = {key: item[key] for key in ('key', 'untracked', 'paths')}
+        suffix = 'protected' if claim.job['protected'] else 'non_protected'
+        options['cache'] = {'key': f'{item["key"]}-{suffix}', 'untracked': item['untracked'], 'paths': item['paths']}
     if spec['after_script']:
         options['after_script'] = spec['after_script']
     if spec['dependencies'] is not None or spec['needs'] is not None:
-        options['dependencies'] = [row['name'] for row in wanted_dependencies(claim)]
+        options['dependencies'] = [row['name'] for row in claim.dependencies]
     return options
 
 
@@ -11861,6 +11924,66 @@ def delete_project_route(call: Call, project: Row) -> JSON:
 
 # -- variables
 
+REF_PREFIXES = {'branches': 'refs/heads/', 'tags': 'refs/tags/'}
+
+
+def protected_patterns(project: Row) -> list[str]:
+    """Return the full names of a project's protected refs."""
+    if project['protected_refs'] is None:
+        return [f'refs/heads/{project["default_branch"]}']
+    return json.loads(project['protected_refs'])
+
+
+def ref_prefix(kind: str) -> str:
+    """Return the beginning of the full names of refs of a kind; raise NotFound if there is no such kind."""
+    if kind not in REF_PREFIXES:
+        raise NotFound()
+    return REF_PREFIXES[kind]
+
+
+def protected_ref_entity(name: str) -> JSON:
+    """Return a protected branch or tag: whoever may push to the repository may push to it."""
+    levels = [{'access_level': 30, 'access_level_description': 'Developers + Maintainers'}]
+    return {
+        'id': int(token_hash(name)[:8], 16),
+        'name': name,
+        'push_access_levels': levels,
+        'merge_access_levels': levels,
+        'create_access_levels': levels,
+        'allow_force_push': True,
+        'code_owner_approval_required': False,
+    }
+
+
+@route('GET', f'{PROJECT}/protected_<kind>', auth=private_token)
+def list_protected_refs_route(call: Call, project: Row, kind: str) -> bottle.HTTPResponse:
+    """List a project's protected branches or tags."""
+    prefix = ref_prefix(kind)
+    names = [pattern.removeprefix(prefix) for pattern in protected_patterns(project) if pattern.startswith(prefix)]
+    return paged_response(call, [protected_ref_entity(name) for name in names])
+
+
+@route('POST', f'{PROJECT}/protected_<kind>', auth=private_token, status=201)
+def protect_ref_route(call: Call, project: Row, kind: str) -> JSON:
+    """Protect a branch or tag, or all whose names match a pattern with ``*``."""
+    call.require('name')
+    name = call.text('name')
+    patterns, wanted = protected_patterns(project), ref_prefix(kind) + name
+    if wanted in patterns:
+        raise Conflict(f'{name} is protected already')
+    call.ci.edit_project(project, protected_refs=[*patterns, wanted])
+    return protected_ref_entity(name)
+
+
+@route('DELETE', f'{PROJECT}/protected_<kind>/<name:path>', auth=private_token)
+def unprotect_ref_route(call: Call, project: Row, kind: str, name: str) -> None:
+    """Protect a branch, a tag or a pattern no longer."""
+    patterns, unwanted = protected_patterns(project), ref_prefix(kind) + name
+    if unwanted not in patterns:
+        raise NotFound('Protected ref')
+    call.ci.edit_project(project, protected_refs=[pattern for pattern in patterns if pattern != unwanted])
+
+
 VARIABLES = ('/api/v4/admin/ci/variables', f'{PROJECT}/variables')
 VARIABLE = [f'{path}/<key>' for path in VARIABLES]
 
@@ -12050,7 +12173,7 @@ def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
     sha = push['after']
     if kind == 'tags':
         sha = None  # the event may name the tag's own object
-    pipeline = call.ci.create_pipeline(project, ref, sha=sha, source='push', before_sha=push['before'])
+    pipeline = call.ci.create_pipeline(project, push['ref'], sha=sha, source='push', before_sha=push['before'])
     return json_response(pipeline_entity(pipeline, call, detail=True), 201)
 
 
@@ -14670,7 +14793,7 @@ def lint_command(options: argparse.Namespace) -> int:
     """Say what is wrong with a pipeline file, or which jobs it makes."""
     facts = dict(ref=options.ref, tag=options.tag, source=options.source, sha='0' * 40, before_sha='0' * 40,
                  project_id=1, project_path='local/project', project_name='project', default_branch='main',
-                 commit_info=None)
+                 commit_info=None, protected=options.ref == 'main' and not options.tag)
     predefined, variables = known_variables(facts), dict[str, str]()
     if options.source == 'merge_request_event':
         predefined.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=options.ref,
