@@ -257,8 +257,8 @@ def test_artifacts_and_caches_arrive_as_lists_one_entry_for_each_upload(client, 
         'junit': ('gzip', 'always', ['a.xml', 'b.xml']), 'dotenv': ('gzip', 'always', ['build.env']),
         'coverage_report': ('gzip', 'always', ['c.xml'])}
     gems, modules = job['cache']
-    assert gems == {'key': 'gems', 'untracked': True, 'paths': ['vendor/'], 'policy': 'pull', 'when': 'always',
-                    'fallback_keys': ['gems-main']}
+    assert gems == {'key': 'gems-protected', 'untracked': True, 'paths': ['vendor/'], 'policy': 'pull', 'when': 'always',
+                    'fallback_keys': ['gems-main-protected']}
     assert (modules['key'][:3], modules['policy'], modules['untracked']) == ('js-', 'pull-push', False)
 
 
@@ -449,7 +449,7 @@ def test_the_build_of_every_keyword_has_the_shapes_of_2016(client, everything):
         'artifacts': {'name': '$CI_JOB_NAME', 'untracked': True, 'paths': ['out/', '*.log'],
                       'exclude': ['out/tmp/'], 'when': 'always',
                       'expire_in': '1 week 3 days'},
-        'cache': {'key': 'gems', 'untracked': True, 'paths': ['vendor/']}}
+        'cache': {'key': 'gems-protected', 'untracked': True, 'paths': ['vendor/']}}
     version, silent = build['depends_on_builds']
     assert (version['name'], version['artifacts_file']) == ('version', {'filename': 'artifacts.zip', 'size': 2})
     assert 'artifacts_file' not in silent

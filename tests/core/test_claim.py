@@ -220,8 +220,10 @@ def test_after_analyze_a_claim_still_seeks_in_its_index_and_scans_no_jobs(ci, pr
     plan = [row[3] for row in c.execute(f'EXPLAIN QUERY PLAN {minici.CLAIMS[kind]}',
                                         defaultdict(lambda: None, runner_id=1))]
     c.close()
-    index, key = {'instance_type': ('job_pending_shared', 'tag_set_id=?'),
-                  'project_type': ('job_pending_project', 'project_id=? AND tag_set_id=?')}[kind]
+    runner_type, access_level = kind
+    reach, key = {'instance_type': ('shared', 'tag_set_id=?'),
+                  'project_type': ('project', 'project_id=? AND tag_set_id=?')}[runner_type]
+    index = f'job_{"pending" if access_level == "not_protected" else "protected"}_{reach}'
     assert any(step.startswith('SEARCH queued') and f'{index} ({key}' in step for step in plan), plan
     assert [step for step in plan if step.startswith('SCAN') and '(subquery' not in step] == [], plan
     assert 'SEARCH job USING INTEGER PRIMARY KEY (rowid=?)' in plan
