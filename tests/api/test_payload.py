@@ -257,8 +257,8 @@ def test_artifacts_and_caches_arrive_as_lists_one_entry_for_each_upload(client, 
         'junit': ('gzip', 'always', ['a.xml', 'b.xml']), 'dotenv': ('gzip', 'always', ['build.env']),
         'coverage_report': ('gzip', 'always', ['c.xml'])}
     gems, modules = job['cache']
-    assert gems == {'key': 'gems-protected', 'untracked': True, 'paths': ['vendor/'], 'policy': 'pull', 'when': 'always',
-                    'fallback_keys': ['gems-main-protected']}
+    assert gems == {'key': 'gems-protected', 'untracked': True, 'paths': ['vendor/'], 'policy': 'pull',
+                    'when': 'always', 'fallback_keys': ['gems-main-protected']}
     assert (modules['key'][:3], modules['policy'], modules['untracked']) == ('js-', 'pull-push', False)
 
 
