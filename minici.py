@@ -7977,13 +7977,12 @@ class Pipelines(Compiling):
         c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
         return tag_set_id
 
-    def trigger_pipeline(self, trigger: Row, ref: str, *, sha: str | None = None, content: Any = None,
-                         variables: Iterable[Mapping[str, Any]] = (), tag: bool = False,
+    def trigger_pipeline(self, trigger: Row, ref: str, *, variables: Iterable[Mapping[str, Any]] = (),
                          inputs: Mapping[str, Any] = MappingProxyType({})) -> Row:
-        """Create a pipeline on behalf of a trigger's owner; the keywords are those of `create_pipeline`."""
+        """Create a pipeline on behalf of a trigger's owner: it runs what the repository has at `ref`."""
         user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
-        pipeline = self.create_pipeline(trigger['project_id'], ref, sha=sha, content=content, variables=variables,
-                                        source='trigger', user=user, tag=tag, inputs=inputs)
+        pipeline = self.create_pipeline(trigger['project_id'], ref, variables=variables, source='trigger', user=user,
+                                        inputs=inputs)
         with self.db.write() as c:
             c.execute("""
                 UPDATE trigger_token
@@ -12107,9 +12106,7 @@ def triggered_pipeline(call: Call, ref: str) -> Row:
     given = [{'key': key, 'value': value} for key, value in variables.items()]
     payload = {name: value for name, value in call.params.items() if name != 'token'}
     given.append({'key': 'TRIGGER_PAYLOAD', 'value': json.dumps(payload), 'variable_type': 'file', 'raw': True})
-    content = call.params.get('content') or None
-    return call.ci.trigger_pipeline(call.actor, ref, variables=given, sha=call.text('sha') or None, content=content,
-                                    inputs=call.mapping('inputs'))
+    return call.ci.trigger_pipeline(call.actor, ref, variables=given, inputs=call.mapping('inputs'))
 
 
 @route('POST', f'{PROJECT}/trigger/pipeline', f'{PROJECT}/ref/<ref:path>/trigger/pipeline', auth=trigger_token,
