@@ -5023,14 +5023,15 @@ class Database:
                     self._readers.append(connection)
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, patient: bool = True) -> Iterator[sqlite3.Connection]:
         """Yield the writing connection inside BEGIN IMMEDIATE; commit at the end, or roll back.
 
         Do not read files or wait for the network within the block: other writers wait for its end.
-        Raises Busy when they make this one wait for too long, or when the disk is full or fails.
+        Raises Busy when they make this one wait for too long, and at once unless it is `patient`, or when
+        the disk is full or fails.
         """
         self._check_process()
-        if not self._write_lock.acquire(timeout=LOCK_TIMEOUT):
+        if not self._write_lock.acquire(timeout=LOCK_TIMEOUT if patient else 0):
             raise Busy('Too many writers are waiting for the database')
         try:
             with self._trouble():
@@ -5038,7 +5039,7 @@ class Database:
                     self._writer = self._connect(writer=True)
                 connection = self._writer
                 try:
-                    connection.execute('BEGIN IMMEDIATE')
+                    self._begin(connection, patient)
                     yield connection
                     connection.execute('COMMIT')
                 finally:
@@ -5046,6 +5047,20 @@ class Database:
                         connection.execute('ROLLBACK')
         finally:
             self._write_lock.release()
+
+    @staticmethod
+    def _begin(connection: sqlite3.Connection, patient: bool) -> None:
+        """Take the write lock; unless `patient`, raise Busy at once when another process has it."""
+        if patient:
+            connection.execute('BEGIN IMMEDIATE')
+            return
+        connection.execute('PRAGMA busy_timeout = 0')
+        try:
+            connection.execute('BEGIN IMMEDIATE')
+        except sqlite3.OperationalError as error:
+            raise Busy(f'The database answers: {error}') from error
+        finally:
+            connection.execute(f'PRAGMA busy_timeout = {round(BUSY_TIMEOUT * 1000)}')
 
     def migrate(self) -> None:
         """Bring the schema to the newest version; refuse another program's file or a newer version."""
@@ -6752,13 +6767,21 @@ class Runners(Projects):
         if last is not None and said == known and now - last < CONTACT_INTERVAL:
             return
         values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now)
-        with self.db.write() as c:
+        if said != known:
+            self._note_contact(values, patient=True)
+            return
+        with contextlib.suppress(Busy):     # the time alone can wait for the next poll, and a poll cannot wait for it
+            self._note_contact(values, patient=False)
+
+    def _note_contact(self, values: Mapping[str, Any], *, patient: bool) -> None:
+        """Write that a runner, and its machine if it names one, was here."""
+        with self.db.write(patient=patient) as c:
             c.execute("""
                 UPDATE runner
                    SET info = :info, ip_address = :ip_address, contacted_at = :now
                  WHERE id = :id
                 """, values)
-            if system_id:
+            if values['system_id']:
                 c.execute("""
                     INSERT INTO runner_manager (runner_id, system_id, info, ip_address, created_at, contacted_at)
                     VALUES (:id, :system_id, :info, :ip_address, :now, :now)
