@@ -44,19 +44,14 @@ if __name__ == '__main__':  # hand over to the imported module: there is one of 
                  f'  {sys.executable} -m pip install bottle cronsim multipart PyYAML regex waitress')
     sys.exit(sys.modules['minici'].main())
 
-import argparse
 import base64
 import codecs
 import collections
-import concurrent.futures
 import contextlib
 import copy
 import dataclasses
-import difflib
 import errno
 import functools
-import graphlib
-import gzip
 import hashlib
 import hmac
 import importlib.machinery
@@ -67,7 +62,6 @@ import ipaddress
 import itertools
 import json
 import logging
-import lzma
 import mimetypes
 import operator
 import os
@@ -75,7 +69,6 @@ import re
 import secrets
 import select
 import selectors
-import shlex
 import shutil
 import signal
 import socket
@@ -89,24 +82,16 @@ import threading
 import time
 import types
 import urllib.parse
-import urllib.request
 import warnings
-import xml.parsers.expat
-import zipfile
 import zlib
-import zoneinfo
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from http.client import HTTPMessage
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import bottle
-import cronsim
-import multipart
-import regex
 import waitress.adjustments
 import waitress.buffers
 import waitress.channel
@@ -118,10 +103,49 @@ try:
     import fcntl
 except ImportError:  # not POSIX: one process per database then, the in-process locks still hold
     fcntl = None  # type: ignore[assignment]
-try:
+
+
+class Later(types.ModuleType):
+    """A module that is imported when it is first used: an idle server needs none of these."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+    def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(self.__name__)
+        vars(self).update(vars(module))
+        return getattr(module, name)
+
+
+if TYPE_CHECKING:
+    import argparse
+    import difflib
+    import graphlib
+    import gzip
+    import lzma
+    import shlex
+    import zipfile
+    import zoneinfo
+    from concurrent import futures
+    from http.client import HTTPMessage, HTTPResponse
+    from urllib.request import Request
+    from xml.parsers import expat
+
+    import cronsim
+    import multipart
+    import regex
     import yaml
-except ImportError:  # the extra `yaml` is not installed: pipeline files are then JSON
-    yaml = None  # type: ignore[assignment]
+else:
+    argparse, graphlib, gzip, lzma = Later('argparse'), Later('graphlib'), Later('gzip'), Later('lzma')
+    difflib, shlex, zipfile, zoneinfo = Later('difflib'), Later('shlex'), Later('zipfile'), Later('zoneinfo')
+    futures, expat = Later('concurrent.futures'), Later('xml.parsers.expat')
+    cronsim, multipart, regex = Later('cronsim'), Later('multipart'), Later('regex')
+    try:
+        yaml = Later('yaml')
+    except ModuleNotFoundError:  # the extra `yaml` is not installed: pipeline files are then JSON
+        yaml = None
 
 __version__ = '0.1.0'
 __all__ = [
@@ -1095,8 +1119,6 @@ def place_of(mark: Mark | None) -> str:
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """Return ``; did you mean "x"?`` for the known word that is most like `word`, or an empty text."""
-    import difflib  # needed for a message only
-
     found = difflib.get_close_matches(str(word)[:100], [name for name in known if name != word], 1, 0.6)
     return f'; did you mean "{found[0]}"?' if found else ''
 
@@ -4427,9 +4449,8 @@ class IncludeLibrary:
     def _fetch(self, url: str) -> bytes:
         """Return what is at an https address; raise BadRequest when it may not be asked, OSError when it fails."""
         self._check_address(url)
-        opener = urllib.request.build_opener(Redirects(self._check_address))
         ends, content = time.monotonic() + FETCH_TIMEOUT, bytearray()
-        with opener.open(url, timeout=FETCH_TIMEOUT) as answer:
+        with open_address(url, self._check_address) as answer:
             while chunk := answer.read1(COPY_CHUNK):
                 content += chunk
                 if len(content) > MAX_FILE_SIZE:
@@ -4448,17 +4469,21 @@ class IncludeLibrary:
                                        f'--include-hosts {parts.netloc}']})
 
 
-class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to addresses that pass a check."""
+def open_address(url: str, check: Callable[[str], None]) -> HTTPResponse:
+    """Open an https address for reading; `check` raises for an address that a redirect must not lead to."""
+    from urllib.request import HTTPRedirectHandler, build_opener  # it is large, and few files include an address
 
-    def __init__(self, check: Callable[[str], None]) -> None:
-        self._check = check
+    class Redirects(HTTPRedirectHandler):
+        """Follows redirects to addresses that pass the check."""
 
-    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage,
-                         newurl: str) -> urllib.request.Request | None:
-        """Return the request that follows a redirect."""
-        self._check(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage,
+                             newurl: str) -> Request | None:
+            """Return the request that follows a redirect."""
+            check(newurl)
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    answer: HTTPResponse = build_opener(Redirects).open(url, timeout=FETCH_TIMEOUT)
+    return answer
 
 
 def integrity_of(content: bytes) -> str:
@@ -5284,6 +5309,7 @@ class TraceStore:
 
     def __init__(self, directory: Path, *, clock: Callable[[], float], fsync: bool, max_size: int) -> None:
         self._directory = directory
+        self._root = str(directory)
         self._clock = clock
         self._fsync = fsync
         self._max_size = max_size
@@ -5294,8 +5320,11 @@ class TraceStore:
 
     def path(self, job_id: int) -> Path:
         """Return the path of a job's trace, whether it exists or not."""
-        thousand = f'{job_id // 1000:04d}'
-        return self._directory / thousand / f'{job_id}.log'
+        return Path(self._name(job_id))
+
+    def _name(self, job_id: int) -> str:
+        """Return the path as a text, where a request cannot wait for pathlib."""
+        return f'{self._root}/{job_id // 1000:04d}/{job_id}.log'
 
     @contextlib.contextmanager
     def _locked(self, job_id: int) -> Iterator[None]:
@@ -5305,7 +5334,7 @@ class TraceStore:
             if fcntl is None:
                 yield
                 return
-            lock_file = self._directory / 'locks' / f'{stripe:02d}'
+            lock_file = f'{self._root}/locks/{stripe:02d}'
             handle = os.open(lock_file, os.O_CREAT | os.O_RDWR, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -5322,9 +5351,10 @@ class TraceStore:
         """
         with self._locked(job_id):
             check()
-            path = self.path(job_id)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path = self._name(job_id)
             read_at = self._last_read(path)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(path), 0o700)
             with self._open(path, 'ab') as file:
                 size = file.tell()
                 if start != size:
@@ -5333,7 +5363,7 @@ class TraceStore:
                 self._write(file, self._fitting(data, size))
             self._set_heard(path, read_at)
             if not start:
-                self._sync_directories(path)
+                self._sync_directories(self.path(job_id))
             self._check_size(start + len(data))
             return start + len(data)
 
@@ -5372,14 +5402,17 @@ class TraceStore:
             raise
 
     @staticmethod
-    def _last_read(path: Path) -> float:
+    def _last_read(path: Path | str) -> float:
         """Return when somebody last read a trace, or waited for its first byte; 0 if nobody ever did."""
-        for place in (path, path.with_suffix('.watched')):
-            with contextlib.suppress(FileNotFoundError):
+        name, _ = os.path.splitext(path)
+        for place in (path, f'{name}.watched'):
+            try:
                 return os.stat(place).st_atime
+            except FileNotFoundError:
+                continue
         return 0.0
 
-    def _set_heard(self, path: Path, read_at: float) -> None:
+    def _set_heard(self, path: Path | str, read_at: float) -> None:
         """Set the times of a trace: its runner was heard just now."""
         os.utime(path, (read_at, self._clock()))
 
@@ -5455,19 +5488,19 @@ class TraceStore:
 
     def is_watched(self, job_id: int) -> bool:
         """Tell whether somebody read a job's trace within the last minute."""
-        last_read = self._last_read(self.path(job_id))
+        last_read = self._last_read(self._name(job_id))
         return self._clock() - last_read < WATCHED_FOR
 
     def last_heard(self, job_id: int) -> float | None:
         """Return when the runner of a job was last heard, or None if it never was."""
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path(job_id)).st_mtime or None      # 0: a claim made the file in older versions
+            return os.stat(self._name(job_id)).st_mtime or None      # 0: a claim made the file in older versions
         return None
 
     def size(self, job_id: int) -> int | None:
         """Return the length of a job's trace in bytes, or None when there is none."""
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path(job_id)).st_size
+            return os.stat(self._name(job_id)).st_size
         return None
 
     def checksum(self, job_id: int) -> str:
@@ -5486,7 +5519,7 @@ class TraceStore:
             raise NotFound('Trace') from None
 
     @staticmethod
-    def _open(path: Path, mode: str) -> IO[bytes]:
+    def _open(path: Path | str, mode: str) -> IO[bytes]:
         """Open a file, creating it for its owner alone, without touching its access time (see `looked_at`)."""
         def opener(name: str, flags: int) -> int:
             return os.open(name, flags | getattr(os, 'O_NOATIME', 0), 0o600)
@@ -5877,7 +5910,7 @@ class JunitReader:
     def read(self, chunks: Iterable[bytes]) -> None:
         """Read one file, given in pieces; note in the report what is wrong with it."""
         self._reset()
-        parser = xml.parsers.expat.ParserCreate()
+        parser = expat.ParserCreate()
         parser.buffer_text = True
         parser.EntityDeclHandler = self._refuse_entities
         parser.StartElementHandler = self._start
@@ -5889,7 +5922,7 @@ class JunitReader:
                 if time.thread_time() > self._until:
                     raise ValueError(f'it takes more than {REPORT_TIMEOUT:g} seconds to read')
             parser.Parse(b'', True)
-        except xml.parsers.expat.ExpatError as error:
+        except expat.ExpatError as error:
             self._note(f'JUnit XML parsing failed: {error}')
         except (ValueError, LookupError, EOFError, zlib.error) as error:
             self._note(f'JUnit data parsing failed: {error}')
@@ -14266,15 +14299,15 @@ class LocalRun:
 
     def _work(self) -> None:
         """Run jobs side by side until there is none left that may run."""
-        running: dict[concurrent.futures.Future[None], str] = {}
-        with concurrent.futures.ThreadPoolExecutor(self._options.parallel) as pool:
+        running: dict[futures.Future[None], str] = {}
+        with futures.ThreadPoolExecutor(self._options.parallel) as pool:
             try:
                 while not self._screen.broken:
                     while len(running) < self._options.parallel and (claim := self._claim()):
                         running[pool.submit(self._run_job, claim)] = claim.job['name']
                     if not running:
                         return
-                    done, _ = concurrent.futures.wait(running, PUMP_INTERVAL, concurrent.futures.FIRST_COMPLETED)
+                    done, _ = futures.wait(running, PUMP_INTERVAL, futures.FIRST_COMPLETED)
                     for future in done:
                         del running[future]
                         future.result()

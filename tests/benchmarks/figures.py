@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from stand import ROOT, SHA, Figure, best_cpu, call, fill, job_specs, runner_request
+from stand import INSTALLED, ROOT, SHA, Figure, best_cpu, call, fill, job_specs, runner_request
 
 import minici
 
@@ -389,7 +389,7 @@ def memory(stand):
     def seconds(code):
         def once():
             began = time.perf_counter()
-            subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, env=INSTALLED)
             return time.perf_counter() - began
         return min(once() for _ in range(5)) - empty
     empty = 0

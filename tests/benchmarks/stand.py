@@ -26,6 +26,8 @@ FEATURES = ('variables', 'image', 'services', 'artifacts', 'cache', 'shared', 'u
             'artifacts_exclude', 'multi_build_steps', 'trace_reset', 'trace_checksum', 'trace_size',
             'vault_secrets', 'cancelable', 'return_exit_code', 'service_variables', 'service_multiple_aliases')
 TICKS = os.sysconf('SC_CLK_TCK')
+#: Python keeps its bytecode, as it does where minici is installed.
+INSTALLED = {name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'}
 
 
 @dataclasses.dataclass
@@ -127,7 +129,8 @@ class Stand:
     def serve(self, name, *, fsync=True, program='serve.py'):
         """Start a server over a database of that name in a process of its own."""
         command = [sys.executable, str(Path(__file__).with_name(program)), str(self.folder / f'{name}.sqlite')]
-        process = subprocess.Popen([*command, *([] if fsync else ['--no-fsync'])], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, *([] if fsync else ['--no-fsync'])], stdout=subprocess.PIPE, text=True,
+                                   env=INSTALLED)
         self.ends.callback(process.wait, 20)
         self.ends.callback(process.terminate)
         return Server(process, self.folder)
