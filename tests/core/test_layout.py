@@ -267,7 +267,8 @@ def test_only_database_and_the_domain_execute_statements():
 
 @pytest.mark.parametrize('framework', ['bottle', 'waitress', 'multipart'])
 def test_http_libraries_appear_only_from_the_plumbing_down(framework):
-    uses = {section_of(node) for node in ast.walk(TREE) if isinstance(node, ast.Name) and node.id == framework}
+    uses = {section_of(node) for node in ast.walk(TREE)
+            if isinstance(node, ast.Name) and node.id == framework and isinstance(node.ctx, ast.Load)}
     assert uses
     assert not [section for section in uses if stands_below('Routes', section)]
 
