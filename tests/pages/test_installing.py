@@ -35,7 +35,7 @@ def wheel(tmp_path_factory):
 def libraries(tmp_path_factory):
     """A directory with the libraries that minici needs, and nothing else that this environment has installed."""
     directory = tmp_path_factory.mktemp('libraries')
-    for name in ('bottle', 'waitress', 'multipart', 'regex', 'yaml'):
+    for name in ('bottle', 'waitress', 'multipart', 'regex', 'yaml', 'cronsim'):
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin)
         target = origin.parent if spec.submodule_search_locations else origin
