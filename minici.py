@@ -28,7 +28,7 @@ The sections, each using only those above it:
                 Pipelines, Schedules, Retention, Queue, Checks, Backups, Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
-                Operations, Application, Server
+                Webhooks, Operations, Application, Server
     command     Local runner, Local runs, Command line
 """
 
@@ -4036,12 +4036,12 @@ class Repository:
 
         Raises BadRequest when there is no such branch or tag.
         """
-        base = self._merge_base(ref, check_sha(sha))
+        base = self.merge_base(ref, check_sha(sha))
         if base is None:
             return None
         return self.changes(base, sha)
 
-    def _merge_base(self, ref: str, sha: str) -> str | None:
+    def merge_base(self, ref: str, sha: str) -> str | None:
         """Return the commit where the history of a commit leaves that of a branch or tag, None if they share none."""
         name, tip, _ = self._listed(ref)
         history = self._git
@@ -6272,6 +6272,10 @@ class Accounts(Store):
                AND (expires_at IS NULL OR expires_at > :now)
             """, hash=token_hash(token), now=self.clock())
 
+    def find_owner(self, row: Row) -> Row | None:
+        """Return the user whose `user_id` a row holds, None if it has none."""
+        return self._one('SELECT * FROM user WHERE id = :id', id=row['user_id'])
+
     def list_private_tokens(self) -> list[Row]:
         """Return the private tokens that work, newest first, each with its `username` and hash."""
         return self._all("""
@@ -6431,11 +6435,16 @@ class Projects(Accounts):
     def edit_project(self, project: Row, *, name: str = UNCHANGED, import_url: str | None = UNCHANGED,
                      default_branch: str = UNCHANGED, shared_runners_enabled: bool = UNCHANGED,
                      build_timeout: int = UNCHANGED, allow_git_fetch: bool = UNCHANGED,
-                     protected_refs: Iterable[str] | None = UNCHANGED) -> Row:
-        """Change the given settings of a project, those of `create_project`, and return the project."""
+                     protected_refs: Iterable[str] | None = UNCHANGED,
+                     fork_pipelines: bool = UNCHANGED) -> Row:
+        """Change the given settings of a project, those of `create_project`, and return the project.
+
+        `fork_pipelines` says whether merge requests of forks make pipelines here; at first they do not.
+        """
         changes = changed(name=name, import_url=import_url, default_branch=default_branch,
                           build_timeout=build_timeout, shared_runners_enabled=shared_runners_enabled,
-                          allow_git_fetch=allow_git_fetch, protected_refs=protected_refs)
+                          allow_git_fetch=allow_git_fetch, protected_refs=protected_refs,
+                          fork_pipelines=fork_pipelines)
         if changes.get('protected_refs') is not None:
             changes['protected_refs'] = clean_ref_patterns(changes['protected_refs'])
         branch = changes.get('default_branch', project['default_branch'])
@@ -6447,7 +6456,8 @@ class Projects(Accounts):
                 UPDATE project
                    SET name = :name, import_url = :import_url, default_branch = :default_branch,
                        shared_runners_enabled = :shared_runners_enabled, build_timeout = :build_timeout,
-                       allow_git_fetch = :allow_git_fetch, protected_refs = :protected_refs
+                       allow_git_fetch = :allow_git_fetch, protected_refs = :protected_refs,
+                       fork_pipelines = :fork_pipelines
                  WHERE id = :id
                 """, after)
             if 'shared_runners_enabled' in changes:
@@ -7734,9 +7744,20 @@ class Compiling(Processing):
             if sha is None or content is None or bridge is not None and project['import_url']:
                 repository = stack.enter_context(self._repository(project))
                 content = self._read_repository(repository, facts, content)
+            if merge_request and repository:
+                facts['merge_request'] = json.dumps(self._compared(repository, facts['sha'], merge_request))
             library = stack.enter_context(self._library(bridge))
             spec = self._spec(content, facts, given, user, repository, library, inputs)
         return PipelinePlan(project, facts, given, spec, user)
+
+    @staticmethod
+    def _compared(repository: Repository, sha: str, merge_request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a merge request with its `base_sha`, the commit where it has left its target, if that can be told."""
+        if merge_request.get('base_sha'):
+            return merge_request
+        with contextlib.suppress(BadRequest):
+            return {**merge_request, 'base_sha': repository.merge_base(merge_request['target_branch'], sha)}
+        return merge_request
 
     @staticmethod
     def _facts(project: Row, ref: str, *, tag: bool, sha: str | None, source: str) -> dict[str, Any]:
@@ -8032,6 +8053,36 @@ class Pipelines(Compiling):
         tag_set_id = insert(c, 'tag_set', tags=wanted)
         c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
         return tag_set_id
+
+    def may_be_triggered(self, project: Row, job: Row) -> bool:
+        """Tell whether a job may start pipelines of a project: its own, or one whose allowlist names its own."""
+        return job['project_id'] == project['id'] or self._one("""
+            SELECT 1
+              FROM job_token_allowlist
+             WHERE project_id = :project_id AND allowed_id = :allowed_id
+            """, project_id=project['id'], allowed_id=job['project_id']) is not None
+
+    def allow_job_tokens(self, project: Row, other: Row, allowed: bool = True) -> None:
+        """Let the jobs of another project start pipelines of a project, or no longer; NotFound if they may not."""
+        values = dict(project_id=project['id'], allowed_id=other['id'])
+        with self.db.write() as c:
+            removed = c.execute("""
+                DELETE FROM job_token_allowlist
+                 WHERE project_id = :project_id AND allowed_id = :allowed_id
+                """, values).rowcount
+            if allowed:
+                c.execute('INSERT INTO job_token_allowlist VALUES (:project_id, :allowed_id)', values)
+            elif not removed:
+                raise NotFound('Target project')
+
+    def list_job_token_allowlist(self, project: Row) -> list[Row]:
+        """Return the projects whose jobs may start pipelines of a project, itself first."""
+        return self._all("""
+            SELECT *
+              FROM project
+             WHERE id = :id OR id IN (SELECT allowed_id FROM job_token_allowlist WHERE project_id = :id)
+             ORDER BY id <> :id, id
+            """, id=project['id'])
 
     def trigger_pipeline(self, trigger: Row, ref: str, *, variables: Iterable[Mapping[str, Any]] = (),
                          inputs: Mapping[str, Any] = MappingProxyType({})) -> Row:
@@ -10508,12 +10559,16 @@ def running_job(call: Call) -> Row:
 
 
 def trigger_token(call: Call) -> Row:
-    """Authenticate by a trigger token of the project that the path names."""
+    """Authenticate by a trigger token of the project, or by a running job that may start its pipelines."""
     call.require('token')
-    for trigger in call.ci.list_triggers(call.row('project')):
+    project = call.row('project')
+    for trigger in call.ci.list_triggers(project):
         if same_secret(call.text('token'), trigger['token']):
             return trigger
-    raise NotFound()
+    job = call.ci.find_job_by_token(call.text('token'))
+    if job is None or not call.ci.may_be_triggered(project, job):
+        raise NotFound()
+    return job
 
 
 def webhook_token(call: Call) -> Row:
@@ -10995,6 +11050,7 @@ def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     project['import_url'] = import_url
     project['namespace'] = namespace_entity(row['id'], namespace)
     project['shared_runners_enabled'] = bool(row['shared_runners_enabled'])
+    project['ci_allow_fork_pipelines_to_run_in_parent_project'] = bool(row['fork_pipelines'])
     project['build_git_strategy'] = 'clone'
     if row['allow_git_fetch']:
         project['build_git_strategy'] = 'fetch'
@@ -11965,6 +12021,7 @@ def edit_project_route(call: Call, project: Row) -> JSON:
         'default_branch': call.optional('default_branch'),
         'build_timeout': call.optional_integer('build_timeout'),
         'shared_runners_enabled': call.optional_flag('shared_runners_enabled'),
+        'fork_pipelines': call.optional_flag('ci_allow_fork_pipelines_to_run_in_parent_project'),
     }
     given = {name: value for name, value in changes.items() if value is not None}
     return project_entity(call.ci.edit_project(project, **given), call, detail=True)
@@ -12162,6 +12219,9 @@ def triggered_pipeline(call: Call, ref: str) -> Row:
     given = [{'key': key, 'value': value} for key, value in variables.items()]
     payload = {name: value for name, value in call.params.items() if name != 'token'}
     given.append({'key': 'TRIGGER_PAYLOAD', 'value': json.dumps(payload), 'variable_type': 'file', 'raw': True})
+    if 'pipeline_id' in call.actor.keys():  # noqa: SIM118 - a job, not a trigger; a Row is no mapping
+        return call.ci.create_pipeline(call.row('project'), ref, variables=given[:-1], source='pipeline',
+                                       user=call.ci.find_owner(call.actor))
     return call.ci.trigger_pipeline(call.actor, ref, variables=given, inputs=call.mapping('inputs'))
 
 
@@ -12182,52 +12242,28 @@ def trigger_builds_route(call: Call, ref: str) -> JSON:
     return {'id': pipeline['id'], 'variables': call.mapping('variables') or None}
 
 
-EVENT_HEADERS = ('X-Gitlab-Event', 'X-Gitea-Event', 'X-Forgejo-Event', 'X-GitHub-Event')
-SKIP_CI = re.compile(r'\[(ci[ _-]skip|skip[ _-]ci)\]', re.I)
+ALLOWLIST = f'{PROJECT}/job_token_scope/allowlist'
 
 
-def read_push(call: Call) -> JSON:
-    """Return the push event in a webhook's body; raise BadRequest if there is none."""
-    try:
-        text: bytes | str = call.body
-        if (call.header('Content-Type') or '').startswith('application/x-www-form-urlencoded'):
-            text = urllib.parse.parse_qs(call.body)[b'payload'][0]
-        push = json.loads(text)
-        ref, before, after = push['ref'], push['before'], push['after']
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise BadRequest('the body is not a push event with ref, before and after') from None
-    if not isinstance(ref, str) or not re.fullmatch('refs/(heads|tags)/(.+)', ref):
-        raise BadRequest('the body is not a push event with ref, before and after')
-    if not isinstance(before, str) or not isinstance(after, str) or not isinstance(push.get('commits') or [], list):
-        raise BadRequest('before and after must be commit ids, and commits a list')
-    return push
+@route('GET', ALLOWLIST, auth=private_token)
+def list_job_token_allowlist_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """List the projects whose jobs may start pipelines of a project."""
+    return paged_response(call, [project_entity(row, call) for row in call.ci.list_job_token_allowlist(project)])
 
 
-def skips_ci(push: Mapping[str, Any]) -> bool:
-    """Tell whether the message of a push's newest commit says to skip CI."""
-    commits = [push.get('head_commit'), *(push.get('commits') or ())]
-    newest = [commit for commit in commits if isinstance(commit, dict) and commit.get('id') == push['after']]
-    return any(SKIP_CI.search(str(commit.get('message'))) for commit in newest)
+@route('POST', ALLOWLIST, auth=private_token, status=201)
+def allow_job_tokens_route(call: Call, project: Row) -> JSON:
+    """Let the jobs of another project start pipelines of a project."""
+    call.require('target_project_id')
+    other = call.ci.find_project(call.integer('target_project_id'))
+    call.ci.allow_job_tokens(project, other)
+    return {'source_project_id': project['id'], 'target_project_id': other['id']}
 
 
-@route('POST', '/hooks/<project:project_path>', auth=webhook_token, raw=True)
-def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
-    """Create a pipeline for a push that GitLab, Gitea, Forgejo or GitHub reports."""
-    events = [call.header(name) for name in EVENT_HEADERS if call.header(name)]
-    event = str(next(iter(events), 'no event')).lower()
-    if event not in ('push', 'push hook', 'tag push hook'):
-        return json_response({'message': f'nothing to do for {event}'})
-    push = read_push(call)
-    _, kind, ref = push['ref'].split('/', 2)
-    if not push['after'].strip('0'):
-        return json_response({'message': f'{ref} was removed'})
-    if skips_ci(push):
-        return json_response({'message': 'the commit says to skip CI'})
-    sha = push['after']
-    if kind == 'tags':
-        sha = None  # the event may name the tag's own object
-    pipeline = call.ci.create_pipeline(project, push['ref'], sha=sha, source='push', before_sha=push['before'])
-    return json_response(pipeline_entity(pipeline, call, detail=True), 201)
+@route('DELETE', f'{ALLOWLIST}/<target>', auth=private_token)
+def refuse_job_tokens_route(call: Call, project: Row, target: str) -> None:
+    """Let the jobs of another project no longer start pipelines of a project."""
+    call.ci.allow_job_tokens(project, call.ci.find_project(target), allowed=False)
 
 
 # -- lint and badge
@@ -12599,6 +12635,179 @@ def edit_schedule_variable_route(call: Call, schedule: Row, key: str) -> JSON:
 def delete_schedule_variable_route(call: Call, schedule: Row, key: str) -> JSON:
     """Remove a variable of a schedule."""
     return schedule_variable_entity(call.ci.delete_schedule_variable(schedule, key))
+
+
+# Webhooks #####################################################################################
+#
+# What Gitea, Forgejo, GitHub and GitLab tell of pushes, tags and merge requests ("pull requests"
+# elsewhere). A pipeline is created for what has new commits; everything else is answered with 200.
+
+EVENT_HEADERS = ('X-Gitlab-Event', 'X-Gitea-Event', 'X-Forgejo-Event', 'X-GitHub-Event')
+SKIP_CI = re.compile(r'\[(ci[ _-]skip|skip[ _-]ci)\]', re.I)
+#: What has happened to a merge request that has new commits, in the words of GitHub, of Gitea, and of GitLab.
+NEW_COMMITS = ('opened', 'reopened', 'synchronize', 'synchronized', 'open', 'reopen', 'update')
+
+
+class NothingToDo(Exception):
+    """An event makes no pipeline; the text says why."""
+
+
+def read_event(call: Call) -> tuple[str, JSON]:
+    """Return the kind of a webhook's event in lower case, and its body; raise BadRequest if that is none."""
+    kinds = [call.header(name) for name in EVENT_HEADERS if call.header(name)]
+    kind = str(next(iter(kinds), 'no event')).lower()
+    try:
+        text: bytes | str = call.body
+        if (call.header('Content-Type') or '').startswith('application/x-www-form-urlencoded'):
+            text = urllib.parse.parse_qs(call.body)[b'payload'][0]
+        event = json.loads(text)
+    except (ValueError, KeyError, RecursionError):
+        raise BadRequest('the body is no event in JSON') from None
+    if not isinstance(event, dict):
+        raise BadRequest('the body is no event in JSON')
+    return kind, event
+
+
+def part_of(event: Mapping[str, Any], *names: str) -> Any:
+    """Return a value deep inside an event, None if it is not there."""
+    value: Any = event
+    for name in names:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
+def required(event: Mapping[str, Any], *names: str) -> str:
+    """Return a text deep inside an event; raise BadRequest, which names it, if it is not there."""
+    value = part_of(event, *names)
+    if not isinstance(value, str) or not value:
+        raise BadRequest(f'the event has no {".".join(names)}')
+    return value
+
+
+def check_push(event: JSON) -> None:
+    """Raise BadRequest if an event is no push, NothingToDo if it makes no pipeline."""
+    ref, before, after = (event.get(name) for name in ('ref', 'before', 'after'))
+    if not isinstance(ref, str) or not re.fullmatch('refs/(heads|tags)/(.+)', ref):
+        raise BadRequest('the body is not a push event with ref, before and after')
+    if not isinstance(before, str) or not isinstance(after, str) or not isinstance(event.get('commits') or [], list):
+        raise BadRequest('before and after must be commit ids, and commits a list')
+    if not after.strip('0'):
+        raise NothingToDo(f'{short_name(ref)} was removed')
+    if skips_ci(event):
+        raise NothingToDo('the commit says to skip CI')
+    skip = part_of(event, 'push_options', 'ci', 'skip')
+    if skip is not None and str(skip).lower() != 'false':
+        raise NothingToDo('the push says to skip CI')
+
+
+def skips_ci(push: Mapping[str, Any]) -> bool:
+    """Tell whether the message of a push's newest commit says to skip CI."""
+    commits = [push.get('head_commit'), *(push.get('commits') or ())]
+    newest = [commit for commit in commits if isinstance(commit, dict) and commit.get('id') == push['after']]
+    return any(SKIP_CI.search(str(commit.get('message'))) for commit in newest)
+
+
+def push_variables(event: JSON) -> list[dict[str, str]]:
+    """Return the variables that somebody gave as push options: ``git push -o ci.variable="NAME=value"``."""
+    given = part_of(event, 'push_options', 'ci', 'variable') or ()
+    pairs = [str(text).partition('=') for text in ([given] if isinstance(given, str) else given)]
+    return [{'key': key, 'value': value} for key, _, value in pairs]
+
+
+def push_pipeline(call: Call, project: Row, event: JSON) -> Row:
+    """Create the pipeline of a push to a branch or tag."""
+    check_push(event)
+    sha = event['after']
+    if event['ref'].startswith('refs/tags/'):
+        sha = None      # the event may name the tag's own object
+    return call.ci.create_pipeline(project, event['ref'], sha=sha, source='push', before_sha=event['before'],
+                                   variables=push_variables(event))
+
+
+def pull_request(event: JSON) -> tuple[str, str, JSON]:
+    """Return the ref, the newest commit and the facts of a pull request of GitHub, Gitea or Forgejo."""
+    number = part_of(event, 'pull_request', 'number') or event.get('number')
+    if not isinstance(number, int):
+        raise BadRequest('the event has no pull_request.number')
+    labels = part_of(event, 'pull_request', 'labels')
+    source, target = (part_of(event, 'pull_request', side, 'repo', 'full_name') for side in ('head', 'base'))
+    request = {
+        'iid': number,
+        'source_branch': required(event, 'pull_request', 'head', 'ref'),
+        'target_branch': required(event, 'pull_request', 'base', 'ref'),
+        'title': str(part_of(event, 'pull_request', 'title') or ''),
+        'description': str(part_of(event, 'pull_request', 'body') or ''),
+        'labels': [str(part_of(label, 'name')) for label in labels if isinstance(label, dict)] if labels else [],
+        'draft': bool(part_of(event, 'pull_request', 'draft')),
+        'source_project_path': source,
+        'source_project_url': part_of(event, 'pull_request', 'head', 'repo', 'html_url'),
+        'project_url': part_of(event, 'pull_request', 'base', 'repo', 'html_url'),
+        'fork': source != target,
+    }
+    return f'refs/pull/{number}/head', required(event, 'pull_request', 'head', 'sha'), request
+
+
+def gitlab_request(event: JSON) -> tuple[str, str, JSON]:
+    """Return the ref, the newest commit and the facts of a merge request of GitLab."""
+    number = part_of(event, 'object_attributes', 'iid')
+    if not isinstance(number, int):
+        raise BadRequest('the event has no object_attributes.iid')
+    source, target = (part_of(event, 'object_attributes', f'{side}_project_id') for side in ('source', 'target'))
+    labels = event.get('labels')
+    request = {
+        'iid': number,
+        'source_branch': required(event, 'object_attributes', 'source_branch'),
+        'target_branch': required(event, 'object_attributes', 'target_branch'),
+        'title': str(part_of(event, 'object_attributes', 'title') or ''),
+        'description': str(part_of(event, 'object_attributes', 'description') or ''),
+        'labels': [str(part_of(label, 'title')) for label in labels if isinstance(label, dict)] if labels else [],
+        'draft': bool(part_of(event, 'object_attributes', 'draft')),
+        'source_project_path': part_of(event, 'object_attributes', 'source', 'path_with_namespace'),
+        'source_project_url': part_of(event, 'object_attributes', 'source', 'web_url'),
+        'project_url': part_of(event, 'object_attributes', 'target', 'web_url'),
+        'fork': source != target,
+    }
+    return f'refs/merge-requests/{number}/head', required(event, 'object_attributes', 'last_commit', 'id'), request
+
+
+def merge_request_pipeline(call: Call, project: Row, event: JSON) -> Row:
+    """Create the pipeline of a merge request that was opened, or has new commits."""
+    of_gitlab = 'object_attributes' in event
+    action = part_of(event, 'object_attributes', 'action') if of_gitlab else event.get('action')
+    if action not in NEW_COMMITS or action == 'update' and not part_of(event, 'object_attributes', 'oldrev'):
+        raise NothingToDo(f'nothing to do for a merge request that is {action or "as it was"}')
+    ref, sha, request = gitlab_request(event) if of_gitlab else pull_request(event)
+    if SKIP_CI.search(str(part_of(event, 'object_attributes', 'last_commit', 'message'))):
+        raise NothingToDo('the commit says to skip CI')
+    if request['fork'] and not project['fork_pipelines']:
+        raise NothingToDo('merge requests of forks make no pipelines here; the project setting '
+                          'ci_allow_fork_pipelines_to_run_in_parent_project lets them')
+    return call.ci.create_pipeline(project, ref, sha=sha, source='merge_request_event', merge_request=request)
+
+
+#: Creates the pipeline of an event of each kind.
+EVENT_PIPELINES: dict[str, Callable[[Call, Row, JSON], Row]] = {
+    'push': push_pipeline,
+    'push hook': push_pipeline,
+    'tag push hook': push_pipeline,
+    'pull_request': merge_request_pipeline,
+    'merge request hook': merge_request_pipeline,
+}
+
+
+@route('POST', '/hooks/<project:project_path>', auth=webhook_token, raw=True)
+def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """Create a pipeline for a push or merge request that GitLab, Gitea, Forgejo or GitHub reports."""
+    kind, event = read_event(call)
+    if kind not in EVENT_PIPELINES:
+        return json_response({'message': f'nothing to do for {kind}'})
+    try:
+        pipeline = EVENT_PIPELINES[kind](call, project, event)
+    except NothingToDo as reason:
+        return json_response({'message': str(reason)})
+    return json_response(pipeline_entity(pipeline, call, detail=True), 201)
 
 
 # Operations ###################################################################################

@@ -9,6 +9,8 @@ import urllib.parse
 import pytest
 from support import EXAMPLES, SHA, commit, git, load
 
+import minici
+
 ZEROS = '0' * 40
 CONTENT = json.dumps({'test': {'script': ['make test']}})
 P = '/api/v4/projects/1'
@@ -508,9 +510,8 @@ def bare(ci, server, copy, project, tmp_path):
     git(tmp_path, 'init', '--quiet', '--bare', '--initial-branch=main', str(directory))
     shutil.copy(EXAMPLES / 'post-receive', directory / 'hooks')
     ci.edit_project(project, import_url=directory.as_uri())
-    owner = ci.find_user(ci.create_private_token())
-    token = ci.create_trigger(project, owner, 'push')['token']
-    for name, value in (('url', server.url), ('project', 'group/demo'), ('token', token)):
+    git(directory, 'config', 'receive.advertisePushOptions', 'true')
+    for name, value in (('url', server.url), ('project', 'group/demo'), ('token', project['webhook_token'])):
         git(directory, 'config', f'minici.{name}', value)
     git(copy, 'remote', 'add', 'origin', str(directory))
     return directory
@@ -520,7 +521,7 @@ def test_push_prints_its_pipeline_which_the_example_runner_makes_green(ci, serve
     said = git(copy, 'push', 'origin', 'main')
     assert f'remote: minici: pipeline 1 {server.url}/group/demo/-/pipelines/1' in said
     pipeline = ci.find_pipeline(1)
-    assert (pipeline['ref'], pipeline['sha']) == ('main', git(copy, 'rev-parse', 'HEAD'))
+    assert (pipeline['ref'], pipeline['sha'], pipeline['source']) == ('main', git(copy, 'rev-parse', 'HEAD'), 'push')
     runner = load('shell_runner').Runner(server.url, builds_dir=tmp_path, interval=0.02, say=lambda text: None)
     runner.register(ci.registration_token)
     while runner.run_once():
@@ -540,8 +541,8 @@ def test_push_of_several_refs_makes_a_pipeline_for_each_and_none_for_removed_one
 
 
 @pytest.mark.parametrize('settings, says', [
-    ({'MINICI_TOKEN': 'wrong'}, 'minici: no pipeline for main: {"message":"404 Not Found"}'),
-    ({'MINICI_PROJECT': 'group/gone'}, '404 Project Not Found'),
+    ({'MINICI_TOKEN': 'wrong'}, 'the secret or signature is wrong'),
+    ({'MINICI_PROJECT': 'group/gone'}, 'the secret or signature is wrong'),
     ({'MINICI_URL': 'http://127.0.0.1:9'}, 'minici: no pipeline for main: curl: '),
 ])
 def test_push_succeeds_when_no_pipeline_can_be_made_and_says_why(ci, bare, copy, settings, says):
@@ -562,3 +563,168 @@ def test_environment_goes_before_the_hooks_configuration(ci, bare, copy, server)
         git(bare, 'config', f'minici.{name}', 'wrong')
     said = git(copy, 'push', 'origin', 'main', MINICI_URL=f'{server.url}/', MINICI_PROJECT='1', MINICI_TOKEN=token)
     assert f'minici: pipeline 1 {server.url}/group/demo/-/pipelines/1' in said
+
+
+def test_a_push_runs_the_jobs_of_what_it_changes_and_obeys_its_message_and_options(ci, bare, copy):
+    git(copy, 'push', 'origin', 'main')
+    commit(copy, 'Only "notes" \\ here', **{'notes.txt': 'second\n'})
+    git(copy, 'push', 'origin', 'main', '--push-option', 'ci.variable=WHO=a "b" c')
+    commit(copy, 'More docs', docs__a='second\n')
+    git(copy, 'push', 'origin', 'main')
+    commit(copy, 'Nothing to see [skip ci]', **{'notes.txt': 'third\n'})
+    assert 'the commit says to skip CI' in git(copy, 'push', 'origin', 'main')
+    commit(copy, 'Again', **{'notes.txt': 'fourth\n'})
+    assert 'the push says to skip CI' in git(copy, 'push', 'origin', 'main', '-o', 'ci.skip')
+    pipelines = ci.list_pipelines(ci.find_project(1))[0]
+    names = [sorted(job['name'] for job in ci.list_jobs(pipeline=row)) for row in reversed(pipelines)]
+    assert names == [['always', 'documented'], ['always'], ['always', 'documented']]
+    assert given(ci, 2) == {'WHO': 'a "b" c'}
+
+
+# -- pull requests and merge requests
+
+def github_request(sha, action='opened', fork=False, number=7):
+    """A pull request as GitHub tells of it, and as Gitea and Forgejo do, too."""
+    source = 'somebody/demo' if fork else 'group/demo'
+    return {'action': action, 'number': number, 'pull_request': {
+        'number': number, 'title': 'Add more', 'body': 'In detail', 'draft': False, 'labels': [{'name': 'ci'}],
+        'head': {'ref': 'feature', 'sha': sha, 'repo': {'full_name': source, 'html_url': f'https://forge/{source}'}},
+        'base': {'ref': 'main', 'sha': ZEROS, 'repo': {'full_name': 'group/demo',
+                                                       'html_url': 'https://forge/group/demo'}}}}
+
+
+def gitlab_request(sha, action='open', fork=False, number=7):
+    """A merge request as GitLab tells of it."""
+    return {'object_kind': 'merge_request', 'labels': [{'title': 'ci'}], 'object_attributes': {
+        'iid': number, 'title': 'Add more', 'description': 'In detail', 'action': action, 'draft': False,
+        'source_branch': 'feature', 'target_branch': 'main', 'source_project_id': 5 if fork else 4,
+        'target_project_id': 4, 'last_commit': {'id': sha, 'message': 'Feature'},
+        'source': {'path_with_namespace': 'group/demo', 'web_url': 'https://forge/group/demo'},
+        'target': {'path_with_namespace': 'group/demo', 'web_url': 'https://forge/group/demo'},
+        **({'oldrev': ZEROS} if action == 'update' else {})}}
+
+
+REQUESTS = {'gitlab': (gitlab_request, gitlab_headers, 'Merge Request Hook', 'refs/merge-requests/7/head'),
+            'gitea': (github_request, gitea_headers, 'pull_request', 'refs/pull/7/head'),
+            'forgejo': (github_request, forgejo_headers, 'pull_request', 'refs/pull/7/head'),
+            'github': (github_request, github_headers, 'pull_request', 'refs/pull/7/head')}
+REQUEST_FILE = """
+request:
+  script: [make]
+  rules: [{if: $CI_PIPELINE_SOURCE == "merge_request_event", changes: [src/*]}]
+docs:
+  script: [make]
+  rules: [{if: $CI_MERGE_REQUEST_IID, changes: [docs/*]}]
+branch: {script: [make], rules: [{if: $CI_COMMIT_BRANCH}]}
+"""
+
+
+@pytest.fixture
+def requested(ci, client, project, tmp_path):
+    """A way to send the event of a forge about a merge request, whose head no branch has."""
+    directory = tmp_path / 'requested'
+    commit(directory, **{'.gitlab-ci.yml': REQUEST_FILE, 'docs__a.txt': 'a\n'})
+    git(directory, 'checkout', '--quiet', '-b', 'feature')
+    sha = commit(directory, 'Feature', src__a='a\n')
+    git(directory, 'checkout', '--quiet', 'main')
+    commit(directory, 'Docs go on', **{'docs__a.txt': 'b\n'})
+    for _, _, _, ref in REQUESTS.values():
+        git(directory, 'update-ref', ref, sha)
+    git(directory, 'branch', '--quiet', '-D', 'feature')
+    ci.edit_project(project, import_url=directory.as_uri())
+
+    def send(forge, status, **facts):
+        make, headers, event, _ = REQUESTS[forge]
+        body = json.dumps(make(sha, **facts)).encode()
+        return client.call('POST', '/hooks/1', data=body, status=status, headers={
+            'Content-Type': 'application/json', **headers(project['webhook_token'], body, event)}).json
+    return send
+
+
+@pytest.mark.parametrize('forge', REQUESTS)
+def test_a_merge_request_runs_its_jobs_with_its_variables(ci, requested, forge):
+    answer = requested(forge, 201)
+    pipeline = ci.find_pipeline(answer['id'])
+    assert (pipeline['source'], pipeline['ref']) == ('merge_request_event', REQUESTS[forge][3])
+    job, = ci.list_jobs(pipeline=pipeline)
+    variables = minici.pipeline_variables(job)
+    assert (job['name'], variables['CI_MERGE_REQUEST_IID'], variables['CI_MERGE_REQUEST_SOURCE_BRANCH_NAME'],
+            variables['CI_MERGE_REQUEST_TARGET_BRANCH_NAME'], variables['CI_MERGE_REQUEST_TITLE'],
+            variables['CI_MERGE_REQUEST_LABELS'], variables['CI_COMMIT_REF_NAME']) == (
+        'request', 7, 'feature', 'main', 'Add more', 'ci', 'feature')
+    assert 'CI_COMMIT_BRANCH' not in variables or variables['CI_COMMIT_BRANCH'] is None
+
+
+@pytest.mark.parametrize('forge, action, status', [
+    ('github', 'synchronize', 201), ('gitea', 'synchronized', 201), ('forgejo', 'reopened', 201),
+    ('gitlab', 'update', 201), ('gitlab', 'reopen', 201), ('github', 'closed', 200), ('github', 'labeled', 200),
+    ('gitlab', 'merge', 200), ('gitlab', 'approved', 200)])
+def test_new_commits_make_a_pipeline_and_other_news_none(ci, requested, forge, action, status):
+    requested(forge, status, action=action)
+    assert ci.list_pipelines()[1] == (status == 201)
+
+
+@pytest.mark.parametrize('forge', ['gitlab', 'github'])
+def test_a_fork_makes_a_pipeline_only_when_the_project_allows_it_and_gets_nothing_protected(
+        ci, client, token, requested, project, forge):
+    ci.set_variable(project, 'SECRET', 'protected value', protected=True)
+    assert 'forks make no pipelines' in requested(forge, 200, fork=True)['message']
+    shown = client.call('PUT', P, token=token, status=200,
+                        json={'ci_allow_fork_pipelines_to_run_in_parent_project': True}).json
+    assert shown['ci_allow_fork_pipelines_to_run_in_parent_project'] is True
+    requested(forge, 201, fork=True)
+    runner, runner_token = ci.create_runner()
+    payload = client.call('POST', '/api/v4/jobs/request', json={'token': runner_token}, status=201).json
+    received_names = {item['key']: item['value'] for item in payload['variables']}
+    assert 'SECRET' not in received_names
+    assert received_names['CI_COMMIT_REF_PROTECTED'] == 'false'
+    assert payload['git_info']['refspecs'] == [f'+{REQUESTS[forge][3]}:{REQUESTS[forge][3]}']
+
+
+@pytest.mark.parametrize('forge, broken', [
+    ('github', {'pull_request': None}), ('github', {'pull_request': {'number': 7, 'head': 'x'}}), ('github', {}),
+    ('gitlab', {'object_attributes': {'action': 'open'}}),
+    ('gitlab', {'object_attributes': {'action': 'open', 'iid': 1}})])
+def test_a_broken_event_is_refused_by_what_it_lacks(ci, client, project, forge, broken):
+    _, headers, event, _ = REQUESTS[forge]
+    body = json.dumps({'action': 'opened', **broken}).encode()
+    answer = client.call('POST', '/hooks/1', data=body, status=400, headers={
+        'Content-Type': 'application/json', **headers(project['webhook_token'], body, event)}).json
+    assert 'the event has no' in answer['message']
+
+
+# -- triggers by the token of a running job
+
+def test_a_running_job_starts_pipelines_of_its_project_and_of_those_that_allow_it(ci, client, token, project, runner):
+    ci.create_pipeline(project, 'main', sha=SHA, content=json.loads(CONTENT))
+    claim = runner.claim()
+    ci.create_project('other')
+    target = '/api/v4/projects/2'
+
+    def trigger(path, status, job_token=claim.token):
+        return client.call('POST', f'{path}/trigger/pipeline', status=status, form={
+            'token': job_token, 'ref': 'main', 'variables[WHO]': 'upstream'})
+
+    assert 'import_url' in trigger(P, 400).text        # let in, but it has nothing to read
+    trigger(target, 404)
+    allowed = client.call('POST', f'{target}/job_token_scope/allowlist', token=token, status=201,
+                          json={'target_project_id': 1}).json
+    assert allowed == {'source_project_id': 2, 'target_project_id': 1}
+    listed = client.call('GET', f'{target}/job_token_scope/allowlist', token=token, status=200).json
+    assert [row['id'] for row in listed] == [2, 1]
+    trigger(target, 400)
+    trigger(target, 404, job_token='wrong')
+    client.call('DELETE', f'{target}/job_token_scope/allowlist/1', token=token, status=204)
+    trigger(target, 404)
+    ci.update_job(claim.job, 'success')
+    trigger(P, 404)
+
+
+def test_a_pipeline_started_by_a_job_has_the_source_pipeline_and_its_variables(ci, client, project, copy, runner):
+    ci.create_pipeline(project, 'main', sha=SHA, content=json.loads(CONTENT))
+    claim = runner.claim()
+    ci.edit_project(project, import_url=copy.as_uri())
+    made = client.call('POST', f'{P}/trigger/pipeline', status=201, form={
+        'token': claim.token, 'ref': 'main', 'variables[WHO]': 'upstream'}).json
+    assert made['source'] == 'pipeline'
+    assert given(ci, made['id']) == {'WHO': 'upstream'}
