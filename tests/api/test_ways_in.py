@@ -7,7 +7,7 @@ import shutil
 import urllib.parse
 
 import pytest
-from support import EXAMPLES, SHA, commit, git, load
+from support import EXAMPLES, SHA, Origin, commit, git, load
 
 import minici
 
@@ -95,29 +95,40 @@ def test_a_triggers_token_is_whole_for_its_owner_alone(ci, client, trigger):
         assert shown['token'] == trigger['token'][:4]
 
 
+@pytest.fixture
+def origin(ci, trigger, tmp_path):
+    """The repository of the project, whose pipeline file is what triggers start."""
+    made = Origin(tmp_path / 'triggered')
+    made.commit(json.dumps(CONTENT) if isinstance(CONTENT, dict) else CONTENT)
+    ci.edit_project(ci.find_project(1), import_url=made.url)
+    return made
+
+
 @pytest.mark.parametrize('path, body', [
     ('/trigger/pipeline', {'ref': 'main'}),
     ('/ref/main/trigger/pipeline', {}),
     ('/ref/main/trigger/pipeline', {'ref': 'other'}),
 ])
-def test_trigger_token_makes_a_pipeline_without_a_private_token(ci, clock, client, trigger, path, body):
-    body = {'token': trigger['token'], 'sha': SHA, 'content': CONTENT, **body}
+def test_trigger_token_makes_a_pipeline_without_a_private_token(ci, clock, client, trigger, origin, path, body):
+    body = {'token': trigger['token'], **body}
     made = client.call('POST', P + path, json=body, status=201).json
-    assert (made['ref'], made['source'], made['sha'], made['status']) == ('main', 'trigger', SHA, 'pending')
+    assert (made['ref'], made['source'], made['sha'], made['status']) == (
+        'main', 'trigger', origin.git('rev-parse', 'HEAD'), 'pending')
     assert made['user']['username'] == 'root'
     used = ci.find_trigger(ci.find_project(1), trigger['id'])['last_used']
     assert used == clock.now
 
 
 @pytest.mark.parametrize('ref', ['fix/one', 'v1.2.3', 'release-1.0.json'])
-def test_ref_in_the_path_of_a_trigger_may_have_slashes_and_dots(client, trigger, ref):
+def test_ref_in_the_path_of_a_trigger_may_have_slashes_and_dots(client, trigger, origin, ref):
+    origin.git('branch', ref)
     path = f'{P}/ref/{urllib.parse.quote(ref, safe="")}/trigger/pipeline'
-    body = {'token': trigger['token'], 'sha': SHA, 'content': CONTENT}
+    body = {'token': trigger['token']}
     assert client.call('POST', path, json=body, status=201).json['ref'] == ref
 
 
-def test_variables_of_a_trigger_come_as_json_form_multipart_and_query(ci, client, trigger):
-    fields = {'token': trigger['token'], 'ref': 'main', 'sha': SHA, 'content': CONTENT}
+def test_variables_of_a_trigger_come_as_json_form_multipart_and_query(ci, client, trigger, origin):
+    fields = {'token': trigger['token'], 'ref': 'main'}
     two = {'variables[A]': '1', 'variables[B]': 'x y&z'}
     flat = {**fields, **two}
     urlencoded = {'data': urllib.parse.urlencode(flat).encode(),
@@ -130,18 +141,19 @@ def test_variables_of_a_trigger_come_as_json_form_multipart_and_query(ci, client
         assert (found['A'], found['B']) == ('1', 'x y&z')
 
 
-def test_variables_of_a_trigger_reach_the_job_privately_and_its_rules(client, runner, trigger):
+def test_variables_of_a_trigger_reach_the_job_privately_and_its_rules(client, runner, trigger, origin):
     content = {'deploy': {'script': ['x'], 'rules': [{'if': '$TARGET == "live" && $CI_PIPELINE_SOURCE == "trigger"'}]},
                'never': {'script': ['x'], 'rules': [{'if': '$TARGET == "test"'}]}}
-    body = {'token': trigger['token'], 'ref': 'main', 'sha': SHA, 'content': content}
+    origin.commit(json.dumps(content))
+    body = {'token': trigger['token'], 'ref': 'main'}
     client.call('POST', f'{P}/trigger/pipeline', json={**body, 'variables': {'TARGET': 'live'}}, status=201)
     variables = received(client, runner)
     assert variables['TARGET'] == {'key': 'TARGET', 'value': 'live', 'public': False, 'masked': False}
     assert (variables['CI_JOB_NAME']['value'], variables['CI_PIPELINE_TRIGGERED']['value']) == ('deploy', 'true')
 
 
-def test_payload_of_a_trigger_is_a_file_that_nobody_expands_and_holds_no_token(client, runner, trigger):
-    body = {'token': trigger['token'], 'ref': 'main', 'sha': SHA, 'content': CONTENT, 'title': 'costs $HOME or ${CI'}
+def test_payload_of_a_trigger_is_a_file_that_nobody_expands_and_holds_no_token(client, runner, trigger, origin):
+    body = {'token': trigger['token'], 'ref': 'main', 'title': 'costs $HOME or ${CI'}
     client.call('POST', f'{P}/trigger/pipeline', json=body, status=201)
     variable = received(client, runner)['TRIGGER_PAYLOAD']
     payload = json.loads(variable['value'])
@@ -150,9 +162,9 @@ def test_payload_of_a_trigger_is_a_file_that_nobody_expands_and_holds_no_token(c
     assert (variable['file'], variable['public'], variable.get('raw')) == (True, False, True)
 
 
-def test_trigger_refuses_with_the_texts_that_clients_know(ci, client, call, trigger):
+def test_trigger_refuses_with_the_texts_that_clients_know(ci, client, call, trigger, origin):
     ci.create_project('other')
-    known = {'token': trigger['token'], 'ref': 'main', 'sha': SHA, 'content': CONTENT}
+    known = {'token': trigger['token'], 'ref': 'main'}
     for project, change, status, says in (
             (1, {'token': None}, 400, {'error': 'token is missing'}),
             (1, {'ref': None}, 400, {'error': 'ref is missing'}),
@@ -176,16 +188,17 @@ def test_trigger_of_an_unknown_ref_says_so(ci, client, copy, trigger):
     assert answer.json == {'message': {'base': ['Reference not found']}}
 
 
-def test_a_pipeline_hook_does_not_trigger_a_pipeline_again(ci, client, trigger):
-    body = {'token': trigger['token'], 'ref': 'main', 'sha': SHA, 'content': CONTENT}
+def test_a_pipeline_hook_does_not_trigger_a_pipeline_again(ci, client, trigger, origin):
+    body = {'token': trigger['token'], 'ref': 'main'}
     for path in ('/trigger/pipeline', '/ref/main/trigger/pipeline'):
         client.call('POST', P + path, json=body, headers={'X-Gitlab-Event': 'Pipeline Hook'}, status=403)
     assert ci.list_pipelines(ci.find_project(1))[1] == 0
     client.call('POST', f'{P}/trigger/pipeline', json=body, headers={'X-Gitlab-Event': 'Push Hook'}, status=201)
 
 
-def test_trigger_of_2016_makes_a_pipeline_with_variables(ci, client, trigger):
-    body = {'token': trigger['token'], 'sha': SHA, 'content': CONTENT, 'variables[A]': '1'}
+def test_trigger_of_2016_makes_a_pipeline_with_variables(ci, client, trigger, origin):
+    origin.git('branch', 'fix/one')
+    body = {'token': trigger['token'], 'variables[A]': '1'}
     made = client.call('POST', '/ci/api/v1/projects/1/refs/fix/one/trigger', form=body, status=201).json
     assert made['variables'] == {'A': '1'}
     pipeline = ci.find_pipeline(1)

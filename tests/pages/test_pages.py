@@ -1080,12 +1080,15 @@ def test_variable_that_cannot_be_set_is_told_in_words(ci, browser, project, give
     assert ci.list_variables(project) == []
 
 
-def test_triggers_of_a_project_are_made_used_and_removed(ci, browser, client, project):
+def test_triggers_of_a_project_are_made_used_and_removed(ci, browser, client, project, tmp_path):
+    origin = Origin(tmp_path / 'triggered')
+    origin.commit()
+    ci.edit_project(project, import_url=origin.url)
     page = browser.press(browser.open('/group/demo'), 'Add a trigger', description='nightly')
     row = page.one('form', action='/group/demo/-/triggers').one('li', class_='variable')
     assert (row.texts('span')[0], row.one('span', class_='meta').text) == ('nightly', 'never used')
     client.call('POST', '/api/v4/projects/1/trigger/pipeline', status=201, json={
-        'token': row.one('code').text, 'ref': 'main', 'sha': SHA, 'content': PLAIN})
+        'token': row.one('code').text, 'ref': 'main'})
     page = browser.open('/group/demo')
     assert page.one('form', action='/group/demo/-/triggers').one('span', class_='meta').one('time')
     browser.press(page, 'Remove trigger 1')
