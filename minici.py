@@ -5258,16 +5258,22 @@ class TraceDecoder:
     Time stamps and section marks are left out, colours and carriage returns stay.
     """
 
+    LONG_LINE = 8 * KIB     # runners cut a line after so many bytes, or after a write that holds a CR
+
     def __init__(self) -> None:
         self._data = b''        # received, but the rest of a stamp may follow
+        self._line = b''        # the end of what was received of the current line
         self._text = b''        # without stamps, but the rest of a section mark may follow
         self._stamped: bool | None = None
+        self._stamp_due = True  # whether the next line begins in front of `_data`
         self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """Return the text that becomes certain with `data`; with `final`, all that is left."""
         self._text += self._without_stamps(self._data + data, final)
-        unfinished = None if final else UNFINISHED_MARK.search(self._text, max(0, len(self._text) - 310))
+        unfinished = None
+        if not final:
+            unfinished = UNFINISHED_MARK.search(self._text, max(0, len(self._text) - 310))
         cut = unfinished.start() if unfinished else len(self._text)
         text = self._text[:cut]
         self._text = self._text[cut:]
@@ -5281,21 +5287,37 @@ class TraceDecoder:
     def _without_stamps(self, data: bytes, final: bool) -> bytes:
         """Return `data` without stamps; keep back what cannot be told yet."""
         self._data = b''
+        begins_like_one = data[:1].isdigit() and b'\n' not in data
+        if self._stamped is None and not final and (not data or begins_like_one and len(data) < STAMP_SIZE):
+            self._data = data
+            return b''
         if self._stamped is None:
-            undecided = len(data) < STAMP_SIZE and data[:1].isdigit() and b'\n' not in data
-            if not data or undecided and not final:
-                self._data = data
-                return b''
             self._stamped = STAMPED.match(data) is not None
-            if self._stamped:
-                data = data[STAMP_SIZE:]
         if not self._stamped:
             return data
+        if self._stamp_due:
+            if len(data) < STAMP_SIZE and not final:
+                self._data = data
+                return b''
+            self._stamp_due = False
+            if STAMPED.match(data):
+                data = data[STAMP_SIZE:]
+        return remove_stamps(data if final else self._certain(data))
+
+    def _certain(self, data: bytes) -> bytes:
+        """Return the part of `data` that is no piece of a stamp; the rest waits in `_data`."""
         newline = data.rfind(b'\n')
-        if newline >= 0 and len(data) - newline <= STAMP_SIZE and not final:
-            self._data = data[newline:]
-            data = data[:newline]
-        return remove_stamps(data)
+        line = self._line + data
+        if newline >= 0 and len(data) - newline <= STAMP_SIZE:
+            last = (self._line + data[:newline]).rpartition(b'\n')[2]
+            goes_on = b'\r' in last or len(last) >= self.LONG_LINE     # then this newline may be none
+            cut = newline if goes_on else newline + 1
+            self._stamp_due = not goes_on
+            self._data = data[cut:]
+            data = data[:cut]
+            line = last if goes_on else b''
+        self._line = line.rpartition(b'\n')[2][-self.LONG_LINE:]
+        return data
 
 
 class TraceStore:
@@ -15105,7 +15127,12 @@ def submit_command(options: argparse.Namespace) -> int:
         screen.line(f'pipeline {pipeline["id"]} of {project["path"]} at {commit}: {pipeline["status"]}')
         if not options.follow:
             return 0
-        return follow(ci, pipeline, screen)
+        try:
+            return follow(ci, pipeline, screen)
+        except KeyboardInterrupt:
+            screen.line(f'pipeline {pipeline["id"]} goes on without being followed; cancel it on its page, or with '
+                        f'POST /api/v4/projects/{project["id"]}/pipelines/{pipeline["id"]}/cancel')
+            return 130
 
 
 def submit_commit(ci: Coordinator, path: Path, options: argparse.Namespace) -> tuple[Row, str, str | None]:
@@ -15149,13 +15176,18 @@ class FollowedJob:
 
     def read(self, *, final: bool = False) -> None:
         """Show what the trace has grown by; its runner then sends more of it more often."""
-        data = b''
+        self._ci.traces.looked_at(self._id)
         with contextlib.suppress(NotFound), self._ci.traces.open(self._id) as file:
             file.seek(self._position)
-            data = file.read()
-        self._position += len(data)
-        self._ci.traces.looked_at(self._id)
-        self._view.feed(self._decoder.feed(data, final=final).encode())
+            while data := file.read(MIB):
+                self._position += len(data)
+                self._show(data)
+        if final:
+            self._show(b'', final=True)
+
+    def _show(self, data: bytes, *, final: bool = False) -> None:
+        text = self._decoder.feed(data, final=final)
+        self._view.feed(text.encode())
 
     def end(self, screen: Screen, prefix: str) -> None:
         """Show the rest of the trace, and what became of the job."""
@@ -15165,6 +15197,17 @@ class FollowedJob:
         screen.line(prefix + outcome_line(screen, job))
 
 
+def waiting_line(ci: Coordinator, jobs: Iterable[Row]) -> str | None:
+    """Say why the oldest of a pipeline's jobs waits when none of them runs; None when there is nothing to say."""
+    if any(job['status'] in ALIVE for job in jobs):
+        return None
+    waiting = [job for job in jobs if job['status'] in ('pending', 'waiting_for_resource', 'scheduled')]
+    if not waiting:
+        return None
+    job = min(waiting, key=lambda job: job['id'])
+    return f'{job["name"]} is {job["status"]}: {ci.pending_reason(job)}'
+
+
 def follow(ci: Coordinator, pipeline: Row, screen: Screen) -> int:
     """Show the traces of a pipeline's jobs as they grow; return 0 unless one of them failed or was canceled.
 
@@ -15172,6 +15215,7 @@ def follow(ci: Coordinator, pipeline: Row, screen: Screen) -> int:
     """
     followed: dict[int, tuple[FollowedJob, str]] = {}
     ended: set[int] = set()
+    reason = None
     while not screen.broken:
         status = ci.find_pipeline(pipeline)['status']
         jobs = ci.list_jobs(pipeline=pipeline, limit=MAX_JOBS_SHOWN)
@@ -15187,6 +15231,9 @@ def follow(ci: Coordinator, pipeline: Row, screen: Screen) -> int:
             if job['status'] in FINISHED:
                 reader.end(screen, prefix)
                 ended.add(job['id'])
+        before, reason = reason, waiting_line(ci, jobs)
+        if reason and reason != before:
+            screen.line(reason)
         if status in (*FINISHED, 'manual'):
             screen.line(f'pipeline {pipeline["id"]}: {status}')
             return int(any(job['status'] in ('failed', 'canceled') and not (job['allow_failure'] or job['retried'])

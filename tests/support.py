@@ -131,6 +131,10 @@ class Runner:
         """Return the next claim, or None."""
         return self.ci.request_job(self.row)
 
+    def claim_prepared(self):
+        """Return the next claim as a runner with two-phase commit gets it: the job is pending."""
+        return self.ci.request_job(self.row, features=[*minici.ASSUMED_FEATURES, 'two_phase_job_commit'])
+
     def run(self, state='success'):
         """Claim a job and finish it at once; return its name, or None."""
         claim = self.claim()

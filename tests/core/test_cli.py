@@ -1,6 +1,7 @@
 """The command line: `main(argv)` in this process, and `python minici.py` as people run it."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from support import PLAIN, SHA, Runner, commit, git
+from support import PLAIN, SHA, Runner, commit, git, stamped, until
 
 import minici
 
@@ -262,6 +263,80 @@ def test_follow_prints_the_traces_and_succeeds_with_the_pipeline(db, working_cop
 def test_follow_fails_with_the_pipeline(db, working_copy, capsys):
     assert follow(db, working_copy, ['failed']) == 1
     assert 'pipeline 1: failed' in capsys.readouterr().out
+
+
+@pytest.fixture
+def following(ci, project):
+    """A pipeline of one job that is followed from a thread: its job, what was printed, and the exit status."""
+    pipeline = ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)
+    out, status = io.StringIO(), []
+    thread = threading.Thread(target=lambda: status.append(minici.follow(ci, pipeline, minici.Screen(out))))
+    thread.start()
+    yield pipeline, out, status
+    ci.cancel_pipeline(pipeline)
+    ci.cancel_pipeline(pipeline)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_follow_says_why_nothing_happens_whenever_the_reason_changes(ci, following):
+    _, out, _ = following
+    until(lambda: 'test is pending: no runner is registered for its project\n' in out.getvalue())
+    runner = Runner(ci, active=False)
+    until(lambda: 'test is pending: every runner that could take it is paused\n' in out.getvalue())
+    ci.edit_runner(runner.row, active=True)
+    claim = runner.claim_prepared()
+    until(lambda: f'test is pending: runner {runner.id} is preparing it\n' in out.getvalue())
+    ci.append_trace(claim.job, 0, b'hello\n')
+    until(lambda: 'hello' in out.getvalue())
+    assert out.getvalue().count('registered for its project') == 1
+
+
+def test_follow_marks_a_trace_watched_from_the_start_of_its_job(ci, following):
+    _, out, _ = following
+    Runner(ci).claim()
+    until(lambda: ci.traces.is_watched(1))
+    assert not ci.traces.path(1).exists()
+
+
+def test_follow_shows_what_a_job_prints_while_it_is_being_canceled(ci, following):
+    _, out, status = following
+    runner = Runner(ci)
+    ci.contact(runner.row, {'features': ['cancel_gracefully']}, None)
+    job = runner.claim().job
+    ci.append_trace(job, 0, b'script\n')
+    until(lambda: 'script' in out.getvalue())
+    ci.cancel_job(ci.find_job(1))
+    assert ci.find_job(1)['status'] == 'canceling'
+    time.sleep(0.5)
+    ci.append_trace(job, 7, b'after_script\n')
+    until(lambda: 'after_script' in out.getvalue())
+    assert status == []
+
+
+@pytest.mark.parametrize('write', [bytes, stamped])
+def test_follow_prints_characters_whole_and_no_time_stamps(ci, following, write):
+    _, out, _ = following
+    job = Runner(ci).claim().job
+    log, size = write('prüfe ✓\n'.encode() * 3), 0
+    for byte in log:
+        size = ci.append_trace(job, size, bytes([byte]))
+        if size % 9 == 0:
+            time.sleep(0.05)
+    until(lambda: out.getvalue().count('prüfe ✓\n') == 3)
+    assert '\ufffd' not in out.getvalue()
+    assert '01O' not in out.getvalue()
+
+
+def test_ctrl_c_while_following_says_how_to_cancel_the_pipeline(run, working_copy, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minici, 'follow', interrupted)
+    status, out, err = run('submit', working_copy, '--follow')
+    assert status == 130
+    assert 'pipeline 1 goes on without being followed' in out
+    assert 'POST /api/v4/projects/1/pipelines/1/cancel' in out
 
 
 # -- lint

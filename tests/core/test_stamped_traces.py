@@ -178,5 +178,7 @@ def test_lines_are_shown_as_soon_as_they_are_there():
     assert decoder.feed(b'1\n') == '1\n'
     assert decoder.feed(b'line 2\npart') == 'line 2\npart'
     decoder = minici.TraceDecoder()
-    assert decoder.feed(stamped(b'line 1\n')) == 'line 1'     # the next stamp tells whether the line goes on
-    assert decoder.feed(stamped(b'line 2')) == '\nline 2'
+    assert decoder.feed(stamped(b'line 1\n')) == 'line 1\n'
+    assert decoder.feed(stamped(b'line 2\n')) == 'line 2\n'
+    assert decoder.feed(stamped(b'progress 1%\r\n')) == 'progress 1%\r'     # the next stamp tells whether it goes on
+    assert decoder.feed(stamped(b'\rprogress 2%\n')[34:]) == 'progress 2%\n'
