@@ -6891,7 +6891,8 @@ JOB_ROWS = """
 # A job with the columns that say why it waits, and with its commit.
 BRIEF_JOB_ROWS = """
     SELECT job.id, job.status, job.started_at, job.project_id, job.pipeline_id, job.stage_idx, job.needs,
-           job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, job.protected, pipeline.commit_info,
+           job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, job.claimed_at, job.runner_id,
+           job.protected, pipeline.commit_info,
            CASE WHEN pipeline.commit_info IS NOT NULL THEN pipeline.sha END AS sha,
            CASE WHEN pipeline.commit_info IS NOT NULL THEN project.path END AS project_path
       FROM job

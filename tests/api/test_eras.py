@@ -737,3 +737,9 @@ def test_a_v1_and_a_v4_runner_drain_one_queue_and_their_artifacts_cross(ci, serv
     assert ('old0 check', '/api/v4') in bases
     assert ('new0 check', '/ci/api/v1') in bases
     assert all(ci.read_trace(id).startswith(f'{name} on '.encode()) for id, name, *_ in ran)
+
+
+def test_a_list_of_jobs_says_who_prepares_one(ci, client, token, preparing):
+    jobs = client.call('GET', '/api/v4/projects/1/jobs', token=token, status=200).json
+    shown = next(job for job in jobs if job['id'] == 1)
+    assert (shown['status'], shown['started_at'], shown['runner']['id']) == ('pending', None, 1)
