@@ -25,6 +25,7 @@ from .board import failure_text, job_actions, job_mark
 from .frame import page, perform, project_path, seen, web
 from .logs import ERROR_LINE, find_lines, text_pattern
 from .markup import clock
+from .reports import tests_panel
 from .sessions import page_form, page_reader, page_user
 
 JOB_PATH = '/<project:project_path>/-/jobs/<job:job>'
@@ -63,6 +64,7 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
         failure=failure_text(job),
         trace_size=call.ci.traces.size(job['id']),
         attempts=call.ci.list_jobs(pipeline=pipeline, name=job['name'], limit=20),
+        tests=tests_panel(call, job),
         job_mark=job_mark,
         job_actions=job_actions,
     )

@@ -11,6 +11,7 @@ from minici import BadRequest, Call, CIError, NotFound, Row, page_of, status_wor
 from .board import KINDS, draw_board
 from .frame import page, perform, project_path, seen, web
 from .jobs import commit_of
+from .reports import summary
 from .sessions import is_owner, page_form, page_owner, page_reader, root
 
 #: The statuses that the list can be filtered by, most wanted first.
@@ -102,6 +103,7 @@ def pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
         pipeline=pipeline,
         commit=commit_of(pipeline),
         board=board,
+        tests=summary(call.ci.list_test_reports(pipeline)),
         wanted=wanted,
         name=name,
     )

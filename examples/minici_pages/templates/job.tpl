@@ -29,6 +29,7 @@ data-confirm="Remove the log and the artifacts of this job for good?">Erase</but
 </p>
 % end
 </div>
+{{tests}}
 </form>
 <div class="columns">
 <section class="log" id="log" data-url="{{here}}" aria-label="Log">

@@ -13,6 +13,9 @@
 {{'· ' if pipeline['started_at'] else ''}}{{span(pipeline, now)}}
 · {{board.total}} jobs ·
 {{pipeline['source']}}{{f' by {pipeline["username"]}' if pipeline['username'] else ''}}</p>
+% if tests:
+<p class="meta">Tests: {{tests}}</p>
+% end
 </div>
 % if owner:
 <p class="actions">
