@@ -7368,6 +7368,30 @@ class Waiting(Tests):
             return f'it is delayed until {iso_time(job["scheduled_at"])}'
         return None
 
+    def unfit_reason(self, runner: Row, job: Row) -> str | None:
+        """Return why a runner takes no jobs like this one, or None if it does.
+
+        Whether it is online or busy is not asked: that passes.
+        """
+        if not runner['active']:
+            return 'it is paused'
+        if not self._serves(runner, job['project_id']):
+            return 'it does not serve this project'
+        tags = set(json.loads(job['tags']))
+        lacking = sorted(tags - set(json.loads(runner['tags'])))
+        if lacking:
+            return f'it lacks {", ".join(lacking)}'
+        if not tags and not runner['run_untagged']:
+            return 'it takes only jobs with tags'
+        if runner['access_level'] == 'ref_protected' and not job['protected']:
+            return 'it is for protected refs'
+        return None
+
+    def _serves(self, runner: Row, project_id: int) -> bool:
+        """Tell whether a runner is open to the jobs of a project."""
+        runners = self.list_runners(self.find_project(project_id))
+        return any(other['id'] == runner['id'] for other in runners)
+
     def _waits_for(self, once: Callable[..., Any], pipeline_id: int, stage_idx: int, needs: str | None) -> str:
         """Say which unfinished jobs stand before a created job: those it `needs`, or those of earlier stages."""
         unfinished = once(self._unfinished, pipeline_id)
@@ -12331,10 +12355,10 @@ def lint_repository_route(call: Call) -> JSON:
     return lint_response(call, None, call.optional('content_ref') or call.optional('ref'))
 
 
-BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{status}">
-<rect width="{width}" height="20" rx="3" fill="#555"/><rect x="58" width="{right}" height="20" rx="3" fill="{colour}"/>
-<g fill="#fff" font-family="Verdana,sans-serif" font-size="11"><text x="7" y="14">pipeline</text>
-<text x="64" y="14">{status}</text></g></svg>
+BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{label}: {value}">
+<rect width="{width}" height="20" rx="3" fill="#555"/><rect x="60" width="{right}" height="20" rx="3" fill="{colour}"/>
+<g fill="#fff" font-family="Verdana,sans-serif" font-size="11"><text x="7" y="14">{label}</text>
+<text x="66" y="14">{value}</text></g></svg>
 """
 BADGE_COLOURS = {'success': '#2da160', 'failed': '#d9534f', 'running': '#3c8dbc', 'pending': '#e0902b'}
 BADGE_HEADERS = {
@@ -12344,6 +12368,16 @@ BADGE_HEADERS = {
 }
 
 
+COVERAGE_COLOURS = ((95, '#2da160'), (75, '#7a9a1f'), (50, '#e0902b'), (0, '#d9534f'))  # from so many percent on
+
+
+def badge_response(label: str, value: str, colour: str) -> bottle.HTTPResponse:
+    """Return a badge: a label, and a value on a colour."""
+    right = 12 + 7 * len(value)
+    svg = BADGE.format(label=label, value=value, width=60 + right, right=right, colour=colour)
+    return bottle.HTTPResponse(svg.encode(), 200, BADGE_HEADERS)
+
+
 @route('GET', f'{PROJECT}/badges/<ref:path>/pipeline.svg', auth=badge_reader)
 def show_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
     """Draw the status of a ref's newest pipeline."""
@@ -12351,9 +12385,18 @@ def show_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
     newest = newest_pipeline(call, project, ref=ref)
     if newest is not None:
         status = newest['status']
-    text, colour = status_words(status), BADGE_COLOURS.get(status, '#9f9f9f')
-    svg = BADGE.format(status=text, width=70 + 7 * len(text), right=12 + 7 * len(text), colour=colour)
-    return bottle.HTTPResponse(svg.encode(), 200, BADGE_HEADERS)
+    return badge_response('pipeline', status_words(status), BADGE_COLOURS.get(status, '#9f9f9f'))
+
+
+@route('GET', f'{PROJECT}/badges/<ref:path>/coverage.svg', auth=badge_reader)
+def show_coverage_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
+    """Draw the coverage of a ref's newest pipeline that succeeded."""
+    newest, _ = call.ci.list_pipelines(project, ref=ref, status='success', limit=1, count_to=1)
+    coverage = call.ci.find_pipeline(newest[0])['coverage'] if newest else None
+    if coverage is None:
+        return badge_response('coverage', 'unknown', '#9f9f9f')
+    colour = next(colour for least, colour in COVERAGE_COLOURS if coverage >= least)
+    return badge_response('coverage', f'{coverage:.2f}%', colour)
 
 
 @route('GET', '/api/v4/user', auth=private_token)

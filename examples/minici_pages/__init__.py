@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from minici import NotFound
 
-from . import assets, jobs, pipelines, projects, runners, signing_in, tokens  # noqa: F401
+from . import assets, jobs, pipelines, projects, runners, schedules, signing_in, tokens  # noqa: F401
 from .board import FAILURES
 from .frame import ASSETS_VERSION, ROUTES, web
 from .logs import ERROR_LINE

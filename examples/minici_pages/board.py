@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from minici import CANCELABLE, PLAYABLE, RETRYABLE, Row, composite_status, status_words
 
 from .frame import template
-from .markup import Markup, clock
+from .markup import Markup, clock, run_time
 
 #: What a failure reason means, as the end of a sentence that begins with "Failed: ".
 FAILURES = {
@@ -178,13 +178,6 @@ def needed_names(job: Row) -> str:
     if not job['needs']:
         return ''
     return ', '.join(json.loads(job['needs'])) or 'nothing'
-
-
-def run_time(job: Row) -> float:
-    """Return for how many seconds a finished job ran, 0 without a run."""
-    if not job['started_at'] or not job['finished_at']:
-        return 0
-    return max(0, job['finished_at'] - job['started_at'])
 
 
 def make_cards(jobs: Sequence[Row], reasons: Sequence[str | None]) -> list[Card]:

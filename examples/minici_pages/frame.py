@@ -77,6 +77,11 @@ def project_path(row: Row) -> str:
     return f'/{row["project_path"]}/-'
 
 
+def project_path_of(project: Row) -> str:
+    """Return the path below which the pages about a project stand."""
+    return f'/{project["path"]}/-'
+
+
 #: What every template may use.
 HELPERS: dict[str, object] = {
     'about': markup.about,
@@ -89,6 +94,8 @@ HELPERS: dict[str, object] = {
     'size_text': markup.size_text,
     'span': markup.span,
     'tag_marks': markup.tag_marks,
+    'trend': markup.trend,
+    'trend_text': markup.trend_text,
     'version': ASSETS_VERSION,
     'word': status_words,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import bottle
@@ -24,7 +25,7 @@ from .archives import list_entries
 from .board import failure_text, job_actions, job_mark
 from .frame import page, perform, project_path, seen, web
 from .logs import ERROR_LINE, find_lines, text_pattern
-from .markup import clock
+from .markup import Markup, clock, escape
 from .reports import tests_panel
 from .sessions import page_form, page_reader, page_user
 
@@ -70,6 +71,14 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     )
 
 
+def environment_link(environment: dict[str, Any]) -> str:
+    """Return an environment's name, as a link if its address is one of the web without open variables."""
+    name, address = environment.get('name') or '', environment.get('url') or ''
+    if not re.fullmatch(r'(?i)https?://[^\s$]+', address):
+        return name
+    return Markup(f'<a href="{escape(address)}" rel="noopener noreferrer">{escape(name)}</a>')
+
+
 def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
     """Return what is known about a job, by the name that the page gives it."""
     facts = {}
@@ -81,7 +90,7 @@ def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
         facts['Needs'] = ', '.join(need['name'] for need in spec['needs']) or 'nothing'
     facts['Tag' if job['tag'] else 'Branch'] = job['ref']
     if spec['environment']:
-        facts['Environment'] = spec['environment'].get('name')
+        facts['Environment'] = environment_link(spec['environment'])
     if job['coverage'] is not None:
         facts['Coverage'] = f'{job["coverage"]:g} %'
     facts['Started by'] = job['username']

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 
 from minici import GIB, KIB, MIB, Row, iso_time
 
@@ -102,3 +103,32 @@ def size_text(size: int) -> str:
         if size >= unit:
             return f'{size / unit:.1f} {name}'
     return f'{size} B'
+
+
+def trend(pipelines: Sequence[Row]) -> Markup:
+    """Return a line of bars for pipelines, newest first: how long each took, in the colour of its status."""
+    bars = []
+    times = [run_time(pipeline) for pipeline in pipelines]
+    longest = max(times, default=0) or 1
+    for place, (pipeline, seconds) in enumerate(zip(reversed(pipelines), reversed(times), strict=True)):
+        height = 4 + round(18 * seconds / longest)
+        bars.append(f'<rect class="{pipeline["status"]}" x="{7 * place}" y="{22 - height}" width="5" '
+                    f'height="{height}"/>')
+    width = 7 * len(pipelines)
+    return Markup(f'<svg class="trend" viewBox="0 0 {width} 22" width="{width}" height="22" role="img" '
+                  f'aria-label="{escape(trend_text(pipelines))}">{"".join(bars)}</svg>')
+
+
+def trend_text(pipelines: Sequence[Row]) -> str:
+    """Return in words how the last pipelines went: how many passed, and how long one took."""
+    passed = sum(pipeline['status'] == 'success' for pipeline in pipelines)
+    times = [seconds for seconds in map(run_time, pipelines) if seconds]
+    middle = clock(statistics.median(times)) if times else '0:00'
+    return f'{passed} of the last {len(pipelines)} passed; half of them took less than {middle}'
+
+
+def run_time(row: Row) -> float:
+    """Return for how many seconds a finished job or pipeline ran, 0 without a run."""
+    if not row['started_at'] or not row['finished_at']:
+        return 0
+    return max(0, row['finished_at'] - row['started_at'])

@@ -120,7 +120,14 @@ def pipeline_action_route(call: Call, pipeline: Row, action: str) -> bottle.HTTP
     return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
 
 
-@web('GET', '/<project:project_path>/-/pipelines', '/<project:project_path>/-/commit/<sha>', auth=page_reader)
+@web('GET', '/<project:project_path>/pipelines/<pipeline:pipeline>', auth=page_reader)
+def old_pipeline_address_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
+    """Lead to a pipeline from the address that GitLab gave it before 12.0."""
+    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
+
+
+@web('GET', '/<project:project_path>/-/pipelines', '/<project:project_path>/-/jobs',
+     '/<project:project_path>/-/commit/<sha>', auth=page_reader)
 def project_pipelines_route(call: Call, project: Row, sha: str = '') -> bottle.HTTPResponse:
     """Lead to the pipelines of a project, or of one of its commits."""
     filters = {'project': project['path']}

@@ -6,11 +6,23 @@ import urllib.parse
 
 import bottle
 
-from minici import BadRequest, Call, CIError, Row, page_of, redacted_url
+from minici import (
+    BadRequest,
+    Call,
+    CIError,
+    Row,
+    page_of,
+    redacted_url,
+    show_badge_route,
+    show_coverage_badge_route,
+)
 
 from .frame import page, seen, web
 from .jobs import commit_of
 from .sessions import page_form, page_reader
+
+#: Pipelines that the line about a branch goes back.
+HISTORY = 40
 
 
 @web('GET', '/-/projects', auth=page_reader)
@@ -44,6 +56,18 @@ def add_project_route(call: Call) -> bottle.HTTPResponse:
     return seen(call, f'/{project["path"]}')
 
 
+@web('GET', '/<project:project_path>/badges/<ref:path>/pipeline.svg', auth=page_reader)
+def pipeline_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
+    """Draw the status of a ref's newest pipeline."""
+    return show_badge_route(call, project, ref)
+
+
+@web('GET', '/<project:project_path>/badges/<ref:path>/coverage.svg', auth=page_reader)
+def coverage_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
+    """Draw the coverage of a ref's newest pipeline that succeeded."""
+    return show_coverage_badge_route(call, project, ref)
+
+
 @web('GET', '/<project:project_path>', auth=page_reader)
 def project_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Show a project: its newest pipelines, badge, variables, triggers and tokens."""
@@ -59,15 +83,23 @@ def project_route(call: Call, project: Row) -> bottle.HTTPResponse:
         stages=call.ci.list_stages(pipelines),
         variables=call.ci.list_variables(project),
         triggers=call.ci.list_triggers(project),
-        badge=badge_url(call, project),
+        history=branch_history(call, project),
+        badge=badge_url(call, project, 'pipeline'),
+        coverage_badge=badge_url(call, project, 'coverage'),
     )
 
 
-def badge_url(call: Call, project: Row) -> str:
-    """Return the address of the badge of a project's default branch."""
+def branch_history(call: Call, project: Row) -> list[Row]:
+    """Return the last finished pipelines of a project's default branch, newest first."""
+    return call.ci.list_pipelines(
+        project, ref=project['default_branch'], scope='finished', limit=HISTORY, count_to=1)[0]
+
+
+def badge_url(call: Call, project: Row, kind: str) -> str:
+    """Return the address of a badge (`pipeline` or `coverage`) of a project's default branch."""
     path = urllib.parse.quote(project['path'], safe='')
     branch = urllib.parse.quote(project['default_branch'])
-    return f'{call.base_url}/api/v4/projects/{path}/badges/{branch}/pipeline.svg'
+    return f'{call.base_url}/api/v4/projects/{path}/badges/{branch}/{kind}.svg'
 
 
 @web('POST', '/<project:project_path>/-/variables', auth=page_form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import bottle
 
@@ -13,6 +14,8 @@ from .sessions import page_form, page_reader
 
 #: Waiting jobs that the page lists.
 SHOWN_JOBS = 20
+#: Waiting jobs that the page of a runner looks at.
+MAX_QUEUE = 200
 
 
 @web('GET', '/-/runners', auth=page_reader)
@@ -38,6 +41,48 @@ def runner_state(row: Row, now: float) -> str:
     return 'paused' if state['paused'] else state['status']
 
 
+@web('GET', '/-/runners/<runner:runner>', auth=page_reader)
+def runner_route(call: Call, runner: Row) -> bottle.HTTPResponse:
+    """Show a runner: what it runs, which jobs of the queue it could take, and why not the others."""
+    queue = call.ci.list_queue(limit=MAX_QUEUE)
+    running = [job for job in call.ci.list_running() if job['runner_id'] == runner['id']]
+    fit, unfit = sort_queue(call, runner, queue)
+    title = runner_title(runner)
+    return page(
+        call, 'runner', f'{title} · Runners',
+        below='Runners',
+        runner=runner,
+        heading=title,
+        info=json.loads(runner['info']),
+        state=runner_state(runner, call.ci.clock()),
+        managers=call.ci.list_managers(runner),
+        running=running,
+        fit=fit,
+        unfit=unfit,
+        shown=SHOWN_JOBS,
+        limit=MAX_QUEUE if len(queue) == MAX_QUEUE else None,
+    )
+
+
+def runner_title(runner: Row) -> str:
+    """Return a runner's number and name."""
+    name = runner['description'] or json.loads(runner['info']).get('name') or 'runner'
+    return f'#{runner["id"]} {name}'
+
+
+def sort_queue(call: Call, runner: Row, queue: Sequence[Row]) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Return the jobs that a runner could take, and by reason those that it could not."""
+    fit: list[Row] = []
+    unfit: dict[str, list[Row]] = {}
+    for job in queue:
+        reason = call.ci.unfit_reason(runner, job)
+        if reason is None:
+            fit.append(job)
+        else:
+            unfit.setdefault(reason, []).append(job)
+    return fit, unfit
+
+
 @web('POST', '/-/runners/<runner:runner>/<action>', auth=page_form)
 def runner_action_route(call: Call, runner: Row, action: str) -> bottle.HTTPResponse:
     """Pause a runner, let it go on, or remove it."""
@@ -48,4 +93,6 @@ def runner_action_route(call: Call, runner: Row, action: str) -> bottle.HTTPResp
         resume=lambda: ci.edit_runner(runner, active=True),
         remove=lambda: ci.unregister_runner(runner),
     )
+    if call.text('back') == 'runner' and action != 'remove':
+        return seen(call, f'/-/runners/{runner["id"]}')
     return seen(call, '/-/runners')

@@ -4,10 +4,15 @@
 <p class="meta">{{address or 'no repository: each pipeline brings its own file'}} ·
 {{project['default_branch']}}</p></div>
 % if owner:
-<a class="button primary" href="{{root}}/-/pipelines/new?project={{quote(project['path'])}}">New pipeline</a>
+<p class="actions"><a class="button" href="{{here}}/pipeline_schedules">Schedules</a>
+<a class="button primary" href="{{root}}/-/pipelines/new?project={{quote(project['path'])}}">New pipeline</a></p>
 % end
 </div>
 <div id="pipelines" data-live>
+% if len(history) > 1:
+<p class="history"><span class="ref">{{project['default_branch']}}</span> {{trend(history)}}
+<span class="hint">{{trend_text(history)}}</span></p>
+% end
 % if pipelines:
 % include('pipeline_list')
 <p class="pages"><a href="{{here}}/pipelines">All its pipelines</a></p>
@@ -15,11 +20,13 @@
 <p class="empty">Nothing has run yet.</p>
 % end
 </div>
-<h2>Badge</h2>
+<h2>Badges</h2>
 <div class="copy"><pre id="badge">[![pipeline]({{badge}})]({{call.base_url}}/{{project['path']}})</pre>
 <button class="small" data-copy="#badge">Copy</button></div>
+<div class="copy"><pre id="coverage">[![coverage]({{coverage_badge}})]({{call.base_url}}/{{project['path']}})</pre>
+<button class="small" data-copy="#coverage">Copy</button></div>
 % if not public:
-<p class="hint">Others see it when minici is started with <code>--public</code>.</p>
+<p class="hint">Others see them when minici is started with <code>--public</code>.</p>
 % end
 % if owner:
 <h2 id="variables">Variables</h2>
@@ -59,9 +66,8 @@ aria-label="Remove trigger {{row['id']}}">Remove</button></li>
 </form>
 <h2>Tokens</h2>
 <dl class="tokens">
-<dt>Registers runners for this project
-alone</dt><dd><details><summary>Show</summary><code>{{project['runners_token']}}</code></details></dd>
+<dt>Runner registration token</dt><dd><details><summary>Show</summary><code>{{project['runners_token']}}</code></details></dd>
 <dt>Webhook for push events</dt><dd><code>{{call.base_url}}/hooks/{{project['id']}}</code></dd>
-<dt>Its secret</dt><dd><details><summary>Show</summary><code>{{project['webhook_token']}}</code></details></dd>
+<dt>Secret of the webhook</dt><dd><details><summary>Show</summary><code>{{project['webhook_token']}}</code></details></dd>
 </dl>
 % end

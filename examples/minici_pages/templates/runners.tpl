@@ -9,7 +9,7 @@
 %     here, turn = f'{root}/-/runners/{row["id"]}', 'Resume' if shown == 'paused' else 'Pause'
 <li class="runner">
 <span class="status {{shown}}">{{word(shown)}}</span>
-<div class="what"><span class="title">#{{row['id']}} {{row['description'] or info.get('name') or 'runner'}}</span>
+<div class="what"><a class="title" href="{{here}}">#{{row['id']}} {{row['description'] or info.get('name') or 'runner'}}</a>
 <p class="meta">{{about(info) or 'No details yet'}}
 {{'' if row['runner_type'] == 'instance_type' else '· for some projects only'}}</p>
 <p class="meta">{{tag_marks(row)}} {{'' if row['run_untagged'] else 'takes only jobs with its tags'}}</p></div>

@@ -1,0 +1,151 @@
+"""The pages of runners and schedules, the line about a branch, links to environments, badges, old addresses."""
+
+
+import pytest
+from browsing import Browser
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import SHA, Runner
+
+import minici
+
+
+@pytest.fixture
+def browser(ci):
+    return Browser(ci, ci.create_private_token())
+
+
+def start(ci, project, **jobs):
+    return ci.create_pipeline(project, 'main', sha=SHA, content=jobs)
+
+
+# -- a runner
+
+def test_runner_tells_what_it_runs_what_it_could_take_and_why_not_the_rest(ci, browser, project):
+    runner = Runner(ci, description='rack', tag_list=['linux'], run_untagged=False)
+    start(ci, project, busy={'script': ['x'], 'tags': ['linux']})
+    runner.claim()
+    start(ci, project, next={'script': ['x'], 'tags': ['linux']}, mac={'script': ['x'], 'tags': ['macos', 'arm']},
+          plain={'script': ['x']}, other={'script': ['x']})
+    page = browser.open('/-/runners/1')
+    assert page.one('h1').text == 'never contacted #1 rack'
+    assert page.texts('h2') == ['Runs now', 'Could take from the queue', 'Cannot take']
+    lists = [[row.text for row in rows.all('li')] for rows in page.all('ul', class_='rows')]
+    assert 'busy #1' in lists[0][0]
+    assert 'next #2' in lists[1][0]
+    assert [text.partition(':')[0] for text in lists[2]] == ['1 job', '2 jobs']
+    assert [text.partition(': ')[2].partition(' mac')[0].partition(' plain')[0] for text in lists[2]] == [
+        'it lacks arm, macos', 'it takes only jobs with tags']
+    assert page.one('aside').facts()['Tags'] == 'linux'
+
+
+def test_paused_runner_could_take_nothing_until_it_is_resumed(ci, browser, project):
+    Runner(ci)
+    start(ci, project, test={'script': ['x']})
+    page = browser.press(browser.open('/-/runners/1'), 'Pause')
+    assert page.answer.request.path == '/-/runners/1'
+    assert '1 job: it is paused' in page.text
+    assert 'Cannot take' not in browser.press(page, 'Resume').text
+    assert browser.press(browser.open('/-/runners/1'), 'Remove').answer.request.path == '/-/runners'
+
+
+TAGS = st.lists(st.sampled_from(['a', 'b']), unique=True)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(own=TAGS, wanted=TAGS, untagged=st.booleans(), protected=st.booleans(), ref=st.sampled_from(['main', 'x']),
+       active=st.booleans(), foreign=st.booleans())
+def test_what_a_runner_could_take_is_what_it_is_given(own, wanted, untagged, protected, ref, active, foreign):
+    with minici.Coordinator() as ci:
+        project, other = ci.create_project('group/demo'), ci.create_project('group/other')
+        token = (other if foreign else project)['runners_token'] if foreign else ci.registration_token
+        row, runner_token = ci.register_runner(
+            token, tag_list=own, run_untagged=untagged or not own,
+            access_level='ref_protected' if protected else 'not_protected')
+        ci.create_pipeline(project, ref, sha=SHA, content={'test': {'script': ['x'], 'tags': wanted}})
+        row = ci.edit_runner(row, active=active)
+        reason = ci.unfit_reason(row, ci.list_queue()[0])
+        claim = ci.request_job(ci.find_runner(runner_token)) if active else None
+        assert (claim is None) == (reason is not None), reason
+
+
+# -- schedules
+
+def test_schedule_is_added_played_paused_and_removed(ci, browser, project):
+    ci.edit_project(project, default_branch='main')
+    page = browser.open('/group/demo/-/pipeline_schedules')
+    assert 'No pipeline runs by the clock yet' in page.text
+    page = browser.press(page, 'Add', description='nightly <b>', cron='0 3 * * *', cron_timezone='Europe/Berlin')
+    row = page.one('li', class_='schedule')
+    assert row.one('span', class_='title').text == 'nightly <b>'
+    assert '0 3 * * * Europe/Berlin' in row.text
+    assert 'next run 2023-11-15 02:00 UTC' in row.text
+    page = browser.press(page, 'Pause nightly <b>')
+    assert 'paused' in page.one('li', class_='schedule').text
+    page = browser.press(page, 'Resume nightly <b>')
+    page = browser.press(page, 'Remove nightly <b>')
+    assert page.all('li', class_='schedule') == []
+
+
+def test_schedule_that_cannot_be_is_told_with_what_was_entered(browser, project):
+    form = browser.open('/group/demo/-/pipeline_schedules')
+    page = browser.press(form, 'Add', 400, description='x', cron='61 * * * *')
+    assert page.one(role='alert').text
+    assert page.one('input', name='cron')['value'] == '61 * * * *'
+
+
+# -- a project
+
+def test_line_about_a_branch_tells_how_its_last_pipelines_went(ci, browser, project, runner, clock):
+    for state in ('success', 'failed', 'success'):
+        start(ci, project, test={'script': ['x']})
+        claim = runner.claim()
+        clock.advance(60)
+        ci.update_job(ci.authenticate_job(claim.job['id'], claim.token), state)
+    page = browser.open('/group/demo')
+    line = page.one('svg', class_='trend')
+    assert line['aria-label'] == '2 of the last 3 passed; half of them took less than 1:00'
+    assert [bar['class'] for bar in line.all('rect')] == ['success', 'failed', 'success']
+    assert {bar['height'] for bar in line.all('rect')} == {'22'}
+
+
+def test_badges_are_drawn_for_the_project_that_their_address_names(ci, browser, project, runner):
+    start(ci, project, test={'script': ['x'], 'coverage': r'/(\d+)%/'})
+    assert 'aria-label="coverage: unknown"' in browser.get('/group/demo/badges/main/coverage.svg').text
+    claim = runner.claim()
+    job = ci.authenticate_job(claim.job['id'], claim.token)
+    ci.append_trace(job, 0, b'87%\n')
+    ci.update_job(job, 'success')
+    assert 'aria-label="pipeline: passed"' in browser.get('/group/demo/badges/main/pipeline.svg').text
+    for path in ('/group/demo/badges/main/coverage.svg', '/api/v4/projects/1/badges/main/coverage.svg'):
+        if path.startswith('/api'):
+            answer = browser.call('GET', path, headers={'PRIVATE-TOKEN': ci.create_private_token()})
+        else:
+            answer = browser.get(path)
+        assert 'aria-label="coverage: 87.00%"' in answer.text
+
+
+@pytest.mark.parametrize('path, target', [
+    ('/group/demo/pipelines/1', '/group/demo/-/pipelines/1'), ('/group/demo/-/jobs', '/?project=group/demo'),
+    ('/group/demo/-/pipelines', '/?project=group/demo')])
+def test_addresses_that_gitlab_knows_lead_on(ci, browser, project, path, target):
+    start(ci, project, test={'script': ['x']})
+    assert browser.get(path, 303).headers['Location'].endswith(target)
+
+
+# -- environments
+
+@pytest.mark.parametrize('url, linked', [
+    ('https://demo.example.com/a?b=1', True), ('http://127.0.0.1:3000', True), ('javascript:alert(1)', False),
+    ('data:text/html,x', False), ('ftp://example.com', False), ('https://$HOST/', False), ('//evil.example', False),
+    ('https://a b', False), (None, False)])
+def test_environment_is_a_link_to_addresses_of_the_web_alone(ci, browser, project, url, linked):
+    environment = {'name': 'staging'}
+    if url:
+        environment['url'] = url
+    content = minici.PipelineSpec(stages=['test'], jobs=[
+        minici.JobSpec(name='deploy', stage='test', script=['x'], environment=environment)])
+    ci.create_pipeline(project, 'main', sha=SHA, content=content)
+    facts = browser.open('/group/demo/-/jobs/1').one('aside')
+    assert facts.facts()['Environment'] == 'staging'
+    assert [link['href'] for link in facts.all('a') if link.text == 'staging'] == ([url] if linked else [])
