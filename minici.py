@@ -7068,7 +7068,7 @@ class Jobs(Runners):
                    CASE WHEN status IN ('manual', 'scheduled')
                         THEN json_extract(spec, '$.manual_confirmation') END AS manual_confirmation,
                    stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, resource_group,
-                   scheduled_at, claimed_at, runner_id, failure_message
+                   scheduled_at, claimed_at, runner_id, protected, failure_message
               FROM job
               JOIN tag_set ON tag_set.id = job.tag_set_id
              WHERE pipeline_id = :id AND retried = 0
