@@ -25,7 +25,7 @@ The sections, each using only those above it:
                 Library
     storage     Schema, Database, Traces, Artifacts, Reports
     domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Compiling,
-                Pipelines, Schedules, Retention, Queue, Checks, Backups, Coordinator
+                Pipelines, Bridges, Schedules, Retention, Queue, Checks, Backups, Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
                 Webhooks, Operations, Application, Server
@@ -222,6 +222,9 @@ MAX_FILE_TEXT = 16 * MIB            # characters in them
 MAX_INCLUDES = 150                  # files that one pipeline may be made of, GitLab's limit
 FETCH_TIMEOUT = 30                  # seconds that fetching an included file may take
 MAX_CACHED_INCLUDES = 500           # fetched files that are kept
+MAX_CHILD_LEVELS = 2                # levels of child pipelines, GitLab's limit
+MAX_UPSTREAM = 20                   # pipelines that one may descend from
+MAX_FAMILY = 1000                   # pipelines that may descend from one, GitLab's limit
 MAX_CHILD_INCLUDES = 3              # files that one child pipeline may be made of directly, GitLab's limit
 MAX_DEPTH = 11                      # levels of `extends` and of `!reference`, GitLab's limit
 MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
@@ -889,6 +892,8 @@ RUNS_AFTER_NEEDS = {
 }
 #: The status of a job when its turn comes, by its `when`; every other job is queued.
 STARTS_AS = {'manual': 'manual', 'delayed': 'scheduled'}
+#: The status of a job that runs at once, by its kind: a build waits for a runner, a bridge needs none.
+STARTS_BY_KIND = {'build': 'pending', 'bridge': 'running'}
 #: The statuses that do not hold later jobs back: a failure that is allowed is a warning.
 PASSED = frozenset(('skipped', 'success', 'warning', 'ignored'))
 #: The first of these whose set holds every status seen is the combined status.
@@ -945,8 +950,8 @@ def next_statuses(jobs: Sequence[Record]) -> dict[int, str]:
     """Return the new status of every waiting job whose turn has come, by the job's id.
 
     `jobs` are the latest jobs of one pipeline in the order of their stages. Each has `id`, `name`,
-    `stage_idx`, `status`, `when_`, `allow_failure`, `resource_group` and `needs`: JSON of the names it
-    waits for, None for all earlier stages.
+    `kind`, `stage_idx`, `status`, `when_`, `allow_failure`, `resource_group` and `needs`: JSON of the
+    names it waits for, None for all earlier stages.
     """
     course = Course(jobs)
     while course.advance():     # a skipped job may free later ones, even in its own stage
@@ -976,7 +981,9 @@ def status_of_turn(job: Record, runs: bool) -> str:
         return 'skipped'
     if job['when_'] in STARTS_AS:
         return STARTS_AS[job['when_']]
-    return 'waiting_for_resource' if job['resource_group'] else 'pending'
+    if job['resource_group']:
+        return 'waiting_for_resource'
+    return STARTS_BY_KIND[job['kind']]
 
 
 def is_open(status: str, allow_failure: bool) -> bool:
@@ -4910,6 +4917,30 @@ CREATE INDEX job_protected_shared ON job (tag_set_id, id)
     WHERE status = 'pending' AND token_hash IS NULL AND shared = 1 AND protected = 1;
 CREATE INDEX job_protected_project ON job (project_id, tag_set_id, id)
     WHERE status = 'pending' AND token_hash IS NULL AND protected = 1;
+""", """
+-- Bridges: jobs that start pipelines instead of running on a runner.
+
+ALTER TABLE job ADD COLUMN kind TEXT NOT NULL DEFAULT 'build' CHECK (kind IN ('build', 'bridge'));
+ALTER TABLE pipeline ADD COLUMN bridge_id INTEGER REFERENCES job ON DELETE SET NULL;    -- the job that started it
+ALTER TABLE pipeline ADD COLUMN auto_cancel_failure TEXT NOT NULL DEFAULT 'none';   -- auto_cancel:on_job_failure
+CREATE UNIQUE INDEX pipeline_of_bridge ON pipeline (bridge_id) WHERE bridge_id IS NOT NULL;
+
+DROP TRIGGER job_counted;           -- bridges are listed apart, and counted by nobody
+DROP TRIGGER job_recounted;
+DROP TRIGGER job_uncounted;
+CREATE TRIGGER job_counted AFTER INSERT ON job WHEN NEW.kind = 'build'
+BEGIN
+    INSERT INTO job_tally VALUES (NEW.project_id, NEW.status, 1) ON CONFLICT DO UPDATE SET jobs = jobs + 1;
+END;
+CREATE TRIGGER job_recounted AFTER UPDATE OF status ON job WHEN NEW.status <> OLD.status AND NEW.kind = 'build'
+BEGIN
+    UPDATE job_tally SET jobs = jobs - 1 WHERE project_id = OLD.project_id AND status = OLD.status;
+    INSERT INTO job_tally VALUES (NEW.project_id, NEW.status, 1) ON CONFLICT DO UPDATE SET jobs = jobs + 1;
+END;
+CREATE TRIGGER job_uncounted AFTER DELETE ON job WHEN OLD.kind = 'build'
+BEGIN
+    UPDATE job_tally SET jobs = jobs - 1 WHERE project_id = OLD.project_id AND status = OLD.status;
+END;
 """)
 
 
@@ -6156,6 +6187,7 @@ class Store:
         self.artifacts = ArtifactStore(self.data / 'artifacts', self.data / 'tmp', fsync=fsync,
                                        max_size=settings.max_artifacts_size, reserve=settings.disk_reserve)
         self._changed = threading.Condition()
+        self._bridges_due: collections.deque[int] = collections.deque()     # of pipelines that were processed
         self.address = settings.external_url or 'http://localhost'      # a server that starts says where it listens
 
     def close(self) -> None:
@@ -6909,6 +6941,7 @@ JOB_FILTERS = {
     'latest': 'job.retried = 0',
     'name': 'job.name = :name',
     'before': 'job.id < :before',
+    'kind': 'job.kind = :kind',
 }
 
 #: The index that finds jobs by a filter, the most telling filter first.
@@ -6995,7 +7028,7 @@ class Jobs(Runners):
         """Return how many jobs `list_jobs` finds with the same filters; counting stops at `limit`."""
         values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
         given = {key for key, value in values.items() if value is not None}
-        if given <= {'project_id', 'scope'}:
+        if given <= {'project_id', 'scope', 'kind'}:
             return self._tally_jobs(values, limit)
         found = self._all(f"""
             SELECT count(*) AS jobs
@@ -7017,7 +7050,7 @@ class Jobs(Runners):
 
     @staticmethod
     def _job_filters(project: Row | None, pipeline: Row | None, runner: Row | None, scope: Sequence[str],
-                     include_retried: bool, name: str | None) -> dict[str, Any]:
+                     include_retried: bool, name: str | None, kind: str = 'build') -> dict[str, Any]:
         """Return the parameters of JOB_FILTERS; None leaves a filter out."""
         statuses = sorted(set(scope))
         return {
@@ -7028,6 +7061,7 @@ class Jobs(Runners):
             'latest': None if include_retried else True,
             'name': name,
             'before': None,
+            'kind': kind,
         }
 
     def render_jobs(self, expression: str, jobs: Iterable[tuple[Row, str | None]], **values: Any) -> str:
@@ -7061,6 +7095,25 @@ class Jobs(Runners):
             return 0
         return self.trace_size(job)
 
+    def list_bridges(self, pipeline: Row, scope: Sequence[str] = ()) -> list[tuple[Row, int | None]]:
+        """Return the latest bridges of a pipeline in one of the statuses `scope`, newest first.
+
+        Beside each stands the id of the pipeline that it started, None for none.
+        """
+        values = self._job_filters(None, pipeline, None, scope, False, None, 'bridge')
+        rows = self._all(f"""
+            {JOB_ROWS}
+             WHERE {conditions(JOB_FILTERS, values)}
+             ORDER BY job.id DESC
+            """, **values, now=self.clock())
+        started = self._all("""
+            SELECT bridge_id, id
+              FROM pipeline
+             WHERE bridge_id IN (SELECT value FROM json_each(:ids))
+            """, ids=json.dumps([row['id'] for row in rows]))
+        downstream = {row['bridge_id']: row['id'] for row in started}
+        return [(row, downstream.get(row['id'])) for row in rows]
+
     def list_cards(self, pipeline: Row) -> list[Row]:
         """Return the latest jobs of a pipeline by stage, with the columns that an overview shows."""
         return self._all("""
@@ -7068,7 +7121,8 @@ class Jobs(Runners):
                    CASE WHEN status IN ('manual', 'scheduled')
                         THEN json_extract(spec, '$.manual_confirmation') END AS manual_confirmation,
                    stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, resource_group,
-                   scheduled_at, claimed_at, runner_id, protected, failure_message
+                   scheduled_at, claimed_at, runner_id, protected, failure_message, kind,
+                   (SELECT id FROM pipeline WHERE bridge_id = job.id) AS downstream_id
               FROM job
               JOIN tag_set ON tag_set.id = job.tag_set_id
              WHERE pipeline_id = :id AND retried = 0
@@ -7141,7 +7195,34 @@ class Jobs(Runners):
         spec = stored_spec(job)
         barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
         named = spec['dependencies']
-        return [row for row in rows if row['name'] not in barred and (named is None or row['name'] in named)]
+        wanted = [row for row in rows if row['name'] not in barred and (named is None or row['name'] in named)]
+        return wanted + self._cross_dependencies(c, job)
+
+    def _cross_dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
+        """Return the jobs of other pipelines and projects whose archives a job needs.
+
+        Of a pipeline these are its latest jobs, if it is of the same project; of a project's ref those
+        of the newest pipeline in which they succeeded.
+        """
+        found = []
+        for need in stored_spec(job)['cross_needs']:
+            wanted = 'pipeline.id = :pipeline AND pipeline.project_id = :project_id'
+            if need['project']:
+                wanted = 'project.path = :project COLLATE NOCASE AND pipeline.ref = :ref AND job.status = \'success\''
+            if need['artifacts']:
+                values = dict(need, project_id=job['project_id'], now=self.clock())
+                found += c.execute(f"""
+                    SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
+                           artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
+                      FROM project
+                      JOIN pipeline ON pipeline.project_id = project.id
+                      JOIN job ON job.pipeline_id = pipeline.id AND job.name = :job AND job.retried = 0
+                      JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive'
+                     WHERE {wanted} AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
+                     ORDER BY pipeline.id DESC
+                     LIMIT 1
+                    """, values).fetchall()
+        return found
 
     def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
         """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
@@ -7464,7 +7545,10 @@ class Waiting(Tests):
 # Processing ###################################################################################
 
 # The status of a job that is queued; one with a resource group first has to get hold of that.
-ENQUEUED = "CASE WHEN resource_group IS NULL THEN 'pending' ELSE 'waiting_for_resource' END"
+ENQUEUED = """
+    CASE WHEN resource_group IS NOT NULL THEN 'waiting_for_resource'
+         WHEN kind = 'bridge' THEN 'running'
+         ELSE 'pending' END"""
 
 # The jobs `again` to be reset after a retry: those skipped in later stages, and whatever needs one of them.
 RESET_SKIPPED = """
@@ -7516,7 +7600,7 @@ STATUSES_SEEN = f"""
 
 # The created jobs that need one of some jobs, a row for each job that they need.
 DEPENDENTS = """
-    SELECT job.id, job.name, job.when_, job.resource_group,
+    SELECT job.id, job.kind, job.name, job.when_, job.resource_group,
            needed.status AS needed_status, needed.allow_failure AS needed_allowed
       FROM (SELECT DISTINCT job_need.job_id
               FROM json_each(:names) AS given
@@ -7526,6 +7610,10 @@ DEPENDENTS = """
      CROSS JOIN job AS needed INDEXED BY job_name
              ON needed.pipeline_id = :id AND needed.name = need.name AND needed.retried = 0
     """
+
+
+#: What a finished pipeline makes of the bridge that waits for it; otherwise the bridge is running.
+MIRRORED = {'success': 'success', 'failed': 'failed', 'canceled': 'canceled', 'skipped': 'failed'}
 
 
 class Processing(Waiting):
@@ -7545,7 +7633,7 @@ class Processing(Waiting):
         Called inside each transaction that changed one of its jobs (GitLab's atomic processing).
         """
         jobs = c.execute("""
-            SELECT id, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id
+            SELECT id, kind, name, stage_idx, status, when_, allow_failure, needs, resource_group, project_id
               FROM job
              WHERE pipeline_id = :id AND retried = 0
              ORDER BY stage_idx, id
@@ -7566,6 +7654,7 @@ class Processing(Waiting):
                                        THEN :now + coalesce(json_extract(spec, '$.start_in'), 0) END
              WHERE id = :id AND status = 'created'
             """, [dict(id=job_id, new=status, now=now) for job_id, status in statuses.items()])
+        self._bridges_due += [job_id for job_id, status in statuses.items() if status == 'running']
 
     def _process_after(self, c: sqlite3.Connection, finished: Row) -> None:
         """Process a pipeline as `_process` does, when one finished job is all that changed.
@@ -7599,7 +7688,7 @@ class Processing(Waiting):
             return []
         stage = min(unfinished)
         jobs = c.execute("""
-            SELECT id, name, when_, resource_group
+            SELECT id, kind, name, when_, resource_group
               FROM job INDEXED BY job_next
              WHERE pipeline_id = :id AND stage_idx = :stage
                AND retried = 0 AND status = 'created' AND needs IS NULL
@@ -7621,20 +7710,39 @@ class Processing(Waiting):
         """Update the pipeline's status from its jobs."""
         outcomes = self._outcomes(c, pipeline_id)
         status = composite_status((status, allowed) for status, allowed, _ in outcomes)
-        c.execute("""
+        changed_rows = c.execute("""
             UPDATE pipeline
                SET status = :status, updated_at = :now,
                    finished_at = CASE WHEN :finished
                                       THEN coalesce(finished_at, max(:now, coalesce(started_at, :now))) END
              WHERE id = :id
                AND (status <> :status OR (finished_at IS NULL) = :finished)
-            """, dict(id=pipeline_id, status=status, now=self.clock(), finished=status in FINISHED))
+            RETURNING bridge_id
+            """, dict(id=pipeline_id, status=status, now=self.clock(), finished=status in FINISHED)).fetchall()
+        if changed_rows and changed_rows[0]['bridge_id'] is not None:
+            self._mirror(c, changed_rows[0]['bridge_id'], status)
+
+    def _mirror(self, c: sqlite3.Connection, bridge_id: int, status: str) -> None:
+        """Give a bridge with a `strategy` the status of the pipeline that it started."""
+        upstream = c.execute("""
+            UPDATE job
+               SET status = coalesce(:ended, 'running'),
+                   finished_at = CASE WHEN :ended IS NOT NULL THEN :now END
+             WHERE id = :id AND retried = 0 AND coalesce(json_extract(spec, '$.trigger.strategy'), '') <> ''
+               AND status IN ('running', 'success', 'failed', 'canceled', 'skipped')
+               AND status <> coalesce(:ended, 'running')
+            RETURNING *
+            """, dict(id=bridge_id, ended=MIRRORED.get(status), now=self.clock())).fetchall()
+        for bridge in upstream:
+            if bridge['status'] == 'running':
+                self._reset_skipped(c, bridge)
+            self._process(c, bridge['pipeline_id'])
 
     def _hand_out_resources(self, c: sqlite3.Connection, project_id: int) -> None:
         """Queue the oldest job that waits for each resource group of a project that no other job holds."""
         queued = c.execute("""
             UPDATE job
-               SET status = 'pending', queued_at = :now
+               SET status = CASE kind WHEN 'bridge' THEN 'running' ELSE 'pending' END, queued_at = :now
              WHERE id IN (SELECT min(waiting.id)
                             FROM job AS waiting
                            WHERE waiting.project_id = :project_id AND waiting.status = 'waiting_for_resource'
@@ -7645,8 +7753,9 @@ class Processing(Waiting):
                                                 AND holder.resource_group = waiting.resource_group
                                                 AND holder.status IN ('pending', 'running', 'canceling'))
                            GROUP BY waiting.resource_group)
-            RETURNING pipeline_id
+            RETURNING id, status, pipeline_id
             """, dict(project_id=project_id, now=self.clock())).fetchall()
+        self._bridges_due += [row['id'] for row in queued if row['status'] == 'running']
         for row in queued:
             self._settle(c, row['pipeline_id'])
 
@@ -7668,6 +7777,22 @@ class Processing(Waiting):
                SET status = 'canceling'
              WHERE id IN (SELECT value FROM json_each(:ids)) AND status = 'running'
             """, values)
+        self._cancel_downstream(c, values)
+
+    def _cancel_downstream(self, c: sqlite3.Connection, values: Mapping[str, Any]) -> None:
+        """Cancel the unfinished pipelines that bridges have started: all child pipelines, others that they wait for."""
+        downstream = c.execute("""
+            SELECT pipeline.id
+              FROM json_each(:ids) AS bridge
+              JOIN pipeline ON pipeline.bridge_id = bridge.value
+              JOIN job ON job.id = bridge.value
+             WHERE pipeline.finished_at IS NULL
+               AND (pipeline.source = 'parent_pipeline' OR job.status = 'canceled')
+            """, values).fetchall()
+        for pipeline in downstream:
+            jobs = c.execute('SELECT id FROM job WHERE pipeline_id = :id', dict(id=pipeline['id'])).fetchall()
+            self._cancel(c, jobs)
+            self._process(c, pipeline['id'])
 
     def retry_job(self, job: Row, user: Row | None = None) -> Row:
         """Create a new pending job of a finished one and return it; the old one keeps its status.
@@ -7695,10 +7820,10 @@ class Processing(Waiting):
         if not replaced:
             return None
         clone = c.execute(f"""
-            INSERT INTO job (project_id, pipeline_id, name, stage, stage_idx, status, when_, allow_failure,
+            INSERT INTO job (project_id, pipeline_id, kind, name, stage, stage_idx, status, when_, allow_failure,
                              tag_set_id, shared, protected, needs, resource_group, interruptible, timeout, user_id,
                              created_at, queued_at, variables, spec)
-            SELECT job.project_id, pipeline_id, job.name, stage, stage_idx, {status}, when_,
+            SELECT job.project_id, pipeline_id, kind, job.name, stage, stage_idx, {status}, when_,
                    json_extract(spec, '$.allow_failure'),
                    tag_set_id, project.shared_runners_enabled, protected, needs, resource_group, interruptible, timeout,
                    coalesce(:user_id, user_id),
@@ -7708,6 +7833,7 @@ class Processing(Waiting):
              WHERE job.id = :id
             """, dict(id=job['id'], user_id=id_of(user), variables=variables, now=self.clock())).lastrowid
         self._reset_skipped(c, job)
+        self._bridges_due.append(clone or 0)
         return clone
 
     @staticmethod
@@ -7732,6 +7858,7 @@ class Processing(Waiting):
                 """, values).rowcount
             if queued:
                 self._reset_skipped(c, job)
+                self._bridges_due.append(job['id'])
             elif job['when_'] == 'manual':
                 played = self._clone(c, job, user, given)
             else:
@@ -7959,6 +8086,7 @@ PIPELINE_FILTERS = {
     'sha': 'pipeline.sha = :sha',
     'status': 'pipeline.status = :status',
     'source': 'pipeline.source = :source',
+    'children': "(pipeline.source <> 'parent_pipeline' OR :children)",
     'name': 'pipeline.name = :name',
     'username': 'user.username = :username',
     'schedule_id': 'pipeline.schedule_id = :schedule_id',
@@ -7983,7 +8111,7 @@ PIPELINE_SORTS = {name: name for name in ('id', 'status', 'ref', 'updated_at', '
 
 #: The facts of a plan that are columns of its pipeline.
 PIPELINE_FACTS = ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info', 'merge_request', 'schedule_id',
-                  'protected')
+                  'protected', 'bridge_id')
 
 
 class Pipelines(Compiling):
@@ -8032,10 +8160,10 @@ class Pipelines(Compiling):
                 """, dict(id=project['id'])).fetchall()
             pipeline_id = insert(
                 c, 'pipeline', **columns, project_id=project['id'], iid=numbered[0]['last_iid'], status='created',
-                name=spec.name, auto_cancel=spec.auto_cancel, variables=json.dumps(given), user_id=user_id,
+                name=spec.name, auto_cancel=spec.auto_cancel, auto_cancel_failure=spec.auto_cancel_failure,
+                variables=json.dumps(given), user_id=user_id,
                 created_at=now, updated_at=now)
-            builds = [job for job in spec.jobs if job.trigger is None]
-            for job in sorted(builds, key=lambda job: places[job.stage]):
+            for job in sorted(spec.jobs, key=lambda job: places[job.stage]):
                 insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, user_id=user_id, created_at=now,
                        stage_idx=places[job.stage], tag_set_id=self._tag_set(c, job.tag_list),
                        shared=project['shared_runners_enabled'], protected=facts['protected'], **self._job_columns(job))
@@ -8053,6 +8181,7 @@ class Pipelines(Compiling):
         if job.needs is not None:
             needs = json.dumps([need['name'] for need in job.needs])
         return {
+            'kind': 'build' if job.trigger is None else 'bridge',
             'name': job.name,
             'stage': job.stage,
             'status': 'created',
@@ -8067,7 +8196,7 @@ class Pipelines(Compiling):
 
     def _supersede(self, c: sqlite3.Connection, facts: Mapping[str, Any], pipeline_id: int) -> None:
         """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
-        if facts['tag']:
+        if facts['tag'] or facts['source'] == 'parent_pipeline':
             return
         older = c.execute("""
             SELECT id, auto_cancel
@@ -8164,12 +8293,15 @@ class Pipelines(Compiling):
                        count_to: int = 10_001) -> tuple[list[Row], int]:
         """Return a page of a project's pipelines, or of all, newest first, and the number of all that match.
 
+        Child pipelines are listed only when their source, `parent_pipeline`, is asked for.
+
         `scope` is GitLab's: `running`, `pending`, `finished`, `branches` or `tags` (the newest of each).
         Moments are seconds since 1970. `order_by` is `id`, `status`, `ref`, `updated_at` or `user_id`,
         `sort` is `asc` or `desc`. Counting stops at `count_to`.
         """
         values = dict(
             project_id=id_of(project), ref=ref, sha=sha, status=status, scope=scope, source=source, name=name,
+            children=source is not None,
             username=username, created_after=created_after, created_before=created_before,
             updated_after=updated_after, updated_before=updated_before, yaml_errors=yaml_errors,
             schedule_id=id_of(schedule))
@@ -8198,7 +8330,9 @@ class Pipelines(Compiling):
         ids = [project['id'] for project in projects]
         rows = self._all(f"""
             {PIPELINE_ROWS}
-             WHERE pipeline.id IN (SELECT (SELECT max(id) FROM pipeline WHERE project_id = value)
+             WHERE pipeline.id IN (SELECT (SELECT max(id)
+                                              FROM pipeline
+                                             WHERE project_id = value AND source <> 'parent_pipeline')
                                      FROM json_each(:ids))
             """, ids=json.dumps(ids))
         return {row['project_id']: row for row in rows}
@@ -8271,6 +8405,191 @@ class Pipelines(Compiling):
             c.execute('DELETE FROM project WHERE id = :id', dict(id=project['id']))
 
 
+# Bridges ######################################################################################
+
+# A pipeline and those that it descends from, itself first.
+UPSTREAM = """
+    WITH RECURSIVE upstream (id, project_id, ref, source, bridge_id, distance) AS (
+        SELECT id, project_id, ref, source, bridge_id, 0
+          FROM pipeline
+         WHERE id = :id
+        UNION ALL
+        SELECT pipeline.id, pipeline.project_id, pipeline.ref, pipeline.source, pipeline.bridge_id, distance + 1
+          FROM upstream
+          JOIN job ON job.id = upstream.bridge_id
+          JOIN pipeline ON pipeline.id = job.pipeline_id
+         WHERE distance < :limit)
+    SELECT *
+      FROM upstream
+     ORDER BY distance
+    """
+
+# How many pipelines descend from one, counted up to a limit.
+FAMILY = """
+    WITH RECURSIVE family (id) AS (
+        SELECT :id
+        UNION ALL
+        SELECT pipeline.id
+          FROM family
+          JOIN job ON job.pipeline_id = family.id AND job.kind = 'bridge'
+          JOIN pipeline ON pipeline.bridge_id = job.id
+         LIMIT :limit)
+    SELECT count(*) AS pipelines
+      FROM family
+    """
+
+
+class BridgeEnded(Exception):
+    """A bridge starts nothing: its final status, why in GitLab's word, and why in words for people."""
+
+    def __init__(self, status: str, reason: str, note: str) -> None:
+        super().__init__(note)
+        self.status, self.reason, self.note = status, reason, note
+
+
+class Bridges(Pipelines):
+    """Bridges start pipelines: child pipelines of their own project, and pipelines of other projects here."""
+
+    def _announce(self) -> None:
+        """Wake the threads that wait for a change of a job; start the pipelines of bridges whose turn has come."""
+        super()._announce()
+        while self._bridges_due:
+            with contextlib.suppress(IndexError):   # another thread may be quicker
+                self._start_bridge(self._bridges_due.popleft())
+
+    def start_bridges(self) -> None:
+        """Start the pipelines of bridges that a crash or a busy database has left without one."""
+        left = self._all("""
+            SELECT id, started_at
+              FROM job INDEXED BY job_alive
+             WHERE status IN ('running', 'canceling') AND kind = 'bridge'
+               AND (started_at IS NULL OR started_at < :long_ago)
+               AND NOT EXISTS (SELECT 1 FROM pipeline WHERE bridge_id = job.id)
+            """, long_ago=self.clock() - self.settings.claim_timeout)
+        for bridge in left:
+            with self.db.write() as c:
+                c.execute("""
+                    UPDATE job
+                       SET started_at = NULL
+                     WHERE id = :id AND started_at IS :started_at AND status = 'running'
+                    """, dict(bridge))
+            self._start_bridge(bridge['id'])
+
+    def _start_bridge(self, bridge_id: int) -> None:
+        """Start the pipeline of a bridge, unless somebody else does or it is not its turn."""
+        with self.db.write() as c:
+            taken = c.execute("""
+                UPDATE job
+                   SET started_at = :now
+                 WHERE id = :id AND kind = 'bridge' AND status = 'running' AND started_at IS NULL
+                """, dict(id=bridge_id, now=self.clock())).rowcount
+        if not taken:
+            return
+        bridge = self.find_job(bridge_id)
+        trigger = stored_spec(bridge)['trigger']
+        try:
+            self._start_downstream(bridge, trigger)
+        except BridgeEnded as ended:
+            self._end_bridge(bridge, ended.status, ended.reason, ended.note)
+        except Busy as error:
+            log.warning('bridge %d waits: %s', bridge_id, error)
+        except CIError as error:
+            self._end_bridge(bridge, 'failed', 'downstream_pipeline_creation_failed', '; '.join(error.problems))
+        except Exception:
+            log.exception('bridge %d', bridge_id)
+            self._end_bridge(bridge, 'failed', 'data_integrity_failure', 'its pipeline could not be created')
+        else:
+            if not trigger['strategy']:
+                self._end_bridge(bridge, 'success')
+
+    def _end_bridge(self, bridge: Row, status: str, reason: str | None = None, note: str | None = None) -> None:
+        """Finish a bridge and let its pipeline go on."""
+        with self._change(bridge['pipeline_id']) as c:
+            c.execute("""
+                UPDATE job
+                   SET status = :status, failure_reason = :reason, failure_message = :note, finished_at = :now
+                 WHERE id = :id AND status = 'running'
+                """, dict(id=bridge['id'], status=status, reason=reason, note=note, now=self.clock()))
+
+    def _start_downstream(self, bridge: Row, trigger: Mapping[str, Any]) -> Row:
+        """Create the pipeline that a bridge starts; raise BridgeEnded when there is none to create."""
+        scope = self._bridge_scope(bridge)
+        variables = self._forwarded(bridge, trigger, scope)
+        user = self._one('SELECT * FROM user WHERE id = :id', id=bridge['user_id'])
+        if trigger['include'] is not None:
+            self._check_family(bridge, child=True)
+            return self.create_pipeline(
+                bridge['project_id'], bridge['ref'], sha=bridge['sha'], content={'include': trigger['include']},
+                tag=bool(bridge['tag']), before_sha=bridge['before_sha'], variables=variables, user=user,
+                source='parent_pipeline', merge_request=merge_request_of(bridge) or None, bridge=bridge)
+        path = scope.expand(trigger['project'])
+        project = self._one('SELECT * FROM project WHERE path = :path COLLATE NOCASE', path=path)
+        if project is None:
+            raise BridgeEnded('skipped', 'downstream_bridge_project_not_found',
+                              f'the project {path} is not here; create it to have its pipeline started')
+        if project['id'] == bridge['project_id']:
+            raise BridgeEnded('failed', 'invalid_bridge_trigger',
+                              'a project does not trigger itself; include a file to start a child pipeline')
+        self._check_family(bridge, child=False)
+        branch = scope.expand(trigger['branch']) or project['default_branch']
+        return self.create_pipeline(project, branch, variables=variables, user=user, source='pipeline',
+                                    inputs=trigger['inputs'], bridge=bridge)
+
+    def _check_family(self, bridge: Row, *, child: bool) -> None:
+        """Raise BridgeEnded when a further pipeline would go too deep, round in a circle, or be one too many."""
+        above = self._all(UPSTREAM, id=bridge['pipeline_id'], limit=MAX_UPSTREAM)
+        parents = itertools.takewhile(lambda pipeline: pipeline['source'] == 'parent_pipeline', above)
+        if child and sum(1 for _ in parents) >= MAX_CHILD_LEVELS:
+            raise BridgeEnded('failed', 'reached_max_descendant_pipelines_depth',
+                              f'child pipelines have at most {MAX_CHILD_LEVELS} levels')
+        seen = collections.Counter((row['project_id'], row['ref'], row['source']) for row in above)
+        if not child and (len(above) > MAX_UPSTREAM or max(seen.values()) > 2):
+            raise BridgeEnded('failed', 'pipeline_loop_detected', 'its pipeline would start itself again and again')
+        family = self._all(FAMILY, id=above[-1]['id'], limit=MAX_FAMILY + 1)
+        if family[0]['pipelines'] > MAX_FAMILY:
+            raise BridgeEnded('failed', 'reached_max_pipeline_hierarchy_size',
+                              f'more than {MAX_FAMILY} pipelines descend from one')
+
+    def _bridge_scope(self, bridge: Row) -> Scope:
+        """Return the variables that a bridge knows."""
+        facts = {**dict(bridge), 'iid': bridge['pipeline_iid']}
+        own = {
+            'CI_PIPELINE_ID': str(bridge['pipeline_id']),
+            'CI_JOB_ID': str(bridge['id']),
+            'CI_JOB_NAME': bridge['name'],
+            'CI_JOB_STAGE': bridge['stage'],
+        }
+        given = self._reported(bridge) + [dict(row) for row in self._job_variables(facts)]
+        given += json.loads(bridge['pipeline_variables']) + json.loads(bridge['variables'])
+        spec = stored_spec(bridge)
+        return Scope(self._predefined(facts), own, spec['variables'],
+                     {variable['key']: variable['value'] for variable in given}, raw=spec['raw_variables'])
+
+    def _reported(self, bridge: Row) -> list[dict[str, Any]]:
+        """Return the variables that the jobs before a bridge have reported."""
+        with self.db.read() as c:
+            rows = self._dependencies(c, bridge)
+        return [variable for row in rows for variable in json.loads(row['dotenv'])]
+
+    def _forwarded(self, bridge: Row, trigger: Mapping[str, Any], scope: Scope) -> list[dict[str, Any]]:
+        """Return the variables that a bridge gives to its pipeline, the variables in them replaced."""
+        spec, found = stored_spec(bridge), []
+        if trigger['forward'].get('yaml_variables', True):
+            for key, value in spec['variables'].items():
+                raw = key in spec['raw_variables']
+                found.append({'key': key, 'value': value if raw else scope.expand(value), 'raw': raw})
+        if trigger['forward'].get('pipeline_variables', False):
+            found += json.loads(bridge['pipeline_variables'])
+        return found + self._reported(bridge)
+
+    def find_downstream(self, bridge: Row) -> Row | None:
+        """Return the pipeline that a bridge has started, None when there is none."""
+        return self._one(f"""
+            {PIPELINE_ROWS}
+             WHERE pipeline.bridge_id = :id
+            """, id=bridge['id'])
+
+
 # Schedules ####################################################################################
 
 SCHEDULE_ROWS = """
@@ -8302,7 +8621,7 @@ def next_run(cron: str, cron_timezone: str, now: float) -> float:
         raise BadRequest({'cron': [f'is invalid syntax: {error or "it never fits"}']}) from None
 
 
-class Schedules(Pipelines):
+class Schedules(Bridges):
     """Schedules: pipelines of a ref that are created again and again, at the times of a cron expression."""
 
     def list_schedules(self, project: Row, *, active: bool | None = None) -> list[Row]:
@@ -8444,7 +8763,8 @@ class Schedules(Pipelines):
         if owner is None and schedule['user_id'] is not None:
             owner = self._one('SELECT * FROM user WHERE id = :id', id=schedule['user_id'])
         return self.create_pipeline(schedule['project_id'], schedule['ref'], source='schedule', user=owner,
-                                    variables=json.loads(schedule['variables']), schedule=schedule)
+                                    variables=json.loads(schedule['variables']), schedule=schedule,
+                                    inputs=json.loads(schedule['inputs']))
 
     def run_due_schedules(self, now: float) -> None:
         """Create the pipelines of all schedules whose time has come; several missed runs are made up for by one."""
@@ -9137,6 +9457,7 @@ class Queue(Retention):
             self._attempt('old pipelines stay', self.prune)
             self._attempt('old rows stay', self._tidy)
             self._attempt('unused pages stay', self.db.shrink)
+        self._attempt('bridges wait', self.start_bridges)
         for job in self._attempt('silent jobs stay', self._alive_jobs) or []:
             self._attempt(f'job {job["id"]} stays as it is', self._check_silence, job, now)
         self._attempt('delayed jobs stay', self._start_due, now)
@@ -9158,7 +9479,7 @@ class Queue(Retention):
         return self._all(f"""
             SELECT *
               FROM job INDEXED BY job_alive
-             WHERE status IN {ALIVE}
+             WHERE status IN {ALIVE} AND kind = 'build'
              UNION ALL
             SELECT *
               FROM job INDEXED BY job_prepared
@@ -11846,6 +12167,27 @@ def list_pipeline_jobs_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     return jobs_response(call, call.words('scope'), pipeline=pipeline, include_retried=call.flag('include_retried'))
 
 
+@route('GET', *(f'{path}/<pipeline_id:pipeline>/bridges' for path in PIPELINES), auth=job_or_private_token)
+def list_bridges_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
+    """List a pipeline's bridges with the pipelines that they have started, newest first."""
+    number, per_page = page_of(call)
+    found = call.ci.list_bridges(pipeline, call.words('scope'))
+    start = (number - 1) * per_page
+    entities = [bridge_entity(call, bridge, downstream) for bridge, downstream in found[start:start + per_page]]
+    return paged_response(call, entities, len(found))
+
+
+def bridge_entity(call: Call, bridge: Row, downstream: int | None) -> JSON:
+    """Return a bridge: a job without a runner and artifacts, and the pipeline that it has started."""
+    entity = job_entity(bridge, call)
+    for key in ('runner', 'runner_manager', 'artifacts', 'artifacts_file', 'artifacts_expire_at', 'tag_list'):
+        entity.pop(key, None)
+    entity['downstream_pipeline'] = None
+    if downstream is not None:
+        entity['downstream_pipeline'] = pipeline_entity(call.ci.find_pipeline(downstream), call)
+    return entity
+
+
 def job_with_artifacts(call: Call, project: Row, ref: str) -> Row:
     """Return the job of the given name whose archive is the newest of a ref."""
     call.require('job')
@@ -11991,12 +12333,6 @@ def show_commit_route(call: Call, project: Row, name: str) -> JSON:
 def list_pipeline_variables_route(pipeline: Row) -> list[JSON]:
     """Show the variables that a pipeline was created with."""
     return [{'raw': False, **variable} for variable in json.loads(pipeline['variables'])]
-
-
-@route('GET', f'{PIPELINE}/bridges', auth=private_token)
-def list_bridges_route(call: Call) -> bottle.HTTPResponse:
-    """List a pipeline's jobs that start other pipelines: none."""
-    return paged_response(call, [])
 
 
 @route('DELETE', PIPELINE, auth=private_token)

@@ -7,9 +7,10 @@ import pytest
 import minici
 
 
-def job(name, stage=0, *, status='created', when='on_success', needs=None, allow_failure=False, group=None):
+def job(name, stage=0, *, status='created', when='on_success', needs=None, allow_failure=False, group=None,
+        kind='build'):
     """Return a job as `next_statuses` reads it; its id is made of its name."""
-    return {'id': name, 'name': name, 'stage_idx': stage, 'status': status, 'when_': when,
+    return {'id': name, 'kind': kind, 'name': name, 'stage_idx': stage, 'status': status, 'when_': when,
             'allow_failure': allow_failure, 'needs': needs if needs is None else json.dumps(needs),
             'resource_group': group}
 
@@ -47,6 +48,10 @@ def test_what_came_before_decides_by_when(before, when, after):
 
 def test_a_job_of_a_resource_group_waits_for_the_resource():
     assert minici.next_statuses([job('a', group='production')]) == {'a': 'waiting_for_resource'}
+
+
+def test_a_bridge_needs_no_runner():
+    assert minici.next_statuses([job('a', kind='bridge')]) == {'a': 'running'}
 
 
 def test_needs_let_a_job_start_before_its_stage():
