@@ -7779,6 +7779,20 @@ class Processing(Waiting):
             """, values)
         self._cancel_downstream(c, values)
 
+    def _cancel_after_failure(self, c: sqlite3.Connection, job: Row) -> None:
+        """Cancel the other jobs of a pipeline when a job failed and `workflow:auto_cancel:on_job_failure` says so."""
+        if job['status'] != 'failed' or job['allow_failure']:
+            return
+        others = c.execute("""
+            SELECT job.id
+              FROM pipeline
+              JOIN job ON job.pipeline_id = pipeline.id
+             WHERE pipeline.id = :id AND pipeline.auto_cancel_failure = 'all'
+            """, dict(id=job['pipeline_id'])).fetchall()
+        if others:
+            self._cancel(c, others)
+            self._process(c, job['pipeline_id'])
+
     def _cancel_downstream(self, c: sqlite3.Connection, values: Mapping[str, Any]) -> None:
         """Cancel the unfinished pipelines that bridges have started: all child pipelines, others that they wait for."""
         downstream = c.execute("""
@@ -9327,6 +9341,7 @@ class Queue(Retention):
             self._clone(c, ended[0], None)
             self._process(c, job['pipeline_id'])
         else:
+            self._cancel_after_failure(c, ended[0])
             self._process_after(c, ended[0])
         return ended[0]['status']
 

@@ -293,3 +293,15 @@ def test_a_job_gets_artifacts_of_its_parent_and_of_another_project(ci, client, r
     assert {row['id'] for row in claimed['dependencies']} == {of_project, of_pipeline}
     for job_id in (of_project, of_pipeline):
         client.call('GET', f'/api/v4/jobs/{job_id}/artifacts', headers={'JOB-TOKEN': claimed['token']})
+
+
+# -- workflow:auto_cancel:on_job_failure
+
+@pytest.mark.parametrize('setting, allowed, other', [
+    ('all', False, 'canceled'), ('none', False, 'pending'), ('all', True, 'pending')])
+def test_a_failed_job_cancels_the_others_where_the_file_says_so(ci, project, runner, setting, allowed, other):
+    content = {'workflow': {'auto_cancel': {'on_job_failure': setting}},
+               'a': {'allow_failure': allowed, **JOB}, 'b': JOB}
+    parent = ci.create_pipeline(project, 'main', sha=SHA, content=content)
+    assert runner.run('failed') == 'a'
+    assert statuses(ci, parent) == {'a': 'failed', 'b': other}
