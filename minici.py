@@ -552,22 +552,23 @@ class Row(sqlite3.Row):
         try:
             return self[name]
         except IndexError:
-            raise AttributeError(f'this row has no column {name!r}; it has {", ".join(self.keys())}') from None
+            known = ', '.join(self.keys())
+            raise AttributeError(f'this row has no column {name!r}; it has {known}') from None
 
     def __repr__(self) -> str:
-        shown = [f'{name}={self[name]!r}' for name in self.keys()
-                 if name not in HIDDEN_COLUMNS and self[name] is not None]
-        return f'<Row {" ".join(shown)}>'
+        names = [name for name in self.keys() if name not in HIDDEN_COLUMNS and self[name] is not None]
+        shown = ' '.join(f'{name}={self[name]!r}' for name in names)
+        return f'<Row {shown}>'
 
 
-# Statements take these tuples as they are: Python writes them as SQL does.
+# These tuples are interpolated into SQL: the repr of several plain words is a valid SQL list.
 JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled', 'skipped', 'manual',
                 'scheduled', 'canceling', 'preparing', 'waiting_for_resource')
 FINISHED = ('success', 'failed', 'canceled', 'skipped')
 PIPELINE_FILE = '.gitlab-ci.yml'
 RESERVED_PATHS = 'api/v[0-9]+|ci/(?:api|builds|runners)|hooks'     # of projects: these addresses are the API's
-ALIVE = ('running', 'canceling')    # a runner has it, and its token works
-HELD = ('pending', *ALIVE)          # the same with those that a runner prepares, if it has a token
+ALIVE = ('running', 'canceling')    # a runner has the job, and its token works
+HELD = ('pending', *ALIVE)          # as ALIVE, and the jobs that a runner prepares: those have a token, too
 CANCELABLE = ('created', 'waiting_for_resource', 'pending', 'running', 'canceling', 'manual', 'scheduled')
 RETRYABLE = ('success', 'failed', 'canceled')
 PLAYABLE = ('manual', 'scheduled')
@@ -668,22 +669,27 @@ def clean_ref_patterns(patterns: Iterable[str]) -> str:
     return json.dumps(sorted(set(full)))
 
 
-def check_variable(variable: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a variable that somebody gave as `key`, `value` and `variable_type`; raise BadRequest if it is none."""
-    key, value, kind = variable.get('key'), variable.get('value'), variable.get('variable_type') or 'env_var'
+def check_variable(variable: Mapping[str, Any]) -> JSON:
+    """Return a variable given as `key`, `value` and `variable_type`; raise BadRequest if it is not one."""
+    key = variable.get('key')
+    value = variable.get('value')
+    kind = variable.get('variable_type') or 'env_var'
     if not isinstance(key, str) or not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
         raise BadRequest({'key': [f'{key!r} is not a name of letters, digits and "_"']})
     if not isinstance(value, str):
         raise BadRequest({'value': [f'the value of {key} must be a text']})
     if kind not in ('env_var', 'file'):
         raise BadRequest({'variable_type': [f'the variable_type of {key} must be env_var or file']})
-    return {'key': key, 'value': value, 'variable_type': kind, **({'raw': True} if variable.get('raw') is True else {})}
+    checked = {'key': key, 'value': value, 'variable_type': kind}
+    if variable.get('raw') is True:
+        checked['raw'] = True
+    return checked
 
 
 GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients that ask
 
 
-def server_variables(address: str) -> dict[str, Any]:
+def server_variables(address: str) -> JSON:
     """Return the predefined variables that tell jobs about the server at an address."""
     url = urllib.parse.urlsplit(address)
     major, minor, _ = GITLAB_VERSION.split('.')
@@ -703,46 +709,94 @@ def server_variables(address: str) -> dict[str, Any]:
     }
 
 
-def pipeline_variables(facts: Record) -> dict[str, Any]:
-    """Return the predefined variables that all jobs of a pipeline share, None for those that it does not have.
+def pipeline_variables(facts: Record) -> JSON:
+    """Return the predefined variables that all jobs of a pipeline share. A value of None means "not set".
 
     `facts` are columns of a job's row: what is known of its project, commit and pipeline.
     """
-    path, ref = facts['project_path'], facts['ref']
-    namespace, _, name = path.rpartition('/')
     request = merge_request_of(facts)
-    if request:
-        ref = request['source_branch']
-    kinds = ('CI_COMMIT_TAG', 'CI_BUILD_TAG') if facts['tag'] else ('CI_COMMIT_BRANCH',)
-    commit = json.loads(facts['commit_info'] or '{"message": ""}')
-    title, _, description = commit['message'].partition('\n')
     triggered = 'true' if facts['source'] == 'trigger' else None
+    variables: JSON = {
+        'CI': 'true',
+        'GITLAB_CI': 'true',
+        'CI_CONFIG_PATH': PIPELINE_FILE,
+        'CI_PIPELINE_SOURCE': facts['source'],
+        'CI_PIPELINE_TRIGGERED': triggered,
+        'CI_BUILD_TRIGGERED': triggered,
+    }
+    variables.update(project_variables(facts))
+    variables.update(commit_variables(facts))
+    variables.update(ref_variables(facts, request))
+    variables.update(merge_request_variables(request, facts))
+    return variables
+
+
+def project_variables(facts: Record) -> JSON:
+    """Return the predefined variables about the project of a pipeline."""
+    path = facts['project_path']
+    namespace, _, name = path.rpartition('/')
     return {
-        'CI': 'true', 'GITLAB_CI': 'true', 'CI_CONFIG_PATH': PIPELINE_FILE, 'CI_PROJECT_ID': facts['project_id'],
-        'CI_PROJECT_NAME': name, 'CI_PROJECT_TITLE': facts['project_name'], 'CI_PROJECT_PATH': path,
-        'CI_PROJECT_PATH_SLUG': slug(path), 'CI_PROJECT_NAMESPACE': namespace, 'CI_PROJECT_VISIBILITY': 'private',
-        'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0], 'CI_DEFAULT_BRANCH': facts['default_branch'],
-        'CI_PIPELINE_SOURCE': facts['source'], 'CI_PIPELINE_TRIGGERED': triggered, 'CI_BUILD_TRIGGERED': triggered,
-        'CI_COMMIT_SHA': facts['sha'], 'CI_BUILD_REF': facts['sha'], 'CI_COMMIT_SHORT_SHA': facts['sha'][:8],
-        'CI_COMMIT_BEFORE_SHA': facts['before_sha'], 'CI_BUILD_BEFORE_SHA': facts['before_sha'],
-        'CI_COMMIT_REF_NAME': ref, 'CI_BUILD_REF_NAME': ref, 'CI_COMMIT_REF_SLUG': slug(ref),
-        'CI_BUILD_REF_SLUG': slug(ref), 'CI_COMMIT_REF_PROTECTED': str(bool(facts['protected'])).lower(),
-        **dict.fromkeys(() if request else kinds, ref),
-        'CI_COMMIT_MESSAGE': commit['message'], 'CI_COMMIT_TITLE': title, 'CI_COMMIT_DESCRIPTION': description.strip(),
-        'CI_COMMIT_AUTHOR': f'{commit["author_name"]} <{commit["author_email"]}>' if 'author_name' in commit else None,
-        'CI_COMMIT_TIMESTAMP': commit.get('committed_date'),
-        **merge_request_variables(request, facts),
+        'CI_PROJECT_ID': facts['project_id'],
+        'CI_PROJECT_NAME': name,
+        'CI_PROJECT_TITLE': facts['project_name'],
+        'CI_PROJECT_PATH': path,
+        'CI_PROJECT_PATH_SLUG': slug(path),
+        'CI_PROJECT_NAMESPACE': namespace,
+        'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0],
+        'CI_PROJECT_VISIBILITY': 'private',
+        'CI_DEFAULT_BRANCH': facts['default_branch'],
     }
 
 
-def merge_request_of(facts: Record) -> dict[str, Any]:
+def commit_variables(facts: Record) -> JSON:
+    """Return the predefined variables about the commit of a pipeline, under their modern and their old names."""
+    sha = facts['sha']
+    commit = json.loads(facts['commit_info'] or '{"message": ""}')
+    message = commit['message']
+    title, _, description = message.partition('\n')
+    author = None
+    if 'author_name' in commit:
+        author = f'{commit["author_name"]} <{commit["author_email"]}>'
+    return {
+        'CI_COMMIT_SHA': sha,
+        'CI_BUILD_REF': sha,
+        'CI_COMMIT_SHORT_SHA': sha[:8],
+        'CI_COMMIT_BEFORE_SHA': facts['before_sha'],
+        'CI_BUILD_BEFORE_SHA': facts['before_sha'],
+        'CI_COMMIT_MESSAGE': message,
+        'CI_COMMIT_TITLE': title,
+        'CI_COMMIT_DESCRIPTION': description.strip(),
+        'CI_COMMIT_AUTHOR': author,
+        'CI_COMMIT_TIMESTAMP': commit.get('committed_date'),
+    }
+
+
+def ref_variables(facts: Record, request: JSON) -> JSON:
+    """Return the predefined variables about the branch or tag of a pipeline, of a merge request its source branch."""
+    ref = request.get('source_branch') or facts['ref']
+    variables: JSON = {
+        'CI_COMMIT_REF_NAME': ref,
+        'CI_BUILD_REF_NAME': ref,
+        'CI_COMMIT_REF_SLUG': slug(ref),
+        'CI_BUILD_REF_SLUG': slug(ref),
+        'CI_COMMIT_REF_PROTECTED': str(bool(facts['protected'])).lower(),
+    }
+    if facts['tag']:
+        variables['CI_COMMIT_TAG'] = ref
+        variables['CI_BUILD_TAG'] = ref
+    elif not request:
+        variables['CI_COMMIT_BRANCH'] = ref
+    return variables
+
+
+def merge_request_of(facts: Record) -> JSON:
     """Return what is known of a pipeline's merge request; nothing when it has none."""
     if 'merge_request' not in facts.keys():     # noqa: SIM118 - a Row is no mapping
         return {}
     return json.loads(facts['merge_request'] or '{}')
 
 
-def merge_request_variables(request: Mapping[str, Any], facts: Record) -> dict[str, Any]:
+def merge_request_variables(request: JSON, facts: Record) -> JSON:
     """Return the predefined variables of a merge request pipeline; nothing when there is no merge request.
 
     `request` has `iid`, `source_branch` and `target_branch`, and as far as it is known `title`,
@@ -752,6 +806,8 @@ def merge_request_variables(request: Mapping[str, Any], facts: Record) -> dict[s
     if not request:
         return {}
     project_path = facts['project_path']
+    targets_default = request['target_branch'] == facts['default_branch']
+    labels = ','.join(request.get('labels') or ())
     return {
         'CI_MERGE_REQUEST_ID': request['iid'],
         'CI_MERGE_REQUEST_IID': request['iid'],
@@ -759,11 +815,11 @@ def merge_request_variables(request: Mapping[str, Any], facts: Record) -> dict[s
         'CI_MERGE_REQUEST_EVENT_TYPE': 'detached',
         'CI_MERGE_REQUEST_TITLE': request.get('title'),
         'CI_MERGE_REQUEST_DESCRIPTION': request.get('description'),
-        'CI_MERGE_REQUEST_LABELS': ','.join(request.get('labels') or ()) or None,
+        'CI_MERGE_REQUEST_LABELS': labels or None,
         'CI_MERGE_REQUEST_DRAFT': str(bool(request.get('draft'))).lower(),
         'CI_MERGE_REQUEST_SOURCE_BRANCH_NAME': request['source_branch'],
         'CI_MERGE_REQUEST_TARGET_BRANCH_NAME': request['target_branch'],
-        'CI_MERGE_REQUEST_TARGET_BRANCH_PROTECTED': str(request['target_branch'] == facts['default_branch']).lower(),
+        'CI_MERGE_REQUEST_TARGET_BRANCH_PROTECTED': str(targets_default).lower(),
         'CI_MERGE_REQUEST_SOURCE_PROJECT_PATH': request.get('source_project_path') or project_path,
         'CI_MERGE_REQUEST_SOURCE_PROJECT_URL': request.get('source_project_url'),
         'CI_MERGE_REQUEST_PROJECT_ID': facts['project_id'],
@@ -775,7 +831,7 @@ def merge_request_variables(request: Mapping[str, Any], facts: Record) -> dict[s
 
 
 def token_hash(token: str) -> str:
-    """Return what is stored of a token: a random secret needs no salt, and is looked up by this."""
+    """Return the SHA-256 under which a token is stored and found; a random secret needs no salt."""
     return hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
@@ -790,7 +846,8 @@ def iso_time(seconds: float | None, digits: str = 'milliseconds') -> str | None:
     """Return a moment (seconds since 1970) the way GitLab writes it: UTC, to the `digits`, ``Z``."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(round(seconds, 3), timezone.utc).isoformat(timespec=digits)[:-6] + 'Z'
+    moment = datetime.fromtimestamp(round(seconds, 3), timezone.utc)
+    return moment.isoformat(timespec=digits).removesuffix('+00:00') + 'Z'
 
 
 def trace_offset(content_range: str | None) -> int:
@@ -816,10 +873,14 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     match = re.fullmatch(r'\s*bytes=([0-9]{0,18})-([0-9]{0,18})\s*', header or '')
     if not match or not (match[1] or match[2]):
         return None
-    if not match[1]:
-        start, stop = max(0, size - int(match[2])), size
+    start = 0
+    stop = size
+    if not match[1]:    # the last so many bytes
+        start = max(0, size - int(match[2]))
     else:
-        start, stop = int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
+        start = int(match[1])
+        if match[2]:
+            stop = min(size, int(match[2]) + 1)
         if match[2] and int(match[2]) < start:
             return None
     if start >= size:
@@ -832,7 +893,7 @@ def slug(text: str) -> str:
     return re.sub(r'[^a-z0-9]', '-', text.lower())[:63].strip('-')
 
 
-NO_REF = re.compile('[\x00-\x20\x7f~^:?*\\[\\\\\ud800-\udfff]|\\.\\.|@\\{')    # what git bars from the names of refs
+NO_REF = re.compile('[\x00-\x20\x7f~^:?*\\[\\\\\ud800-\udfff]|\\.\\.|@\\{')    # git allows no such name of a ref
 
 
 def check_ref(ref: str) -> str:
@@ -7444,7 +7505,7 @@ class Waiting(Tests):
         if status == 'waiting_for_resource':
             return once(self._resource_holder, job['project_id'], job['resource_group'])
         if status == 'manual':
-            return 'it waits for somebody to play it'
+            return 'waiting to be started by hand'
         if status == 'scheduled':
             return f'it is delayed until {iso_time(job["scheduled_at"])}'
         return None

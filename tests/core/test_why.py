@@ -147,7 +147,7 @@ def test_a_job_waits_for_a_manual_one_that_must_be_played_and_not_for_one_that_n
     ask = {'stage': 'build', 'script': 'x', 'when': 'manual'}
     content = {'ask': {**ask, 'allow_failure': False}, 'tell': ask, 'last': {'script': 'x'}}
     assert why('last', content) == 'it waits for ask'
-    assert why('ask', content) == why('tell', content) == 'it waits for somebody to play it'
+    assert why('ask', content) == why('tell', content) == 'waiting to be started by hand'
 
 
 def test_a_delayed_job_says_until_when(ci, why, clock):
