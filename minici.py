@@ -3688,6 +3688,68 @@ def texts_of(values: Mapping[str, Value]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A variable or an input of a pipeline file that people choose when they start a pipeline by hand."""
+
+    name: str
+    value: str                  # what it is unless somebody chooses
+    description: str = ''
+    options: Sequence[str] = ()
+    kind: str = 'string'        # an input's: 'string', 'number', 'boolean' or 'array'
+    required: bool = False
+
+
+def read_choices(content: str | bytes | Mapping[str, Value]) -> tuple[list[Choice], list[Choice]]:
+    """Return the variables that a pipeline file offers for choice, and its inputs.
+
+    A variable is offered when it has a description or options, as GitLab does. What includes declare is
+    not looked for. Raises BadRequest when the file is not YAML.
+    """
+    report = Report()
+    text = decoded(content, PIPELINE_FILE)
+    header: Value = {}
+    if not isinstance(text, Mapping):
+        head, text = split_header(text)
+        header = load_text(head, PIPELINE_FILE, report) if head else {}
+        text = load_text(text, PIPELINE_FILE, report)
+    variables = member(text, 'variables')
+    offered = [(name, value) for name, value in variables.items()
+               if isinstance(value, Mapping) and (value.get('description') or value.get('options'))]
+    inputs = member(member(header, 'spec'), 'inputs')
+    return ([read_choice(name, value, value.get('value')) for name, value in offered],
+            [read_input(name, value) for name, value in inputs.items()])
+
+
+def member(value: Value, name: str) -> Mapping[str, Value]:
+    """Return a mapping within a mapping, {} where there is none."""
+    found = value.get(name) if isinstance(value, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def read_choice(name: str, fields: Mapping[str, Value], value: Value, **more: Any) -> Choice:
+    """Return a choice from what a file says of it; a list or a truth value is written as JSON."""
+    options = fields.get('options')
+    if not isinstance(options, list):
+        options = []
+    description = str(fields.get('description') or '')
+    return Choice(str(name), plain_text(value), description, [plain_text(option) for option in options], **more)
+
+
+def read_input(name: str, declared: Value) -> Choice:
+    """Return an input as a choice."""
+    fields = declared if isinstance(declared, Mapping) else {}
+    kind = str(fields.get('type') or 'string')
+    return read_choice(name, fields, fields.get('default'), kind=kind, required='default' not in fields)
+
+
+def plain_text(value: Value) -> str:
+    """Return a value as people would type it."""
+    if value is None:
+        return ''
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 # Repositories #################################################################################
 #
 # git obeys the configuration of the repository that it runs in: a remote's `uploadpack`, a file system
@@ -7959,6 +8021,15 @@ class PipelinePlan:
     user: Row | None = None
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What people choose when they start a pipeline of a project by hand."""
+
+    refs: Sequence[str]         # branches and tags, the default branch first
+    variables: Sequence[Choice]
+    inputs: Sequence[Choice]
+
+
 class Compiling(Processing):
     """How the pipeline file of a project is found and compiled, with all that it includes."""
 
@@ -8057,6 +8128,22 @@ class Compiling(Processing):
                 content = self._read_repository(repository, facts, content)
             return compile_pipeline(content, facts=facts, repository=repository, library=library, inputs=inputs,
                                     predefined=self._predefined(facts))
+
+    def list_choices(self, project: Row, ref: str) -> Choices:
+        """Return the refs of a project's repository, and the variables and inputs that its file has at a ref.
+
+        A project without a repository offers none. Raises BadRequest when the repository, the ref or the
+        file cannot be read.
+        """
+        if not project['import_url']:
+            return Choices([], [], [])
+        facts = self._facts(project, ref, tag=False, sha='', source='web')
+        with self._repository(project) as repository:
+            names = repository.refs()
+            content = self._read_repository(repository, facts, None)
+        variables, inputs = read_choices(content)
+        default = project['default_branch']
+        return Choices(sorted(names, key=lambda name: (name != default, name)), variables, inputs)
 
     def _read_repository(self, repository: Repository, facts: dict[str, Any], content: Any) -> Any:
         """Complete the facts of a pipeline from its repository; return `content`, or else the repository's file."""

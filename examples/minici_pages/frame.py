@@ -49,6 +49,22 @@ EXPLANATIONS = {
     500: 'Something broke while this page was made. It is not your fault; the log of the server has the details.',
     503: 'The server is busy or in trouble. Try again in a moment; if this stays, its log says why.',
 }
+#: The names that forms give to fields of the API.
+LABELS = {
+    'content': 'Pipeline file',
+    'cron': 'When',
+    'cron_timezone': 'Time zone',
+    'default_branch': 'Default branch',
+    'description': 'Description',
+    'import_url': 'Repository',
+    'inputs': 'Input',
+    'key': 'Name',
+    'path': 'Path',
+    'ref': 'Branch or tag',
+    'sha': 'Commit',
+    'value': 'Value',
+    'variables': 'Variables',
+}
 #: The pages' own routes, in the order of their declaration.
 ROUTES: list[Route] = []
 T = TypeVar('T')
@@ -142,7 +158,7 @@ def complaint(refusal: CIError) -> str:
         return refusal.message.removeprefix(f'{refusal.status} {refusal.phrase} - ')
     lines = []
     for name, faults in refusal.message.items():
-        prefix = '' if name == 'base' else f'{name} '
+        prefix = '' if name == 'base' else f'{LABELS.get(name, name)} '
         lines += [prefix + fault for fault in faults]
     return '\n'.join(lines)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import urllib.parse
+from collections.abc import Sequence
 
 import bottle
 
-from minici import BadRequest, Call, CIError, NotFound, Row, page_of, status_words
+from minici import BadRequest, Call, Choices, CIError, NotFound, Row, page_of, status_words
 
 from .board import KINDS, draw_board
-from .frame import page, perform, project_path, seen, web
+from .frame import complaint, page, perform, project_path, seen, web
 from .jobs import commit_of
 from .reports import summary
 from .sessions import is_owner, page_form, page_owner, page_reader, root
@@ -50,9 +53,37 @@ def pipelines_route(call: Call) -> bottle.HTTPResponse:
 
 @web('GET', '/-/pipelines/new', auth=page_owner)
 def new_pipeline_page_route(call: Call, refusal: CIError | None = None) -> bottle.HTTPResponse:
-    """Show the form for a new pipeline."""
+    """Show the form for a new pipeline: the projects, or the branches, variables and inputs of one."""
     projects = call.ci.list_projects(limit=1000)[0]
-    return page(call, 'new_pipeline', 'New pipeline', below='Pipelines', refusal=refusal, projects=projects)
+    project = chosen_project(call, projects)
+    ref = call.text('ref')
+    choices, unread = Choices([], [], []), ''
+    if project is not None:
+        ref = ref or project['default_branch']
+        try:
+            choices = call.ci.list_choices(project, ref)
+        except CIError as error:
+            unread = complaint(error)
+    return page(
+        call, 'new_pipeline', 'New pipeline',
+        below='Pipelines',
+        refusal=refusal,
+        projects=projects,
+        project=project,
+        ref=ref,
+        choices=choices,
+        unread='' if refusal else unread,
+        given=call.text,
+        own_file=call.has('sha') or call.has('content') or project is not None and not project['import_url'],
+    )
+
+
+def chosen_project(call: Call, projects: Sequence[Row]) -> Row | None:
+    """Return the project that the form is about, or None while there are several to choose from."""
+    if call.has('project'):
+        with contextlib.suppress(NotFound):
+            return call.ci.find_project(call.text('project'))
+    return projects[0] if len(projects) == 1 else None
 
 
 @web('POST', '/-/pipelines/new', auth=page_form)
@@ -68,6 +99,7 @@ def new_pipeline_route(call: Call) -> bottle.HTTPResponse:
             source='web',
             user=call.actor,
             variables=given_variables(call),
+            inputs=given_inputs(call),
         )
     except (BadRequest, NotFound) as refusal:
         return new_pipeline_page_route(call, refusal)
@@ -75,8 +107,8 @@ def new_pipeline_route(call: Call) -> bottle.HTTPResponse:
 
 
 def given_variables(call: Call) -> list[dict[str, str]]:
-    """Return the variables of the form; raise BadRequest for a line without an equals sign."""
-    variables = []
+    """Return the variables of the form: those of the file with what was chosen, and others, a line NAME=value each."""
+    variables = [{'key': name, 'value': str(value)} for name, value in call.mapping('variable').items()]
     for line in call.text('variables').splitlines():
         name, equals, value = line.strip().partition('=')
         if equals:
@@ -84,6 +116,20 @@ def given_variables(call: Call) -> list[dict[str, str]]:
         elif name:
             raise BadRequest({'variables': ['must be a line NAME=value for each']})
     return variables
+
+
+def given_inputs(call: Call) -> dict[str, object]:
+    """Return the inputs of the form; what is no text is written as JSON. Raises BadRequest if it is not."""
+    inputs: dict[str, object] = {}
+    for name, text in call.mapping('input').items():
+        kind = call.mapping('kind').get(name, 'string')
+        inputs[name] = text
+        if kind != 'string':
+            try:
+                inputs[name] = json.loads(text)
+            except ValueError:
+                raise BadRequest({'inputs': [f'{name} must be a {kind}']}) from None
+    return inputs
 
 
 @web('GET', '/<project:project_path>/-/pipelines/<pipeline:pipeline>', auth=page_reader)

@@ -1,11 +1,13 @@
 """The pages of runners and schedules, the line about a branch, links to environments, badges, old addresses."""
 
 
+import json
+
 import pytest
 from browsing import Browser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import SHA, Runner
+from support import SHA, Runner, commit, git
 
 import minici
 
@@ -148,3 +150,80 @@ def test_environment_is_a_link_to_addresses_of_the_web_alone(ci, browser, projec
     facts = browser.open('/group/demo/-/jobs/1').one('aside')
     assert facts.facts()['Environment'] == 'staging'
     assert [link['href'] for link in facts.all('a') if link.text == 'staging'] == ([url] if linked else [])
+
+
+# -- the form for a new pipeline
+
+FILE = """spec:
+  inputs:
+    target: {description: Where it goes, options: [staging, production], default: staging}
+    replicas: {type: number, default: 2}
+    dry: {type: boolean, default: false}
+---
+variables:
+  MODE: {value: quick, options: [quick, full], description: How much is tested}
+  NOTE: {description: Printed at the end}
+  HIDDEN: not offered
+test:
+  script: ["echo $MODE $[[ inputs.target ]] $[[ inputs.replicas ]] $[[ inputs.dry ]]"]
+"""
+
+
+@pytest.fixture
+def repository(ci, tmp_path):
+    """A project with a repository that has two branches and a file with variables and inputs."""
+    commit(tmp_path / 'demo', **{'.gitlab-ci.yml': FILE})
+    git(tmp_path / 'demo', 'branch', 'feature/x')
+    return ci.create_project('group/demo', import_url=f'file://{tmp_path}/demo')
+
+
+def test_form_offers_branches_and_what_the_file_declares(ci, browser, repository):
+    page = browser.open('/-/pipelines/new')
+    assert [option['value'] for option in page.one('datalist').all('option')] == ['main', 'feature/x']
+    assert page.texts('h2') == ['Inputs', 'Variables']
+    assert page.one('select', name='variable[MODE]').texts('option') == ['quick', 'full']
+    assert 'How much is tested' in page.text
+    assert 'HIDDEN' not in page.text
+    assert page.one('select', name='input[dry]').texts('option') == ['true', 'false']
+    assert page.one('input', name='input[replicas]')['value'] == '2'
+    for word in ('sha', 'content', 'import_url', 'ref_name'):
+        assert word not in page.one('main').text.split()
+    browser.press(page, 'Run pipeline', **{
+        'variable[MODE]': 'full', 'variable[NOTE]': 'well done', 'input[target]': 'production', 'input[replicas]': '3',
+        'variables': 'MORE=1'})
+    pipeline = ci.find_pipeline(1)
+    given = {item['key']: item['value'] for item in json.loads(pipeline['variables'])}
+    assert given == {'MODE': 'full', 'NOTE': 'well done', 'MORE': '1'}
+    [job] = ci.list_jobs(pipeline=pipeline)
+    assert json.loads(job['spec'])['script'] == ['echo $MODE production 3 false']
+
+
+def test_input_of_another_kind_is_told_and_what_was_chosen_stays(ci, browser, repository):
+    page = browser.press(browser.open('/-/pipelines/new'), 'Run pipeline', 400, **{
+        'input[replicas]': 'many', 'variable[MODE]': 'full'})
+    assert page.one(role='alert').text == 'Input replicas must be a number'
+    assert page.one('input', name='input[replicas]')['value'] == 'many'
+    mode = page.one('select', name='variable[MODE]')
+    assert [option.text for option in mode.all('option') if 'selected' in option.attributes] == ['full']
+
+
+def test_section_with_the_error_is_open(ci, browser, repository):
+    page = browser.press(browser.open('/-/pipelines/new'), 'Run pipeline', 400, sha='12')
+    assert page.one(role='alert').text.startswith('Commit ')
+    assert 'open' in page.one('details').attributes
+    assert 'open' not in browser.open('/-/pipelines/new').one('details').attributes
+
+
+def test_repository_that_cannot_be_read_is_told_on_the_form(ci, browser, tmp_path):
+    ci.create_project('group/demo', import_url=f'file://{tmp_path}/nowhere')
+    page = browser.open('/-/pipelines/new')
+    assert page.one('p', class_='notice').text
+    assert page.all('button')[-1].text == 'Run pipeline'
+
+
+def test_several_projects_are_offered_first(ci, browser, repository):
+    ci.create_project('group/other')
+    page = browser.open('/-/pipelines/new')
+    assert page.one('select', name='project').texts('option') == ['Choose a project', 'group/other', 'group/demo']
+    assert page.all('textarea') == []
+    assert page.texts('button')[-1] == 'Go on'

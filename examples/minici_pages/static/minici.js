@@ -552,6 +552,7 @@ addEventListener('keydown', event => {
   event.preventDefault();
   DO[event.key]();
 });
+addEventListener('change', event => event.target.closest('form.choose')?.requestSubmit());
 addEventListener('hashchange', () => log?.showAddressed());
 let log = null;
 tick();
