@@ -28,7 +28,7 @@ The sections, each using only those above it:
                 Pipelines, Bridges, Schedules, Retention, Queue, Checks, Backups, Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
-                Webhooks, Operations, Application, Server
+                Webhooks, Git over HTTP, Operations, Application, Server
     command     Local runner, Local runs, Command line
 """
 
@@ -3785,6 +3785,16 @@ class OutputTooLong(Unreadable):
         self.printed = printed
 
 
+def git_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a git that asks nobody anything, with `more` in the place of our own for git."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    variables.update(GIT_TERMINAL_PROMPT='0', GIT_ASKPASS='', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file',
+                     GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1', GIT_NO_LAZY_FETCH='1',
+                     GIT_OPTIONAL_LOCKS='0', LC_ALL='C')
+    variables.update(more)
+    return variables
+
+
 def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = b'', timeout: float = GIT_TIMEOUT,
             limit: int | None = None, environment: Mapping[str, str] = MappingProxyType({})
             ) -> subprocess.CompletedProcess[bytes]:
@@ -3795,11 +3805,7 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
     adds some. Raises Unreadable when git is missing or takes too long, OutputTooLong when it prints more
     than `limit` bytes; with a limit its memory is limited, too.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-    variables.update(GIT_TERMINAL_PROMPT='0', GIT_ASKPASS='', GIT_ALLOW_PROTOCOL='https:http:ssh:git:file',
-                     GIT_SSH_COMMAND='ssh -oBatchMode=yes', GIT_CONFIG_NOSYSTEM='1', GIT_NO_LAZY_FETCH='1',
-                     GIT_OPTIONAL_LOCKS='0', LC_ALL='C')
-    variables.update(environment)
+    variables = git_environment(environment)
     try:
         with tempfile.TemporaryFile() as source:
             source.write(given)
@@ -8392,8 +8398,8 @@ class Pipelines(Compiling):
         c.execute(MATCH_RUNNERS, dict(runner_id=None, tag_set_id=tag_set_id))
         return tag_set_id
 
-    def may_be_triggered(self, project: Row, job: Row) -> bool:
-        """Tell whether a job may start pipelines of a project: its own, or one whose allowlist names its own."""
+    def is_open_to_job(self, project: Row, job: Row) -> bool:
+        """Tell whether a job's token may reach a project: its own, or one whose allowlist names its own."""
         return job['project_id'] == project['id'] or self._one("""
             SELECT 1
               FROM job_token_allowlist
@@ -11097,7 +11103,7 @@ def trigger_token(call: Call) -> Row:
         if same_secret(call.text('token'), trigger['token']):
             return trigger
     job = call.ci.find_job_by_token(call.text('token'))
-    if job is None or not call.ci.may_be_triggered(project, job):
+    if job is None or not call.ci.is_open_to_job(project, job):
         raise NotFound()
     return job
 
@@ -11711,10 +11717,12 @@ def separated_caches(caches: Iterable[JSON], protected: bool) -> list[JSON]:
 def repository_url(claim: Claim, call: Viewer) -> str:
     """Return where a runner clones from.
 
-    A project's own address is handed out as it is: a token added to it would leak to a foreign host.
+    What is on this machine is served by minici itself, with the job's token as the password. An address
+    elsewhere is handed out as it is: a token added to it would leak to a foreign host.
     """
-    if claim.job['import_url']:
-        return claim.job['import_url']
+    url = claim.job['import_url']
+    if url and not url.startswith('file://'):
+        return url
     scheme, _, rest = call.base_url.partition('://')
     return f'{scheme}://gitlab-ci-token:{claim.token}@{rest}/{claim.job["project_path"]}.git'
 
@@ -13375,6 +13383,128 @@ def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
     return json_response(pipeline_entity(pipeline, call, detail=True), 201)
 
 
+# Git over HTTP ################################################################################
+#
+# What minici can read on its own machine, and runners elsewhere cannot, it serves to them read-only:
+# fetching over smart HTTP, by git's own http-backend in a repository of ours that borrows the objects.
+
+MAX_GIT_REQUEST = 32 * MIB          # bytes of a request to fetch: it lists the commits that the other side has
+GIT_URL = '/<project:project_path>.git'
+
+
+def repository_reader(call: Call) -> Row:
+    """Authenticate by a private token or the token of a running job, as the password of HTTP's basic scheme."""
+    scheme, _, encoded = (call.header('Authorization') or '').partition(' ')
+    password = ''
+    with contextlib.suppress(ValueError):
+        if scheme.lower() == 'basic':
+            _, _, password = base64.b64decode(encoded, validate=True).decode().partition(':')
+    user = call.ci.find_user(password)
+    if user is not None:
+        return user
+    job = call.ci.find_job_by_token(password)
+    if job is None:
+        raise Unauthorized('', {'WWW-Authenticate': 'Basic realm="minici"'})
+    if not call.ci.is_open_to_job(call.row('project'), job):
+        raise NotFound('Project')
+    return job
+
+
+class GitAnswer:
+    """The body of an answer: what git prints, as it prints it. `close` ends git and removes its directory."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
+        self._process, self._directory = process, directory
+        self._timer = threading.Timer(GIT_LOCAL_TIMEOUT, process.kill)
+        self._timer.start()
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that git prints first, in lower case."""
+        assert self._process.stdout
+        found = {}
+        while line := self._process.stdout.readline(MAX_PATH).strip():
+            name, _, value = line.decode('latin-1').partition(':')
+            found[name.lower()] = value.strip()
+        return found
+
+    def __iter__(self) -> Iterator[bytes]:
+        assert self._process.stdout
+        while chunk := self._process.stdout.read1(COPY_CHUNK):     # type: ignore[attr-defined]
+            yield chunk
+
+    def close(self) -> None:
+        """End git, if it still runs, and forget its directory."""
+        self._timer.cancel()
+        end_group(self._process)
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def git_response(call: Call, project: Row, path: str) -> bottle.HTTPResponse:
+    """Answer a request of git for a project's repository on this machine; raise NotFound if it has none here."""
+    url = project['import_url'] or ''
+    if not url.startswith('file://'):
+        raise NotFound('Repository')
+    directory = Path(tempfile.mkdtemp('.git', dir=call.ci.artifacts.incoming))
+    try:
+        borrow_repository(Path(urllib.parse.unquote(url.removeprefix('file://'))), directory / 'repository.git')
+        answer = start_git(call, directory, path)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    headers = answer.headers()
+    status = int(headers.pop('status', '200').partition(' ')[0])
+    if not headers:
+        answer.close()
+        raise Busy('git has failed')
+    return bottle.HTTPResponse(answer, status, {name.title(): value for name, value in headers.items()})
+
+
+def start_git(call: Call, directory: Path, path: str) -> GitAnswer:
+    """Start git's http-backend for a request, whose body it reads from a file."""
+    settings = {**GIT_CONFIG, 'http.uploadpack': 'true', 'http.receivepack': 'false', 'http.getanyfile': 'false',
+                'uploadpack.allowAnySHA1InWant': 'true', 'safe.directory': '*'}
+    with open(directory / 'repository.git' / 'config', 'a') as config:
+        for name, value in settings.items():
+            section, _, key = name.partition('.')
+            config.write(f'[{section}]\n\t{key} = {value}\n')
+    environment = git_environment({
+        'GIT_CONFIG_GLOBAL': os.devnull,
+        'GIT_HTTP_EXPORT_ALL': '1',
+        'GIT_PROJECT_ROOT': str(directory),
+        'GIT_PROTOCOL': call.header('Git-Protocol') or '',
+        'PATH_INFO': f'/repository.git/{path}',
+        'REQUEST_METHOD': call.method,
+        'QUERY_STRING': 'service=git-upload-pack',
+        'CONTENT_TYPE': call.header('Content-Type') or '',
+        'HTTP_CONTENT_ENCODING': call.header('Content-Encoding') or '',
+        'CONTENT_LENGTH': str(len(call.body)),
+    })
+    with tempfile.TemporaryFile(dir=directory) as body:
+        body.write(call.body)
+        body.seek(0)
+        process = subprocess.Popen(['git', 'http-backend'], cwd=directory, env=environment, stdin=body,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    limit_memory(process)
+    return GitAnswer(process, directory)
+
+
+@route('GET', f'{GIT_URL}/info/refs', auth=repository_reader)
+def list_git_refs_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """List the branches and tags of a repository on this machine, for git to fetch them."""
+    if call.text('service') != 'git-upload-pack':
+        raise Forbidden('this repository is only for fetching, over smart HTTP')
+    return git_response(call, project, 'info/refs')
+
+
+@route('POST', f'{GIT_URL}/git-upload-pack', auth=repository_reader, raw=True, limit=MAX_GIT_REQUEST)
+def fetch_git_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """Send the commits that git wants to fetch from a repository on this machine."""
+    return git_response(call, project, 'git-upload-pack')
+
+
 # Operations ###################################################################################
 
 #: Upper bounds of the request times that are counted apart, in seconds.
@@ -14322,6 +14452,7 @@ class ShellJob:
             'CI_CONCURRENT_ID': '0',
             'CI_SHARED_ENVIRONMENT': 'true',
             'CI_JOB_STATUS': 'running',
+            'CI_REPOSITORY_URL': str(self._place.store),
         }
         raw: set[str] = set()
         for item in self._payload['variables']:
@@ -14331,7 +14462,8 @@ class ShellJob:
                 path.write_text(value)
                 path.chmod(0o600)
                 value = str(path)
-            known[item['key']] = value
+            if item['key'] != 'CI_REPOSITORY_URL':  # nobody serves it
+                known[item['key']] = value
             raw = raw | {item['key']} if item.get('raw') or item.get('file') else raw - {item['key']}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENDS_WITH_JOB)}
         given = {name: value if name in raw else fill_in(value, known) for name, value in known.items()}

@@ -29,7 +29,7 @@ PARTS = {
                'Pipelines', 'Bridges', 'Schedules', 'Retention', 'Queue', 'Checks', 'Backups', 'Coordinator'),
     'HTTP': ('Routes', 'Request bodies', 'Calls', 'Responses', 'Guards', 'Entities', 'Shared responses',
              'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
-             'Administration API', 'Schedules API', 'Webhooks', 'Operations', 'Application', 'Server'),
+             'Administration API', 'Schedules API', 'Webhooks', 'Git over HTTP', 'Operations', 'Application', 'Server'),
     'command': ('Local runner', 'Local runs', 'Command line'),
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
