@@ -293,7 +293,7 @@ def run(options, screen, work):
         summarize(pipeline, jobs, files, screen)
         if pipeline['status'] == 'manual':
             names = ', '.join(job['name'] for job in jobs if job['status'] == 'manual')
-            screen.line(f'  it waits for somebody to play {names}')
+            screen.line(f'  waiting to be started by hand: {names}')
     screen.heading('where to look')
     screen.fact('traces', work / 'traces')
     if files:

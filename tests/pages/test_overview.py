@@ -173,7 +173,7 @@ def test_reasons_of_many_jobs_are_those_of_each(ci, project):
     words = {row['name']: reasons[row['id']] for row in jobs if row['id'] <= 9}
     assert words == {
         'x': 'every runner that could take it is offline', 'z': 'no runner takes jobs without tags',
-        'y': 'no runner has all of its tags; the nearest lacks y', 'm': 'it waits for somebody to play it',
+        'y': 'no runner has all of its tags; the nearest lacks y', 'm': 'waiting to be started by hand',
         'd': 'it is delayed until 2023-11-14T23:13:20.000Z', 'r': 'no runner takes jobs without tags',
         's': 'job 6 (r) holds the resource group g', 'n': 'it waits for z',
         'all': 'it waits for x, y, z, d, r, ...'}

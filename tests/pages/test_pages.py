@@ -538,7 +538,7 @@ def test_jobs_that_wait_for_something_else_say_for_what(browser, run):
     told = {card.one('span', class_='name').text: card.texts('p', class_='why')
             for card in page.all('li', class_='job')}
     assert told['check'] == ['it waits for compile']
-    assert told['ask'] == ['it waits for somebody to play it']
+    assert told['ask'] == ['waiting to be started by hand']
     assert told['later'] == ['it is delayed until 2023-11-15T00:13:20.000Z']
     assert told['again'] == ['job 2 (deploy) holds the resource group prod']
     needs = {card.one('span', class_='name').text: card.texts('p', class_='needs')
