@@ -566,7 +566,8 @@ JOB_STATUSES = ('created', 'pending', 'running', 'success', 'failed', 'canceled'
                 'scheduled', 'canceling', 'preparing', 'waiting_for_resource')
 FINISHED = ('success', 'failed', 'canceled', 'skipped')
 PIPELINE_FILE = '.gitlab-ci.yml'
-RESERVED_PATHS = 'api/v[0-9]+|ci/(?:api|builds|runners)|hooks'     # of projects: these addresses are the API's
+#: Paths that no project can have: these addresses are the API's.
+RESERVED_PATHS = 'api/(?:v[0-9]+|graphql)|ci/(?:api|builds|runners)|hooks'
 ALIVE = ('running', 'canceling')    # a runner has the job, and its token works
 HELD = ('pending', *ALIVE)          # as ALIVE, and the jobs that a runner prepares: those have a token, too
 CANCELABLE = ('created', 'waiting_for_resource', 'pending', 'running', 'canceling', 'manual', 'scheduled')
@@ -635,6 +636,12 @@ JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
 def stored_spec(job: Row) -> dict[str, Any]:
     """Return the fields of a stored job's JobSpec; what an older version did not store has its default."""
     return {**JOB_SPEC_DEFAULTS, **json.loads(job['spec'])}
+
+
+def environment_of(job: Row) -> str | None:
+    """Return the name of a stored job's environment, or None if it has none."""
+    environment = stored_spec(job)['environment']
+    return environment and environment.get('name')
 
 
 @dataclass(frozen=True)
@@ -719,7 +726,7 @@ def pipeline_variables(facts: Record) -> JSON:
     variables: JSON = {
         'CI': 'true',
         'GITLAB_CI': 'true',
-        'CI_CONFIG_PATH': PIPELINE_FILE,
+        'CI_CONFIG_PATH': facts['ci_config_path'] or PIPELINE_FILE,
         'CI_PIPELINE_SOURCE': facts['source'],
         'CI_PIPELINE_TRIGGERED': triggered,
         'CI_BUILD_TRIGGERED': triggered,
@@ -743,7 +750,7 @@ def project_variables(facts: Record) -> JSON:
         'CI_PROJECT_PATH_SLUG': slug(path),
         'CI_PROJECT_NAMESPACE': namespace,
         'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0],
-        'CI_PROJECT_VISIBILITY': 'private',
+        'CI_PROJECT_VISIBILITY': facts['visibility'],
         'CI_DEFAULT_BRANCH': facts['default_branch'],
     }
 
@@ -848,6 +855,51 @@ def iso_time(seconds: float | None, digits: str = 'milliseconds') -> str | None:
         return None
     moment = datetime.fromtimestamp(round(seconds, 3), timezone.utc)
     return moment.isoformat(timespec=digits).removesuffix('+00:00') + 'Z'
+
+
+MOMENT = re.compile(r'''
+    (?P<year>[0-9]{4})-?(?P<month>[0-9]{2})-?(?P<day>[0-9]{2})
+    (?:[Tt\ ](?P<hour>[0-9]{2}):?(?P<minute>[0-9]{2})(?::?(?P<second>[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,12}))?)?)?
+    \ ?(?P<zone>[Zz]|UTC|(?P<sign>[+\ -])(?P<zone_hour>[0-9]{2})(?::?(?P<zone_minute>[0-9]{2}))?)?''', re.VERBOSE)
+
+
+def parse_moment(text: str) -> float:
+    """Return a moment in ISO 8601 as seconds since 1970, UTC unless it says otherwise; raise ValueError for others.
+
+    A blank stands for the plus sign of a time zone: that is what an unencoded one becomes in a query.
+    """
+    match = MOMENT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'{text[:80]!r} is not a moment such as "2017-03-01T10:00:00Z"')
+    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+    date = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
+    seconds = date.timestamp() + float(f'0.{match["fraction"] or 0}')
+    offset = int(match['zone_hour'] or 0) * 3600 + int(match['zone_minute'] or 0) * 60
+    if match['sign'] == '-':
+        offset = -offset
+    return seconds - offset
+
+
+def scope_fits(scope: str, environment: str | None) -> bool:
+    """Tell whether an environment scope (``*``, a name, or a pattern with ``*``) is for an environment.
+
+    A job without an environment is in the scope of ``*`` alone.
+    """
+    if environment is None:
+        return scope == '*'
+    first, *others = scope.split('*')
+    if not others:
+        return scope == environment
+    last = others.pop()
+    position, end = len(first), len(environment) - len(last)
+    if not environment.startswith(first) or not environment.endswith(last) or position > end:
+        return False
+    for part in others:
+        found = environment.find(part, position, end)
+        if found < 0:
+            return False
+        position = found + len(part)
+    return True
 
 
 def trace_offset(content_range: str | None) -> int:
@@ -4995,6 +5047,14 @@ CREATE TABLE job_token_allowlist (  -- whose jobs may start pipelines of a proje
     PRIMARY KEY (project_id, allowed_id)
 ) WITHOUT ROWID;
 
+CREATE TABLE namespace (            -- what stands before the last slash of projects' paths
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    path        TEXT NOT NULL UNIQUE    -- '' for projects without a namespace
+);
+INSERT INTO namespace (path)
+SELECT DISTINCT rtrim(rtrim(path, replace(path, '/', '')), '/')
+  FROM project;
+
 ALTER TABLE project ADD COLUMN description TEXT;
 ALTER TABLE project ADD COLUMN visibility TEXT NOT NULL DEFAULT 'private' CHECK (visibility IN ('private', 'public'));
 ALTER TABLE project ADD COLUMN ci_config_path TEXT NOT NULL DEFAULT '';     -- '': .gitlab-ci.yml
@@ -6291,6 +6351,11 @@ def default_data(db: Path) -> Path:
     return db.with_name(f'{db.stem}-data')
 
 
+def conditions(filters: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """Return the WHERE clause of the `filters` whose value is set; the values stay parameters."""
+    return ' AND '.join(text for name, text in filters.items() if values[name] is not None) or 'true'
+
+
 class Store:
     """Holds the database, the clock, the settings and the directories, and looks rows up."""
 
@@ -6510,7 +6575,7 @@ class Accounts(Store):
 
 PROJECT_PATH = re.compile(r'[A-Za-z0-9_][\w.\-]*(?:/[A-Za-z0-9_][\w.\-]*){0,19}', re.ASCII)
 NO_PROJECT_PATH = re.compile(fr'[0-9]+$|(?:{RESERVED_PATHS})(?:/|$)|.*\.(?:git|atom|json)$')
-PROJECT_SORTS = {'id': 'id', 'name': 'name', 'path': 'path'}
+PROJECT_SORTS = {name: name for name in ('id', 'name', 'path', 'last_activity_at')}
 DIRECTIONS = {'asc': 'ASC', 'desc': 'DESC'}
 
 
@@ -6522,39 +6587,74 @@ def check_project_path(path: str) -> None:
                                    'and cannot begin as the addresses of the API do']})
 
 
+def check_config_path(path: str) -> None:
+    """Raise BadRequest when a pipeline file cannot stand at this path of a project's repository."""
+    if path.startswith('/') or '..' in path.split('/') or '@' in path or '://' in path or len(path) > 255:
+        raise BadRequest({'ci_config_path': ['must be a path in the repository of the project']})
+
+
+#: A project with its namespace and the moment of its newest pipeline.
+PROJECT_ROWS = """
+    SELECT project.*, namespace.id AS namespace_id,
+           coalesce((SELECT created_at
+                       FROM pipeline
+                      WHERE project_id = project.id
+                      ORDER BY id DESC
+                      LIMIT 1), project.created_at) AS last_activity_at
+      FROM project
+      LEFT JOIN namespace ON namespace.path = rtrim(rtrim(project.path, replace(project.path, '/', '')), '/')
+    """
+PROJECT_FILTERS = {
+    'search': '(instr(lower(path), :search) OR instr(lower(name), :search))',
+    'visibility': 'visibility = :visibility',
+    'id_after': 'id > :id_after',
+    'id_before': 'id < :id_before',
+    'active_after': 'last_activity_at > :active_after',
+    'active_before': 'last_activity_at < :active_before',
+}
+
+
 class Projects(Accounts):
     """Projects with their variables and trigger tokens."""
 
     def create_project(self, path: str, *, name: str | None = None, import_url: str | None = None,
                        default_branch: str = 'main', shared_runners_enabled: bool = True,
                        build_timeout: int | None = None, allow_git_fetch: bool = True,
-                       protected_refs: Iterable[str] | None = None) -> Row:
+                       protected_refs: Iterable[str] | None = None, description: str | None = None,
+                       visibility: str = 'private', ci_config_path: str = '') -> Row:
         """Create a project and return it.
 
         `path` may carry a namespace (``group/demo``) and is unique; `import_url` is where runners
         clone from, None when every pipeline brings its own sha and content. `build_timeout` is in
         seconds. `protected_refs` are branches or full names such as ``refs/tags/v*`` (``*`` stands for
-        anything); None means the default branch. Raises BadRequest when the path is taken or invalid,
-        or the address is unusable.
+        anything); None means the default branch. `visibility` is ``private`` or ``public``: whether
+        anybody may read its pages and badges. `ci_config_path` is the path of its pipeline file, '' for
+        ``.gitlab-ci.yml``. Raises BadRequest when the path is taken or invalid, or the address is unusable.
         """
         check_project_path(path)
         patterns = None if protected_refs is None else clean_ref_patterns(protected_refs)
-        self._check_project(import_url, default_branch, build_timeout)
+        self._check_project(import_url, default_branch, build_timeout, visibility, ci_config_path)
         with self.db.write() as c:
-            if c.execute('SELECT 1 FROM project WHERE path = :path', dict(path=path)).fetchone():
+            if c.execute('SELECT 1 FROM project WHERE path = :path COLLATE NOCASE', dict(path=path)).fetchone():
                 raise BadRequest({'path': ['has already been taken']})
+            c.execute('INSERT OR IGNORE INTO namespace (path) VALUES (:path)', dict(path=path.rpartition('/')[0]))
             project_id = insert(
                 c, 'project', path=path, name=name or path.rpartition('/')[2], import_url=import_url,
                 default_branch=default_branch, runners_token=path, webhook_token=self.new_token('mcw'),
                 shared_runners_enabled=bool(shared_runners_enabled), allow_git_fetch=bool(allow_git_fetch),
                 protected_refs=patterns, build_timeout=build_timeout or int(self.settings.job_timeout),
-                created_at=self.clock())
+                created_at=self.clock(), description=description, visibility=visibility,
+                ci_config_path=ci_config_path)
             self._set_runners_token(c, project_id)
         return self.find_project(project_id)
 
     @staticmethod
-    def _check_project(import_url: str | None, default_branch: str, build_timeout: int | None) -> None:
-        """Raise BadRequest for an address or a branch that git does not accept, or a timeout below a second."""
+    def _check_project(import_url: str | None, default_branch: str, build_timeout: int | None, visibility: str,
+                       ci_config_path: str) -> None:
+        """Raise BadRequest for settings that a project cannot have: an address or branch that git does not accept."""
+        check_config_path(ci_config_path)
+        if visibility not in ('private', 'public'):
+            raise BadRequest({'visibility': ['must be private or public']})
         if import_url is not None:
             check_import_url(import_url)
         check_ref(default_branch)
@@ -6589,37 +6689,46 @@ class Projects(Accounts):
         if isinstance(project, Row):
             project = project['id']
         if isinstance(project, int) or re.fullmatch('[0-9]{1,18}', str(project)):
-            return self._find('Project', 'SELECT * FROM project WHERE id = :id', id=project)
-        return self._find('Project', 'SELECT * FROM project WHERE path = :path', path=project)
+            return self._find('Project', f'{PROJECT_ROWS} WHERE project.id = :id', id=project)
+        row = self._one(f'{PROJECT_ROWS} WHERE project.path = :path', path=project)
+        if row is not None:
+            return row
+        return self._find('Project', f'{PROJECT_ROWS} WHERE project.path = :path COLLATE NOCASE', path=project)
 
-    def list_projects(self, *, search: str = '', limit: int = 20, offset: int = 0, order_by: str = 'id',
+    def list_projects(self, *, search: str = '', visibility: str | None = None, id_after: int | None = None,
+                      id_before: int | None = None, active_after: float | None = None,
+                      active_before: float | None = None, limit: int = 20, offset: int = 0, order_by: str = 'id',
                       sort: str = 'desc') -> tuple[list[Row], int]:
-        """Return a page of the projects whose path contains `search`, and the number of all such projects.
+        """Return a page of the projects whose path or name contains `search`, and the number of all that match.
 
-        `order_by` is `name`, `path` or anything else for their age; `sort` is `asc` or `desc`.
+        `active_after` and `active_before` (seconds since 1970) are about the newest pipeline. `order_by`
+        is `name`, `path`, `last_activity_at` or anything else for their age; `sort` is `asc` or `desc`.
         """
         order = PROJECT_SORTS.get(order_by, 'id')
         direction = DIRECTIONS.get(sort, 'DESC')
-        wanted = search.lower()
-        found = self._all("""
-            SELECT id
-              FROM project
-             WHERE instr(lower(path), :search)
-            """, search=wanted)
+        values = dict(search=search.lower() or None, visibility=visibility, id_after=id_after, id_before=id_before,
+                      active_after=active_after, active_before=active_before)
+        where = conditions(PROJECT_FILTERS, values)
+        counted = self._all(f"""
+            SELECT count(*) AS projects
+              FROM ({PROJECT_ROWS})
+             WHERE {where}
+            """, **values)
         rows = self._all(f"""
             SELECT *
-              FROM project
-             WHERE instr(lower(path), :search)
+              FROM ({PROJECT_ROWS})
+             WHERE {where}
              ORDER BY {order} {direction}, id {direction}
              LIMIT :limit OFFSET :offset
-            """, search=wanted, limit=limit, offset=offset)
-        return rows, len(found)
+            """, **values, limit=limit, offset=offset)
+        return rows, counted[0]['projects']
 
     def edit_project(self, project: Row, *, name: str = UNCHANGED, import_url: str | None = UNCHANGED,
                      default_branch: str = UNCHANGED, shared_runners_enabled: bool = UNCHANGED,
                      build_timeout: int = UNCHANGED, allow_git_fetch: bool = UNCHANGED,
                      protected_refs: Iterable[str] | None = UNCHANGED,
-                     fork_pipelines: bool = UNCHANGED) -> Row:
+                     fork_pipelines: bool = UNCHANGED, description: str | None = UNCHANGED,
+                     visibility: str = UNCHANGED, ci_config_path: str = UNCHANGED) -> Row:
         """Change the given settings of a project, those of `create_project`, and return the project.
 
         `fork_pipelines` says whether merge requests of forks make pipelines here; at first they do not.
@@ -6627,11 +6736,13 @@ class Projects(Accounts):
         changes = changed(name=name, import_url=import_url, default_branch=default_branch,
                           build_timeout=build_timeout, shared_runners_enabled=shared_runners_enabled,
                           allow_git_fetch=allow_git_fetch, protected_refs=protected_refs,
-                          fork_pipelines=fork_pipelines)
+                          fork_pipelines=fork_pipelines, description=description, visibility=visibility,
+                          ci_config_path=ci_config_path)
         if changes.get('protected_refs') is not None:
             changes['protected_refs'] = clean_ref_patterns(changes['protected_refs'])
         branch = changes.get('default_branch', project['default_branch'])
-        self._check_project(changes.get('import_url') or None, branch, changes.get('build_timeout'))
+        self._check_project(changes.get('import_url') or None, branch, changes.get('build_timeout'),
+                            changes.get('visibility', 'private'), changes.get('ci_config_path', ''))
         with self.db.write() as c:
             before = c.execute('SELECT * FROM project WHERE id = :id', dict(id=project['id'])).fetchone()
             after = {**dict(before or project), **changes}
@@ -6640,7 +6751,8 @@ class Projects(Accounts):
                    SET name = :name, import_url = :import_url, default_branch = :default_branch,
                        shared_runners_enabled = :shared_runners_enabled, build_timeout = :build_timeout,
                        allow_git_fetch = :allow_git_fetch, protected_refs = :protected_refs,
-                       fork_pipelines = :fork_pipelines
+                       fork_pipelines = :fork_pipelines, description = :description, visibility = :visibility,
+                       ci_config_path = :ci_config_path
                  WHERE id = :id
                 """, after)
             if 'shared_runners_enabled' in changes:
@@ -6657,55 +6769,75 @@ class Projects(Accounts):
             SELECT *
               FROM variable
              WHERE project_id IS :id
-             ORDER BY key
+             ORDER BY key, environment_scope
             """, id=id_of(project))
 
-    def find_variable(self, project: Row | None, key: str) -> Row:
-        """Return a variable of a project, or of the instance; raise NotFound if there is none."""
-        return self._find('Variable', """
+    def find_variable(self, project: Row | None, key: str, environment_scope: str | None = None) -> Row:
+        """Return a variable of a project, or of the instance.
+
+        Raises NotFound if there is none, and Conflict if there are several and `environment_scope` is None.
+        """
+        rows = self._all("""
             SELECT *
               FROM variable
              WHERE coalesce(project_id, 0) = :id AND key = :key
-            """, id=id_of(project) or 0, key=key)
+               AND (:scope IS NULL OR environment_scope = :scope)
+            """, id=id_of(project) or 0, key=key, scope=environment_scope)
+        if not rows:
+            raise NotFound('Variable')
+        if len(rows) > 1:
+            raise Conflict("There are multiple variables with provided parameters. "
+                           "Please use 'filter[environment_scope]'")
+        return rows[0]
 
     def set_variable(self, project: Row | None, key: str, value: str, *, variable_type: str = 'env_var',
                      masked: bool = False, protected: bool = False, raw: bool = False,
-                     description: str | None = None, replace: bool = True) -> Row:
+                     description: str | None = None, environment_scope: str = '*', replace: bool = True) -> Row:
         """Set a variable for the jobs of a project, or of all projects, and return it.
 
-        A masked value has 8 characters or more, on one line, without blanks. Raises BadRequest when it
-        cannot be masked, or exists already and `replace` is false.
+        A masked value has 8 characters or more, on one line, without blanks. Only jobs whose environment
+        `environment_scope` names receive it: ``*`` for all, or a pattern with ``*``. Raises BadRequest
+        when it cannot be masked, or exists already for this scope and `replace` is false.
         """
         check_variable({'key': key, 'value': value, 'variable_type': variable_type})
         if masked and not re.fullmatch(r'[^\s\x00-\x20]{8,}', value):
             raise BadRequest({'value': ['cannot be masked: it must have 8 characters or more, and no blanks']})
+        if not re.fullmatch(r'[A-Za-z0-9_/${}. *-]{1,255}', environment_scope):
+            raise BadRequest({'environment_scope': ['must be the name of an environment, in which * stands for any '
+                                                    'text']})
         project_id = id_of(project)
         with self.db.write() as c:
             known = c.execute("""
                 DELETE FROM variable
-                 WHERE coalesce(project_id, 0) = :id AND key = :key
-                """, dict(id=project_id or 0, key=key)).rowcount
+                 WHERE coalesce(project_id, 0) = :id AND key = :key AND environment_scope = :scope
+                """, dict(id=project_id or 0, key=key, scope=environment_scope)).rowcount
             if known and not replace:
                 raise BadRequest({'key': [f'({key}) has already been taken']})
             insert(c, 'variable', project_id=project_id, key=key, value=value, masked=masked, raw=raw,
-                   variable_type=variable_type, protected=protected, description=description)
-        return self.find_variable(project, key)
+                   variable_type=variable_type, protected=protected, description=description,
+                   environment_scope=environment_scope)
+        return self.find_variable(project, key, environment_scope)
 
-    def delete_variable(self, project: Row | None, key: str) -> None:
-        """Remove a variable; raise NotFound if there is none."""
-        row = self.find_variable(project, key)
+    def delete_variable(self, project: Row | None, key: str, environment_scope: str | None = None) -> None:
+        """Remove a variable; raises what `find_variable` raises."""
+        row = self.find_variable(project, key, environment_scope)
         with self.db.write() as c:
             c.execute('DELETE FROM variable WHERE id = :id', dict(id=row['id']))
 
-    def _job_variables(self, facts: Record) -> list[Row]:
-        """Return the variables of the instance, then the project's, that a pipeline's jobs receive."""
-        return self._all("""
+    def _job_variables(self, facts: Record, environment: str | None = None) -> list[Row]:
+        """Return the variables of the instance, then the project's, that jobs of a pipeline in an environment receive.
+
+        Of several with one key and owner, the one whose scope says most counts.
+        """
+        rows = self._all("""
             SELECT *
               FROM variable
              WHERE (project_id IS NULL OR project_id = :id)
                AND (:protected OR NOT protected)
-             ORDER BY project_id IS NOT NULL, key
-            """, id=facts['project_id'], protected=facts['protected'])
+             ORDER BY project_id IS NOT NULL, key, environment_scope = :environment, length(environment_scope)
+            """, id=facts['project_id'], protected=facts['protected'], environment=environment or '*')
+        fitting = [row for row in rows if scope_fits(row['environment_scope'], environment)]
+        return list({(row['project_id'], row['key']): row for row in fitting}.values())
 
     def list_triggers(self, project: Row) -> list[Row]:
         """Return the trigger tokens of a project, with their owners."""
@@ -7031,7 +7163,8 @@ JOB_ROWS = """
            pipeline.commit_info, pipeline.merge_request, pipeline.created_at AS pipeline_created_at,
            pipeline.updated_at AS pipeline_updated_at,
            project.path AS project_path, project.name AS project_name, project.import_url,
-           project.default_branch, project.build_timeout, project.allow_git_fetch,
+           project.default_branch, project.build_timeout, project.allow_git_fetch, project.visibility,
+           project.ci_config_path,
            user.username, user.created_at AS user_created_at,
            runner.description AS runner_description, runner.runner_type, runner.active AS runner_active,
            runner.info AS runner_info, runner.ip_address AS runner_ip_address, runner.maximum_timeout,
@@ -7054,8 +7187,7 @@ BRIEF_JOB_ROWS = """
     SELECT job.id, job.status, job.started_at, job.project_id, job.pipeline_id, job.stage_idx, job.needs,
            job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, job.claimed_at, job.runner_id,
            job.protected, pipeline.commit_info,
-           CASE WHEN pipeline.commit_info IS NOT NULL THEN pipeline.sha END AS sha,
-           CASE WHEN pipeline.commit_info IS NOT NULL THEN project.path END AS project_path
+           pipeline.sha, pipeline.created_at AS pipeline_created_at, project.path AS project_path
       FROM job
      CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
      CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
@@ -7083,11 +7215,6 @@ TALLY_FILTERS = {
     'project_id': 'project_id = :project_id',
     'scope': 'status IN (SELECT value FROM json_each(:scope))',
 }
-
-
-def conditions(filters: Mapping[str, str], values: Mapping[str, Any]) -> str:
-    """Return the WHERE clause of the `filters` whose value is set; the values stay parameters."""
-    return ' AND '.join(text for name, text in filters.items() if values[name] is not None) or 'true'
 
 
 class Jobs(Runners):
@@ -8013,6 +8140,15 @@ class Processing(Waiting):
 
 # Compiling ####################################################################################
 
+def check_jobs(spec: PipelineSpec, place: str) -> None:
+    """Raise BadRequest when a file has no job outside `.pre` and `.post` for a ref, which `place` names."""
+    if spec.filtered:
+        raise BadRequest({'base': ['Pipeline filtered out by workflow rules']})
+    if all(job.stage in ('.pre', '.post') for job in spec.jobs):
+        raise BadRequest({'base': ['The resulting pipeline would have been empty: '
+                                   f'no job of the file is for {place}']})
+
+
 @dataclass(frozen=True)
 class PipelinePlan:
     """A pipeline that has been compiled and not yet been created.
@@ -8105,6 +8241,8 @@ class Compiling(Processing):
             'default_branch': project['default_branch'],
             'protected_refs': project['protected_refs'],
             'protected': False,
+            'visibility': project['visibility'],
+            'ci_config_path': project['ci_config_path'],
         }
 
     @staticmethod
@@ -8160,10 +8298,11 @@ class Compiling(Processing):
         facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
         if self._is_protected(facts):
             facts['protected'] = facts['sha'] == found or repository.contains(given, facts['sha'])
+        path = facts['ci_config_path'] or PIPELINE_FILE
         if content is None:
-            content = repository.file(facts['sha'], PIPELINE_FILE)
+            content = repository.file(facts['sha'], path)
         if content is None:
-            raise BadRequest({'base': [f'Missing CI config file: {PIPELINE_FILE} is not in the repository '
+            raise BadRequest({'base': [f'Missing CI config file: {path} is not in the repository '
                                        f'at {facts["sha"][:8]}; add it or send content']})
         return content
 
@@ -8177,8 +8316,9 @@ class Compiling(Processing):
         variables.update((variable['key'], variable['value']) for variable in given)
         base = merge_request_of(facts).get('base_sha') or facts['before_sha']
         compared = {**facts, 'before_sha': base}
-        return compile_pipeline(content, repository=repository, facts=compared, variables=variables, library=library,
-                                inputs=inputs, predefined=self._predefined(facts))
+        return compile_pipeline(content, name=facts['ci_config_path'] or PIPELINE_FILE, repository=repository,
+                                facts=compared, variables=variables, library=library, inputs=inputs,
+                                predefined=self._predefined(facts))
 
     def _predefined(self, facts: Mapping[str, Any]) -> dict[str, str]:
         """Return the predefined variables that are known before a pipeline exists."""
@@ -8242,7 +8382,8 @@ class Compiling(Processing):
 # Pipelines ####################################################################################
 
 PIPELINE_ROWS = """
-    SELECT pipeline.*, project.path AS project_path, user.username, user.created_at AS user_created_at
+    SELECT pipeline.*, pipeline.created_at AS pipeline_created_at, project.path AS project_path,
+           user.username, user.created_at AS user_created_at
       FROM pipeline
       JOIN project ON project.id = pipeline.project_id
       LEFT JOIN user ON user.id = pipeline.user_id
@@ -8305,12 +8446,8 @@ class Pipelines(Compiling):
 
         Raises BadRequest when the plan has no job outside `.pre` and `.post`.
         """
-        if plan.spec.filtered:
-            raise BadRequest({'base': ['Pipeline filtered out by workflow rules']})
-        if all(job.stage in ('.pre', '.post') for job in plan.spec.jobs):
-            kind = 'tag' if plan.facts['tag'] else 'branch'
-            raise BadRequest({'base': ['The resulting pipeline would have been empty: no job of the file is for the '
-                                       f'{kind} {plan.facts["ref"]}']})
+        kind = 'tag' if plan.facts['tag'] else 'branch'
+        check_jobs(plan.spec, f'the {kind} {plan.facts["ref"]}')
         return self._insert_pipeline(plan.project, plan.user, plan.facts, plan.variables, plan.spec)
 
     def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
@@ -8331,8 +8468,9 @@ class Pipelines(Compiling):
                 name=spec.name, auto_cancel=spec.auto_cancel, auto_cancel_failure=spec.auto_cancel_failure,
                 variables=json.dumps(given), user_id=user_id,
                 created_at=now, updated_at=now)
-            for job in sorted(spec.jobs, key=lambda job: places[job.stage]):
-                insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, user_id=user_id, created_at=now,
+            for place, job in enumerate(sorted(spec.jobs, key=lambda job: places[job.stage])):
+                insert(c, 'job', project_id=project['id'], pipeline_id=pipeline_id, user_id=user_id,
+                       created_at=now + place / 1000,    # clients sort by it, and GitLab tells milliseconds
                        stage_idx=places[job.stage], tag_set_id=self._tag_set(c, job.tag_list),
                        shared=project['shared_runners_enabled'], protected=facts['protected'], **self._job_columns(job))
             self._supersede(c, facts, pipeline_id)
@@ -8421,9 +8559,9 @@ class Pipelines(Compiling):
 
     def list_job_token_allowlist(self, project: Row) -> list[Row]:
         """Return the projects whose jobs may start pipelines of a project, itself first."""
-        return self._all("""
+        return self._all(f"""
             SELECT *
-              FROM project
+              FROM ({PROJECT_ROWS})
              WHERE id = :id OR id IN (SELECT allowed_id FROM job_token_allowlist WHERE project_id = :id)
              ORDER BY id <> :id, id
             """, id=project['id'])
@@ -8492,6 +8630,22 @@ class Pipelines(Compiling):
                  LIMIT :limit OFFSET :offset
                 """, {**values, 'limit': limit, 'offset': offset}).fetchall()
         return rows, total
+
+    def pipeline_duration(self, pipeline: Row) -> int | None:
+        """Return the seconds during which jobs of a pipeline ran, waiting left out; None before the first."""
+        periods = self._all("""
+            SELECT started_at, coalesce(finished_at, :now) AS finished_at
+              FROM job
+             WHERE pipeline_id = :id AND retried = 0 AND started_at IS NOT NULL
+             ORDER BY started_at
+            """, id=pipeline['id'], now=self.clock())
+        if not periods:
+            return None
+        total = until = 0.0
+        for period in periods:
+            total += max(0, period['finished_at'] - max(period['started_at'], until))
+            until = max(until, period['finished_at'])
+        return int(total)
 
     def newest_pipelines(self, projects: Sequence[Row]) -> dict[int, Row]:
         """Return the newest pipelines of projects, by the project's id; one without any is left out."""
@@ -9308,7 +9462,7 @@ class Queue(Retention):
                 if 'two_phase_job_commit' not in (features or ()):
                     self._accept(c, job, now)
                     job = self._claimed_job(c, job['id'], now)
-                claim = Claim(job, token, self._dependencies(c, job), self._job_variables(job))
+                claim = Claim(job, token, self._dependencies(c, job), self._job_variables(job, environment_of(job)))
             self._announce()
             return claim
         return None
@@ -10338,16 +10492,21 @@ def route(method: str, *paths: str, auth: Guard, table: list[Route] = ROUTES,
 
 # Request bodies ###############################################################################
 
+class Repeated(list[Any]):
+    """The values of a plain name that was given several times: a list where one is wanted, else the last counts."""
+
+
 def nest(pairs: Iterable[tuple[str, Any]]) -> JSON:
     """Return parameters the way Rails reads their names: ``a[b]=1``, ``a[]=1``, ``a[][k]=1``.
 
-    A plain name that is repeated becomes a list. Raises InvalidParameter for names that contradict
-    each other.
+    The values of a plain name that is given several times are kept as Repeated. Raises
+    InvalidParameter for names that contradict each other.
     """
     def put(target: Any, name: str, keys: list[str], value: Any) -> None:
         if not keys:
             if name in target:
-                value = [*(target[name] if isinstance(target[name], list) else [target[name]]), value]
+                before = target[name]
+                value = Repeated([*(before if isinstance(before, Repeated) else [before]), value])
             target[name] = value
             return
         kind: Any = dict if keys[0] else list
@@ -10739,9 +10898,16 @@ class Call(Body):
 
     # -- the parameters
 
+    def value(self, name: str) -> Any:
+        """Return a parameter as it came, or None if it is absent; of one that is repeated, the last value."""
+        value = self.params.get(name)
+        if isinstance(value, Repeated):
+            return value[-1]
+        return value
+
     def has(self, name: str) -> bool:
         """Tell whether a parameter is there and not empty."""
-        return self.params.get(name) not in (None, '')
+        return self.value(name) not in (None, '')
 
     def require(self, *names: str) -> None:
         """Raise InvalidParameter for the parameters that are absent."""
@@ -10751,7 +10917,7 @@ class Call(Body):
 
     def optional(self, name: str) -> str | None:
         """Return a text parameter, or None if it is absent."""
-        value = self.params.get(name)
+        value = self.value(name)
         if not isinstance(value, str | None):
             raise InvalidParameter(f'{name} is invalid')
         return value
@@ -10774,7 +10940,7 @@ class Call(Body):
 
     def optional_integer(self, name: str) -> int | None:
         """Return a whole number, or None if the parameter is absent or empty."""
-        value = self.params.get(name)
+        value = self.value(name)
         if value in (None, ''):
             return None
         if isinstance(value, bool) or not re.fullmatch('-?[0-9]{1,18}', str(value)):
@@ -10792,16 +10958,13 @@ class Call(Body):
         if not text:
             return None
         try:
-            given = datetime.fromisoformat(text.replace('Z', '+00:00'))
+            return parse_moment(text)
         except ValueError:
             raise InvalidParameter(f'{name} is invalid') from None
-        if given.tzinfo is None:
-            given = given.replace(tzinfo=timezone.utc)
-        return given.timestamp()
 
     def optional_flag(self, name: str) -> bool | None:
         """Return a boolean in any spelling that Rails takes, or None if the parameter is absent or empty."""
-        value = self.params.get(name)
+        value = self.value(name)
         if value in (None, ''):
             return None
         spelling = str(value).lower()
@@ -10817,16 +10980,26 @@ class Call(Body):
         return default if value is None else value
 
     def words(self, name: str) -> list[str]:
-        """Return a list of texts, which may come as a list, with commas between, or repeated."""
+        """Return a list of texts, given as a list, as one text with commas, or under a name that is repeated."""
         value = self.params.get(name)
-        items = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
-        if not all(item is None or isinstance(item, str) for item in items):
+        if isinstance(value, dict):
+            value = list(value.values())    # a[0]=... in a form
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str | None) for item in items):
             raise InvalidParameter(f'{name} is invalid')
-        return [word.strip() for item in items if item for word in item.split(',') if word.strip()]
+        joined = ','.join(item for item in items if item)
+        return [text.strip() for text in joined.split(',') if text.strip()]
+
+    def choices(self, name: str, allowed: Container[str]) -> list[str]:
+        """Return a list of texts that must be among those allowed; an empty text in a list is not."""
+        chosen = self.words(name)
+        if self.params.get(name) in ([''], ['', '']) or not all(text in allowed for text in chosen):
+            raise InvalidParameter(f'{name} does not have a valid value')
+        return chosen
 
     def mapping(self, name: str) -> JSON:
         """Return a parameter that is a mapping of names to values."""
-        value = self.params.get(name)
+        value = self.value(name)
         if value in (None, ''):
             return {}
         if not isinstance(value, dict):
@@ -10835,7 +11008,7 @@ class Call(Body):
 
     def mappings(self, name: str, *required: str) -> list[JSON]:
         """Return a parameter that is a list of mappings, each with the `required` keys."""
-        value = self.params.get(name)
+        value = self.value(name)
         if isinstance(value, dict) and all(key.isdecimal() for key in value):
             value = list(value.values())  # a[0][key]=... in a form
         if value in (None, ''):
@@ -10959,7 +11132,7 @@ def page_of(call: Call) -> tuple[int, int]:
 def page_link(call: Call, **changes: Any) -> str:
     """Return this call's address with some of its query parameters changed."""
     pairs = [(name, value) for name, value in urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
-             if name not in changes and name not in ('private_token', 'job_token')]
+             if name not in changes and name not in ('private_token', 'job_token', 'access_token')]
     query = urllib.parse.urlencode([*pairs, *((name, str(value)) for name, value in changes.items())])
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 
@@ -11027,13 +11200,22 @@ def job_token(call: Call) -> Row:
     """
     early = str(call.query.get('token') or call.header(call.dialect.token_header) or '')
     if early and named_job(call, early) is None:
-        raise Forbidden()
+        raise refused_job_token(call, early)
     call.trusted = bool(early)
     if call.method == 'PUT':
         call.require('token')  # GitLab wants it as a parameter here
     if not same_secret(call.given_token, early) and named_job(call, call.given_token) is None:
-        raise Forbidden()
+        raise refused_job_token(call, call.given_token)
     return call.rows['job']
+
+
+def refused_job_token(call: Call, token: str) -> Forbidden:
+    """Return the refusal of a token that does not open a job; the project's own token may learn the job's status."""
+    if call.dialect.runner_token_works:
+        job = call.row('job')
+        if same_secret(token, call.ci.find_project(job['project_id'])['runners_token']):
+            return JobNotRunning(job['status'])
+    return Forbidden()
 
 
 def artifacts_token(call: Call) -> Row:
@@ -11055,7 +11237,7 @@ def private_token(call: Call) -> Row:
     token = call.header('PRIVATE-TOKEN')
     if not token and scheme.lower() == 'bearer':
         token = bearer.strip()
-    user = call.ci.find_user(token or call.text('private_token'))
+    user = call.ci.find_user(token or call.text('private_token') or call.text('access_token'))
     if user is None:
         raise Unauthorized()
     if user['scope'] != 'api' and call.method not in ('GET', 'HEAD'):
@@ -11126,9 +11308,18 @@ def webhook_token(call: Call) -> Row:
     return project
 
 
-def badge_reader(call: Call) -> Row | None:
-    """Authenticate by a private token; with --public, let everybody in."""
+def is_for_everybody(call: Call) -> bool:
+    """Tell whether anybody may read what the path names: with --public everything, else what is of public projects."""
     if call.ci.settings.public:
+        return True
+    with contextlib.suppress(NotFound):
+        return call.project is not None and call.project['visibility'] == 'public'
+    return False
+
+
+def badge_reader(call: Call) -> Row | None:
+    """Authenticate by a private token; let everybody in with --public, or if the project is public."""
+    if is_for_everybody(call):
         return None
     return private_token(call)
 
@@ -11320,13 +11511,26 @@ def git_time(text: str) -> str | None:
     return f'{date[1]}.000{date[2]}'
 
 
-def commit_entity(row: Row, call: Viewer) -> JSON | None:
-    """Return a pipeline's commit as read from its repository, or None when it could not be read."""
-    if row['commit_info'] is None:
-        return None
-    info = json.loads(row['commit_info'])
+#: What is told of a commit that could not be read, for want of a repository.
+UNREAD_COMMIT: JSON = {
+    'author_name': '',
+    'author_email': '',
+    'authored_date': None,
+    'committer_name': '',
+    'committer_email': '',
+    'committed_date': None,
+    'message': '',
+    'parent_ids': [],
+}
+
+
+def commit_entity(row: Row, call: Viewer) -> JSON:
+    """Return a pipeline's commit as read from its repository; without one, its id and empty texts."""
+    info = dict(UNREAD_COMMIT)
+    if row['commit_info'] is not None:
+        info.update(json.loads(row['commit_info']))
     for name in ('authored_date', 'committed_date'):
-        info[name] = git_time(info[name])
+        info[name] = git_time(info[name] or '') or iso_time(row['pipeline_created_at'])
     return {
         'id': row['sha'],
         'short_id': row['sha'][:8],
@@ -11345,8 +11549,8 @@ def status_words(status: str) -> str:
     return status.replace('_', ' ')
 
 
-def detailed_status(status: str, path: str) -> JSON:
-    """Return the `detailed_status` of the pipeline at `path`."""
+def detailed_status(status: str, path: str, root: str) -> JSON:
+    """Return the `detailed_status` of the pipeline at `path`; `root` is where minici is mounted."""
     words = status_words(status)
     return {
         'icon': f'status_{status}',
@@ -11356,8 +11560,8 @@ def detailed_status(status: str, path: str) -> JSON:
         'tooltip': words,
         'has_details': True,
         'illustration': None,
-        'favicon': None,
-        'details_path': path,
+        'favicon': f'{root}/-/favicon/{status}.svg',
+        'details_path': root + path,
     }
 
 
@@ -11369,25 +11573,25 @@ def pipeline_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     pipeline['web_url'] = call.base_url + path
     if detail:
         pipeline.update(pipeline_detail(row, call))
-        pipeline['detailed_status'] = detailed_status(row['status'], path)
+        root = urllib.parse.urlsplit(call.base_url).path
+        pipeline['detailed_status'] = detailed_status(row['status'], path, root)
     return pipeline
 
 
 def pipeline_detail(row: Row, call: Viewer) -> JSON:
     """Return the fields that only a pipeline's own page shows."""
-    started, finished = row['started_at'], row['finished_at']
+    started = row['started_at']
     detail = pick(row, 'before_sha')
     detail.update(pick_flags(row, 'tag'))
     detail['yaml_errors'] = None
     detail['user'] = user_entity(row, call)
     detail.update(pick_times(row, 'started_at', 'finished_at'))
-    detail.update(dict.fromkeys(('committed_at', 'coverage', 'duration', 'queued_duration')))
+    detail.update(dict.fromkeys(('committed_at', 'coverage', 'queued_duration')))
+    detail['duration'] = call.ci.pipeline_duration(row)
     if row['coverage'] is not None:
         detail['coverage'] = f'{row["coverage"]:.2f}'
     if started:
         detail['queued_duration'] = int(started - row['created_at']) or None
-    if started and finished:
-        detail['duration'] = int(finished - started)
     return detail
 
 
@@ -11561,7 +11765,7 @@ JOB_OR_FAILURE_JSON = f"""
 def jobs_json(rows: Sequence[Row], call: Viewer) -> str:
     """Return jobs as the Jobs API shows them, JSON with commas between; brief rows will do."""
     reasons = call.ci.pending_reasons(rows)
-    commits = {row['pipeline_id']: row for row in rows if row['commit_info'] is not None}
+    commits = {row['pipeline_id']: row for row in rows}
     entities = {pipeline_id: commit_entity(row, call) for pipeline_id, row in commits.items()}
     return call.ci.render_jobs(JOB_OR_FAILURE_JSON, [(row, reasons[row['id']]) for row in rows],
                                base_url=call.base_url, commits=json.dumps(entities))
@@ -11577,20 +11781,21 @@ def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a project; in `detail` with the token that registers its own runners."""
     namespace, _, path = row['path'].rpartition('/')
     url, import_url = f'{call.base_url}/{row["path"]}', redacted_url(row['import_url'])
-    project = pick(row, 'id', 'name', 'default_branch', 'build_timeout')
+    project = pick(row, 'id', 'name', 'description', 'visibility', 'default_branch', 'build_timeout')
     project['path'] = path
     project['path_with_namespace'] = row['path']
     project['name_with_namespace'] = f'{namespace} / {row["name"]}'.removeprefix(' / ')
-    project['created_at'] = project['last_activity_at'] = iso_time(row['created_at'])
+    project.update(pick_times(row, 'created_at', 'last_activity_at'))
     project['web_url'] = url
     project['http_url_to_repo'] = project['ssh_url_to_repo'] = import_url or f'{url}.git'
     project['import_url'] = import_url
-    project['namespace'] = namespace_entity(row['id'], namespace)
+    project['namespace'] = namespace_entity(row['namespace_id'], namespace, call)
     project['shared_runners_enabled'] = bool(row['shared_runners_enabled'])
     project['ci_allow_fork_pipelines_to_run_in_parent_project'] = bool(row['fork_pipelines'])
     project['build_git_strategy'] = 'clone'
     if row['allow_git_fetch']:
         project['build_git_strategy'] = 'fetch'
+    project['ci_config_path'] = row['ci_config_path'] or PIPELINE_FILE
     project.update(PROJECT_CONSTANTS)
     if detail:
         project['runners_token'] = row['runners_token']
@@ -11601,24 +11806,27 @@ def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
 
 #: The fields of a project that minici has no setting for.
 PROJECT_CONSTANTS: JSON = {
-    'description': None,
     'tag_list': [],
     'topics': [],
     'readme_url': None,
     'avatar_url': None,
     'forks_count': 0,
     'star_count': 0,
-    'visibility': 'private',
     'archived': False,
     'empty_repo': False,
     'jobs_enabled': True,
-    'ci_config_path': PIPELINE_FILE,
+    'permissions': {'project_access': {'access_level': 50, 'notification_level': 3}, 'group_access': None},
 }
 
 
-def namespace_entity(namespace_id: int, path: str) -> JSON:
-    """Return the namespace of a project."""
-    return {'id': namespace_id, 'name': path, 'path': path, 'kind': 'group', 'full_path': path}
+def namespace_entity(namespace_id: int, path: str, call: Viewer) -> JSON:
+    """Return the namespace of a project: a group, or root's own when the project's path has none."""
+    kind, shown, url = 'group', path, f'{call.base_url}/groups/{path}'
+    if not path:
+        kind, shown, url = 'user', 'root', f'{call.base_url}/root'
+    name = shown.rpartition('/')[2]
+    namespace = {'id': namespace_id, 'name': name, 'path': name, 'kind': kind, 'full_path': shown}
+    return {**namespace, 'parent_id': None, 'avatar_url': None, 'web_url': url}
 
 
 def redacted_url(url: str | None) -> str | None:
@@ -12303,10 +12511,12 @@ def newest_pipeline(call: Call, project: Row, **filters: Any) -> Row | None:
     return next(iter(rows), None)
 
 
+#: The statuses that clients may ask for; no job of minici ever waits for a callback.
+KNOWN_STATUSES = (*JOB_STATUSES, 'waiting_for_callback')
+
+
 def jobs_response(call: Call, scope: Sequence[str], **filters: Any) -> bottle.HTTPResponse:
     """Return a page of jobs in the statuses of `scope`, by number or, with ``pagination=keyset``, by cursor."""
-    if not set(scope) <= set(JOB_STATUSES):
-        raise InvalidParameter('scope does not have a valid value')
     number, per_page = page_of(call)
     if call.optional_choice('pagination', ('keyset', 'offset')) == 'keyset':
         return keyset_response(call, per_page, scope=scope, **filters)
@@ -12329,20 +12539,21 @@ def keyset_response(call: Call, per_page: int, **filters: Any) -> bottle.HTTPRes
 @route('GET', f'{PROJECT}/jobs', auth=job_or_private_token)
 def list_project_jobs_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List a project's jobs, retried ones included, newest first."""
-    return jobs_response(call, call.words('scope'), project=project)
+    return jobs_response(call, call.choices('scope', KNOWN_STATUSES), project=project)
 
 
 @route('GET', *(f'{path}/<pipeline_id:pipeline>/jobs' for path in PIPELINES), auth=job_or_private_token)
 def list_pipeline_jobs_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     """List a pipeline's jobs, newest first."""
-    return jobs_response(call, call.words('scope'), pipeline=pipeline, include_retried=call.flag('include_retried'))
+    scope, include_retried = call.choices('scope', KNOWN_STATUSES), call.flag('include_retried')
+    return jobs_response(call, scope, pipeline=pipeline, include_retried=include_retried)
 
 
 @route('GET', *(f'{path}/<pipeline_id:pipeline>/bridges' for path in PIPELINES), auth=job_or_private_token)
 def list_bridges_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     """List a pipeline's bridges with the pipelines that they have started, newest first."""
     number, per_page = page_of(call)
-    found = call.ci.list_bridges(pipeline, call.words('scope'))
+    found = call.ci.list_bridges(pipeline, call.choices('scope', KNOWN_STATUSES))
     start = (number - 1) * per_page
     entities = [bridge_entity(call, bridge, downstream) for bridge, downstream in found[start:start + per_page]]
     return paged_response(call, entities, len(found))
@@ -12468,7 +12679,7 @@ def list_pipelines_route(call: Call, project: Row) -> bottle.HTTPResponse:
         filters[name] = call.text(name) or None
     for name in ('created_after', 'created_before', 'updated_after', 'updated_before'):
         filters[name] = call.moment(name)
-    filters['status'] = call.optional_choice('status', JOB_STATUSES)
+    filters['status'] = call.optional_choice('status', KNOWN_STATUSES)
     filters['scope'] = call.optional_choice('scope', ('running', 'pending', 'finished', 'branches', 'tags'))
     filters['yaml_errors'] = call.optional_flag('yaml_errors')
     filters['order_by'] = call.choice('order_by', ('id', 'status', 'ref', 'updated_at', 'user_id'), 'id')
@@ -12486,14 +12697,13 @@ def show_latest_pipeline_route(call: Call, project: Row) -> JSON:
     return pipeline_entity(call.ci.find_pipeline(row), call, detail=True)
 
 
-@route('GET', f'{PROJECT}/repository/commits/<name:path>', auth=private_token)
-def show_commit_route(call: Call, project: Row, name: str) -> JSON:
+@route('GET', f'{PROJECT}/repository/commits/<sha:path>', auth=private_token)
+def show_commit_route(call: Call, project: Row, sha: str) -> JSON:
     """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
-    row = newest_pipeline(call, project, ref=name) or newest_pipeline(call, project, sha=name)
+    row = newest_pipeline(call, project, ref=sha) or newest_pipeline(call, project, sha=sha)
     if row is None:
         raise NotFound('Commit')
-    entity = {'id': row['sha'], 'short_id': row['sha'][:8]}
-    entity.update(commit_entity(row, call) or {})
+    entity = commit_entity(row, call)
     entity['project_id'] = row['project_id']
     entity['status'] = row['status']
     entity['last_pipeline'] = pipeline_entity(row, call)
@@ -12532,6 +12742,15 @@ def retry_pipeline_route(call: Call, pipeline: Row) -> JSON:
 
 # Administration API ###########################################################################
 
+VISIBILITIES = ('private', 'public')
+
+
+def refuse_unsupported(call: Call) -> None:
+    """Refuse settings of a project that minici does not have, so that nobody believes that they work."""
+    if call.flag('archived'):
+        raise InvalidParameter('archived is not supported by minici')
+
+
 @route('POST', '/api/v4/projects', auth=private_token, status=201)
 def create_project_route(call: Call) -> JSON:
     """Create a project; `path` may carry a namespace and defaults to a form of `name`."""
@@ -12540,23 +12759,50 @@ def create_project_route(call: Call) -> JSON:
     path = call.text('path') or call.text('name')
     if not call.has('path') and not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]*', path):
         path = re.sub('[^a-z0-9_]+', '-', path.lower()).strip('-') or '?'
+    refuse_unsupported(call)
     project = call.ci.create_project(
         path, name=call.optional('name'), import_url=call.text('import_url') or None,
         default_branch=call.text('default_branch') or 'main', build_timeout=call.optional_integer('build_timeout'),
-        shared_runners_enabled=call.flag('shared_runners_enabled', True))
+        shared_runners_enabled=call.flag('shared_runners_enabled', True), description=call.optional('description'),
+        visibility=call.choice('visibility', VISIBILITIES, 'private'), ci_config_path=call.text('ci_config_path'))
     return project_entity(project, call, detail=True)
 
 
 PROJECT_ORDERS = ('id', 'name', 'path', 'created_at', 'updated_at', 'last_activity_at', 'similarity', 'star_count')
+#: Flags that no project of minici has: a list of those that have one is empty.
+PROJECT_FLAGS = ('archived', 'starred', 'imported', 'with_issues_enabled', 'with_merge_requests_enabled',
+                 'wiki_checksum_failed', 'repository_checksum_failed')
+#: Filters that minici does not know how to answer.
+UNKNOWN_PROJECT_FILTERS = ('repository_storage', 'topic_id', 'with_programming_language')
+
+
+def lists_nothing(call: Call) -> bool:
+    """Tell whether a list of projects is only about those with something that no project has."""
+    for name in UNKNOWN_PROJECT_FILTERS:
+        if call.has(name):
+            raise InvalidParameter(f'{name} is not supported by minici')
+    if call.has('topic') or call.has('marked_for_deletion_on') or call.optional_flag('active') is False:
+        return True
+    return any(call.flag(name) for name in PROJECT_FLAGS)
 
 
 @route('GET', '/api/v4/projects', auth=private_token)
 def list_projects_route(call: Call) -> bottle.HTTPResponse:
     """List the projects, newest first."""
     number, per_page = page_of(call)
-    order_by, sort = call.choice('order_by', PROJECT_ORDERS, 'id'), call.choice('sort', ('asc', 'desc'), 'desc')
-    rows, total = call.ci.list_projects(search=call.text('search'), limit=per_page, offset=(number - 1) * per_page,
-                                        order_by=order_by, sort=sort)
+    filters: JSON = {
+        'search': call.text('search'),
+        'visibility': call.optional_choice('visibility', (*VISIBILITIES, 'internal')),
+        'id_after': call.optional_integer('id_after'),
+        'id_before': call.optional_integer('id_before'),
+        'active_after': call.moment('last_activity_after') or call.moment('updated_after'),
+        'active_before': call.moment('last_activity_before') or call.moment('updated_before'),
+        'order_by': call.choice('order_by', PROJECT_ORDERS, 'id'),
+        'sort': call.choice('sort', ('asc', 'desc'), 'desc'),
+    }
+    if lists_nothing(call):
+        return paged_response(call, [])
+    rows, total = call.ci.list_projects(limit=per_page, offset=(number - 1) * per_page, **filters)
     return paged_response(call, [project_entity(row, call) for row in rows], total)
 
 
@@ -12569,8 +12815,12 @@ def show_project_route(call: Call, project: Row) -> JSON:
 @route('PUT', PROJECT, auth=private_token)
 def edit_project_route(call: Call, project: Row) -> JSON:
     """Change a project's settings."""
+    refuse_unsupported(call)
     changes: JSON = {
         'name': call.optional('name'),
+        'description': call.optional('description'),
+        'visibility': call.optional_choice('visibility', VISIBILITIES),
+        'ci_config_path': call.optional('ci_config_path'),
         'import_url': call.optional('import_url'),
         'default_branch': call.optional('default_branch'),
         'build_timeout': call.optional_integer('build_timeout'),
@@ -12656,16 +12906,22 @@ VARIABLE = [f'{path}/<key>' for path in VARIABLES]
 
 def variable_entity(row: Row) -> JSON:
     """Return a variable of a project or of the instance."""
-    variable = pick(row, 'key', 'value', 'variable_type', 'description')
+    variable = pick(row, 'key', 'value', 'variable_type', 'description', 'environment_scope')
     variable.update(pick_flags(row, 'masked', 'protected', 'raw'))
     variable['hidden'] = False
-    variable['environment_scope'] = '*'
     return variable
 
 
-def set_variable(call: Call, key: str, before: Mapping[str, Any], *, replace: bool) -> JSON:
-    """Set a variable; what the call does not give stays as `before` has it."""
-    call.optional_choice('environment_scope', ('*',))   # refused, not ignored: it would reach other jobs too
+def named_variable(call: Call, key: str) -> Row:
+    """Return the variable that the path and ``filter[environment_scope]`` name."""
+    scope = call.mapping('filter').get('environment_scope')
+    if not isinstance(scope, str | None):
+        raise InvalidParameter('filter is invalid')
+    return call.ci.find_variable(call.project, key, scope)
+
+
+def set_variable(call: Call, key: str, before: Mapping[str, Any]) -> JSON:
+    """Set a variable; what the call does not give stays as `before` has it, which is empty for a new one."""
     description = call.optional('description')
     if description is None:
         description = before.get('description')
@@ -12674,8 +12930,13 @@ def set_variable(call: Call, key: str, before: Mapping[str, Any], *, replace: bo
     masked = call.flag('masked', before.get('masked', False)) or call.flag('masked_and_hidden')
     protected = call.flag('protected', before.get('protected', False))
     raw = call.flag('raw', before.get('raw', False))
+    scope = call.text('environment_scope') or before.get('environment_scope', '*')
+    moved = scope != before.get('environment_scope', scope)
     row = call.ci.set_variable(call.project, key, value, variable_type=variable_type, masked=masked, raw=raw,
-                               protected=protected, description=description, replace=replace)
+                               protected=protected, description=description, environment_scope=scope,
+                               replace=bool(before) and not moved)
+    if moved:
+        call.ci.delete_variable(call.project, key, before['environment_scope'])
     return variable_entity(row)
 
 
@@ -12691,26 +12952,26 @@ def create_variable_route(call: Call) -> JSON:
     call.require('key')
     if call.optional('value') is None:
         raise InvalidParameter('value is missing')
-    return set_variable(call, call.text('key'), {}, replace=False)
+    return set_variable(call, call.text('key'), {})
 
 
 @route('GET', *VARIABLE, auth=private_token)
 def show_variable_route(call: Call, key: str) -> JSON:
     """Show a variable."""
-    return variable_entity(call.ci.find_variable(call.project, key))
+    return variable_entity(named_variable(call, key))
 
 
 @route('PUT', *VARIABLE, auth=private_token)
 def edit_variable_route(call: Call, key: str) -> JSON:
     """Change a variable."""
-    before = variable_entity(call.ci.find_variable(call.project, key))
-    return set_variable(call, key, before, replace=True)
+    before = variable_entity(named_variable(call, key))
+    return set_variable(call, key, before)
 
 
 @route('DELETE', *VARIABLE, auth=private_token)
 def delete_variable_route(call: Call, key: str) -> None:
     """Remove a variable."""
-    call.ci.delete_variable(call.project, key)
+    call.ci.delete_variable(call.project, key, named_variable(call, key)['environment_scope'])
 
 
 # -- triggers and webhooks
@@ -12822,28 +13083,63 @@ def refuse_job_tokens_route(call: Call, project: Row, target: str) -> None:
 
 # -- lint and badge
 
+def lint_job_entity(name: str, job: JSON) -> JSON:
+    """Return a job of a merged pipeline file as the linter lists it."""
+    entity: JSON = {'name': name, 'stage': job.get('stage', 'test')}
+    for script in ('before_script', 'script', 'after_script'):
+        lines = job.get(script) or []
+        entity[script] = [lines] if isinstance(lines, str) else lines
+    entity['tag_list'] = job.get('tags') or []
+    entity['only'] = job.get('only') or {'refs': ['branches', 'tags']}
+    entity['except'] = job.get('except')
+    environment = job.get('environment')
+    if isinstance(environment, dict):
+        environment = environment.get('name')
+    entity['environment'] = environment
+    entity['when'] = job.get('when', 'on_success')
+    entity['allow_failure'] = bool(job.get('allow_failure', False))
+    entity['needs'] = job.get('needs')
+    return entity
+
+
+def lint_jobs(spec: PipelineSpec, *, created: bool) -> list[JSON]:
+    """Return the jobs of a pipeline file; with `created`, only those that the pipeline would have."""
+    jobs = {name: job for name, job in (spec.merged or {}).items()
+            if name not in GLOBAL_FIELDS and not name.startswith('.') and isinstance(job, dict)}
+    if created:
+        names = {re.sub(r'( [0-9]+/[0-9]+|: \[.*\])$', '', job.name) for job in spec.jobs}
+        jobs = {name: job for name, job in jobs.items() if name in names}
+    return [lint_job_entity(name, job) for name, job in jobs.items()]
+
+
+def merged_yaml(spec: PipelineSpec) -> str:
+    """Return the pipeline file with all that it includes, extends and refers to in place."""
+    merged = json.dumps(spec.merged, indent=2)
+    if yaml is None:
+        return merged
+    return yaml.safe_dump(json.loads(merged), sort_keys=False, allow_unicode=True, explicit_start=True)
+
+
 def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
-    """Return what is wrong with a pipeline file, or the whole file with its includes, as GitLab's linter does."""
-    errors, warnings, merged = [], list[str](), None
+    """Return what is wrong with a pipeline file, or the whole file with its includes, as GitLab's linter does.
+
+    With `dry_run` a file that makes no pipeline for the ref is invalid; with `include_jobs` its jobs are listed.
+    """
+    dry_run, include_jobs = call.flag('dry_run'), call.flag('include_jobs')
+    result: JSON = {'valid': True, 'status': 'valid', 'errors': [], 'warnings': [], 'merged_yaml': None, 'includes': []}
+    if include_jobs:
+        result['jobs'] = []
     try:
         spec = call.ci.lint(call.project, content, ref=ref, inputs=call.mapping('inputs'))
-        warnings = list(spec.warnings)
-        merged = json.dumps(spec.merged, indent=2)
-        if yaml is not None:
-            merged = yaml.safe_dump(json.loads(merged), sort_keys=False, allow_unicode=True, explicit_start=True)
+        result['warnings'] = list(spec.warnings)
+        result['merged_yaml'] = merged_yaml(spec)
+        if include_jobs:
+            result['jobs'] = lint_jobs(spec, created=dry_run)
+        if dry_run:
+            check_jobs(spec, f'the ref {ref}' if ref else 'the default branch')
     except BadRequest as error:
-        errors = error.problems
-    status = 'valid'
-    if errors:
-        status = 'invalid'
-    return {
-        'valid': not errors,
-        'status': status,
-        'errors': errors,
-        'warnings': warnings,
-        'merged_yaml': merged,
-        'includes': [],
-    }
+        result.update(valid=False, status='invalid', errors=error.problems)
+    return result
 
 
 @route('POST', '/api/v4/ci/lint', f'{PROJECT}/ci/lint', auth=private_token)
@@ -12859,7 +13155,8 @@ def lint_route(call: Call) -> JSON:
 @route('GET', f'{PROJECT}/ci/lint', auth=private_token)
 def lint_repository_route(call: Call) -> JSON:
     """Check the pipeline file in a project's repository."""
-    return lint_response(call, None, call.optional('content_ref') or call.optional('ref'))
+    ref = call.optional('content_ref') or call.optional('dry_run_ref') or call.optional('ref')
+    return lint_response(call, None, ref)
 
 
 BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{label}: {value}">
@@ -12947,12 +13244,13 @@ def wanted_runners(call: Call) -> JSON:
 
 def runners_response(call: Call, rows: list[Row]) -> bottle.HTTPResponse:
     """Return a page of runners, by kind, state and tags."""
-    wanted, tags = wanted_runners(call), set(call.words('tag_list'))
+    wanted, tags, version = wanted_runners(call), set(call.words('tag_list')), call.text('version_prefix')
     found = []
     for row in rows:
         runner = runner_entity(row, call)
         fits = all(runner[name] == value for name, value in wanted.items())
-        if fits and tags <= set(json.loads(row['tags'])):
+        known = json.loads(row['info']).get('version') or ''
+        if fits and known.startswith(version) and tags <= set(json.loads(row['tags'])):
             found.append(runner)
     return paged_response(call, found)
 
@@ -13006,8 +13304,8 @@ def delete_runner_route(call: Call, runner: Row) -> None:
 @route('GET', f'{RUNNER}/jobs', auth=private_token)
 def list_runner_jobs_route(call: Call, runner: Row) -> bottle.HTTPResponse:
     """List the jobs that a runner was given, newest first."""
-    status = call.optional_choice('status', JOB_STATUSES)
-    scope = call.words('scope')
+    status = call.optional_choice('status', KNOWN_STATUSES)
+    scope = call.choices('scope', KNOWN_STATUSES)
     if status:
         scope = [status]
     return jobs_response(call, scope, runner=runner)
@@ -13735,8 +14033,10 @@ def no_route(error: bottle.HTTPError) -> bottle.HTTPResponse:
     if error.status_code == 405:
         allowed = {'Allow': error.headers['Allow']}
         return hardened(error_response(MethodNotAllowed(headers=allowed)))
-    message = {'error': error.status_line}
-    return hardened(json_response(message, error.status_code))
+    message = error.status_line
+    if error.status_code == 404 and bottle.request.path.startswith('/api/v4/'):
+        message += ' - minici has no such route'
+    return hardened(json_response({'error': message}, error.status_code))
 
 
 class Application:

@@ -10,7 +10,7 @@ import urllib.parse
 
 import bottle
 
-from minici import Call, Forbidden, Misdirected, Row, Unauthorized, same_secret
+from minici import Call, Forbidden, Misdirected, Row, Unauthorized, is_for_everybody, same_secret
 
 
 def root(call: Call) -> str:
@@ -81,7 +81,7 @@ def page_user(call: Call) -> Row:
 
 def page_reader(call: Call) -> Row | None:
     """Let in users who are signed in; with --public, everybody."""
-    return visitor(call) if call.ci.settings.public else page_user(call)
+    return visitor(call) if is_for_everybody(call) else page_user(call)
 
 
 def is_owner(user: Row | None) -> bool:

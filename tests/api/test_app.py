@@ -261,7 +261,7 @@ def test_unknown_address_is_404_in_json(client):
     for method in ('GET', 'POST', 'DELETE', 'PATCH'):
         answer = client.call(method, '/api/v4/nothing', status=404)
         assert answer.headers['Content-Type'] == 'application/json'
-        assert answer.json == {'error': '404 Not Found'}
+        assert answer.json == {'error': '404 Not Found - minici has no such route'}
 
 
 @pytest.mark.parametrize('method, path, allowed', [

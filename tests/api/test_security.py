@@ -45,7 +45,7 @@ def entitled(route):
     if path.startswith('/hooks/'):
         return {'webhook'}
     if path.endswith(('/trigger', '/trigger/pipeline')):
-        return {'trigger'}
+        return {'trigger', 'job'}
     if path.endswith('/runners/register') or (method, path) == ('POST', '/api/v4/runners'):
         return {'registration', 'project', 'other_project'}
     if (method, path) == ('DELETE', '/api/v4/runners') or path.endswith((

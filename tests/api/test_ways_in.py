@@ -266,11 +266,10 @@ def test_variable_needs_a_key_and_a_value_and_a_known_type(call, scope):
 
 
 @SCOPES
-def test_a_variable_for_one_environment_is_refused_instead_of_given_to_all_jobs(call, scope):
-    call('POST', scope, 201, json={'key': 'A', 'value': '1', 'environment_scope': '*'})
-    for method, path in (('POST', scope), ('PUT', f'{scope}/A')):
-        answer = call(method, path, 400, json={'key': 'B', 'value': '1', 'environment_scope': 'production'})
-        assert answer.json == {'error': 'environment_scope does not have a valid value'}
+def test_a_variable_for_one_environment_stands_beside_the_one_for_all(call, scope):
+    for place in ('*', 'production'):
+        call('POST', scope, 201, json={'key': 'A', 'value': place, 'environment_scope': place})
+    assert call('GET', f'{scope}/A?filter[environment_scope]=production', 200).json['value'] == 'production'
 
 
 @SCOPES
