@@ -5891,7 +5891,10 @@ class PartFile:
         """Close the file and remove it, unless it has been moved to its place."""
         with contextlib.suppress(OSError):  # the buffered bytes may not fit on the disk
             self._file.close()
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:  # the answer is more important; upkeep removes the file later
+            log.warning('%s stays for now: %s', self.path, error)
 
     def move(self, target: Path) -> None:
         """Close the file and rename it to `target`."""

@@ -1,0 +1,148 @@
+"""An error of the system at any call: 503, nothing burned, nothing lost, and all goes on afterwards."""
+
+import contextlib
+import errno
+import json
+import os
+
+import pytest
+import workload
+from support import FORM, UPLOAD, Client, Runner, archive
+
+import minici
+
+NUMBERS = {'ENOSPC': errno.ENOSPC, 'EIO': errno.EIO, 'EDQUOT': errno.EDQUOT, 'EMFILE': errno.EMFILE}
+CALLS = ('open', 'write', 'fsync', 'replace', 'mkdir', 'utime', 'unlink')
+
+
+class Failing:
+    """Makes the n-th call that changes the disk fail, and all later ones until it is healed."""
+
+    def __init__(self, monkeypatch):
+        self.patch, self.count, self.first, self.number = monkeypatch, 0, None, 0
+        self.calls = {name: getattr(os, name) for name in CALLS}
+        self.lasting = True
+
+    def arm(self, first, number, lasting):
+        self.count, self.first, self.number, self.lasting = 0, first, number, lasting
+        for name, real in self.calls.items():
+            self.patch.setattr(os, name, self.failing(real, name))
+
+    def failing(self, real, name):
+        def call(*values, **options):
+            if name == 'open' and not values[1] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+                return real(*values, **options)
+            self.count += 1
+            if self.first is not None and (self.count >= self.first if self.lasting else self.count == self.first):
+                raise OSError(self.number, os.strerror(self.number))
+            return real(*values, **options)
+        return call
+
+    def heal(self):
+        for name, real in self.calls.items():
+            self.patch.setattr(os, name, real)
+
+
+@pytest.fixture
+def world(tmp_path, clock, monkeypatch):
+    """A coordinator with 900 jobs, a client, a runner, and a way to make calls fail."""
+    with minici.Coordinator(tmp_path / 'ci.sqlite', clock=clock) as ci:
+        specs = [minici.JobSpec(f'job {number}', ['make']) for number in range(900)]
+        ci.create_pipeline(ci.create_project('demo'), 'main', sha=workload.SHA,
+                           content=minici.PipelineSpec(['test'], specs))
+        yield ci, Client(ci), Runner(ci), Failing(monkeypatch)
+
+
+def requests(claim):
+    """Return what a runner sends about its job, in order, and what it is answered."""
+    own = {'JOB-TOKEN': claim.token}
+    path = f'/api/v4/jobs/{claim.job["id"]}'
+    return [('PATCH', f'{path}/trace', dict(data=b'line\n', headers={**own, 'Content-Range': '0-4'}), 202),
+            ('POST', f'{path}/artifacts', dict(data=archive(a='1').join(UPLOAD), headers={**own, **FORM}), 201),
+            ('PUT', path, dict(json={'token': claim.token, 'state': 'success', 'trace': 'line\nmore\n'}), 200)]
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+@pytest.mark.parametrize('lasting', [True, False], ids=['until relief', 'once'])
+def test_an_error_at_any_call_is_503_and_costs_nothing(world, clock, name, lasting, form, figures):
+    ci, client, runner, failing = world
+    answers, sites = {}, 0
+    for kind in range(3):
+        for site in form(range(1, 12, 3), range(1, 20)):
+            claim = runner.claim()
+            method, path, options, expected = requests(claim)[kind]
+            failing.arm(site, NUMBERS[name], lasting)
+            status = client.call(method, path, **options).status_int
+            reached = failing.count >= site
+            failing.heal()
+            answers[status] = answers.get(status, 0) + reached
+            sites += reached
+            assert status in ({expected, 503} if reached else {expected}), (kind, site)
+            if status == 503:
+                retried = client.call(method, path, **options).status_int
+                assert retried in (expected, 416), (kind, site)     # 416: it was written, only its answer failed
+            job = ci.find_job(claim.job['id'])
+            assert job['attempts'] == 1
+            assert job['status'] == ('success' if kind == 2 else 'running')
+            if kind != 1:
+                assert ci.read_trace(job['id']) == {0: b'line\n', 2: b'line\nmore\n'}[kind]
+    assert sites > 4
+    assert [finding.text for finding in ci.check(checksums=True) if 'no row' not in finding.text] == []
+    for left in ci.artifacts.incoming.iterdir():    # its removal failed
+        os.utime(left, (0, 0))
+    clock.advance(hours=2)
+    ci.sweep()
+    assert list(ci.artifacts.incoming.iterdir()) == []
+    figures('only 503 (413 for size), 0 burned jobs',
+            f'{name} {"until relief" if lasting else "once"}: {sites} call sites, '
+            f'{answers.get(503, 0)} x 503, the others done, 0 burned jobs, 0 lost')
+
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_a_claim_burns_no_job_whatever_fails(world, name, figures):
+    ci, client, runner, failing = world
+    for site in range(1, 6):
+        failing.arm(site, NUMBERS[name], True)
+        for _ in range(3):
+            answer = client.call('POST', '/api/v4/jobs/request', json={'token': runner.token})
+            assert answer.status_int in (201, 503)
+        failing.heal()
+    with ci.db.read() as c:
+        attempts = c.execute("SELECT status, max(attempts), count(*) FROM job GROUP BY status").fetchall()
+    burned = [row['status'] for row in attempts if row['status'] not in ('pending', 'running')]
+    assert burned == []
+    assert all(row[1] <= 1 for row in attempts)
+    figures('0 burned jobs', f'{name}: 15 claims under a failing disk, 0 burned jobs')
+
+
+def test_a_claim_whose_answer_cannot_be_made_is_undone(world, monkeypatch):
+    ci, client, runner, _ = world
+    real = json.dumps
+
+    def fails(value, **options):
+        if isinstance(value, dict) and 'job_info' in value:
+            raise MemoryError
+        return real(value, **options)
+
+    for _ in range(10):
+        with monkeypatch.context() as patch:
+            patch.setattr(minici.json, 'dumps', fails)
+            answer = client.call('POST', '/api/v4/jobs/request', json={'token': runner.token})
+        assert answer.status_int == 503
+    claim = runner.claim()
+    assert claim.job['id'] == 1
+    assert ci.find_job(1)['attempts'] == 1
+
+
+def test_a_sweep_under_a_failing_disk_goes_on_after_it(world, clock, form):
+    ci, _, runner, failing = world
+    claims = [runner.claim() for _ in range(3)]
+    for claim in claims:
+        ci.append_trace(ci.authenticate_job(claim.job['id'], claim.token), 0, b'x')
+    for site in form(range(1, 6), range(1, 30)):
+        failing.arm(site, errno.ENOSPC, True)
+        with contextlib.suppress(AssertionError):
+            ci.sweep()
+        failing.heal()
+    ci.sweep()
+    assert {ci.find_job(claim.job['id'])['status'] for claim in claims} == {'running'}
