@@ -183,6 +183,8 @@ MAX_ZIP_DIRECTORY = 16 * MIB        # bytes of that archive's directory
 MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claims count as lost
 MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
 ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
+USE_INTERVAL = 600                  # seconds between two writes of a private token's `last_used_at`
+TOKEN_LIFETIME = 365 * 86400        # seconds until a private token expires that people make on a page
 CONTACT_INTERVAL = 60               # seconds between two writes of a runner's `contacted_at`
 SWEEP_INTERVAL = 30                 # seconds between two sweeps made by `request_job`
 HOOK_TIMEOUT = 60                   # seconds that --hook's command may take
@@ -345,6 +347,23 @@ def parse_url(text: str) -> str:
     return text.rstrip('/')
 
 
+def parse_networks(text: str) -> str:
+    """Return addresses and networks with commas between them; raise ValueError for anything else."""
+    networks = [str(ipaddress.ip_network(part.strip(), strict=False)) for part in text.split(',') if part.strip()]
+    return ','.join(networks)
+
+
+def is_in_networks(address: str, networks: str) -> bool:
+    """Tell whether an address belongs to one of the networks that `parse_networks` returned."""
+    if not networks:
+        return False
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(found in ipaddress.ip_network(network) for network in networks.split(','))
+
+
 def parse_hosts(text: str) -> str:
     """Return host names with commas between them, ``*`` for any; raise ValueError for anything else."""
     hosts = [host.strip().lower() for host in text.split(',') if host.strip()]
@@ -387,7 +406,10 @@ class Settings:
     disk_reserve: str = setting('512M, 2%', parse_reserve,
                                 'free disk space that uploads leave for traces and states; of several the smallest')
     external_url: str = setting('', parse_url, 'address that people and runners use, when a proxy hides it')
+    trusted_proxies: str = setting('', parse_networks, 'reverse proxies whose X-Forwarded-For is believed, '
+                                                       'with commas: 10.0.0.2, 192.168.0.0/24')
     public: bool = setting(False, bool, 'let anybody read the pages and badges')
+    no_registration_token: bool = setting(False, bool, 'refuse registration by token: people create runners instead')
     metrics_token: str = setting('', parse_text, 'secret that lets monitors on other machines read /-/metrics')
     include_hosts: str = setting('', parse_hosts, 'hosts that pipeline files may include from, with commas; * for any')
     include_map: str = setting('', parse_include_map, 'where included projects are that are not here: PREFIX=URL ...')
@@ -5130,6 +5152,20 @@ CREATE TRIGGER job_uncounted AFTER DELETE ON job WHEN OLD.kind = 'build'
 BEGIN
     UPDATE job_tally SET jobs = jobs - 1 WHERE project_id = OLD.project_id AND status = OLD.status;
 END;
+""", """
+-- Browsers have sessions of their own, and private tokens say when they were last used.
+
+CREATE TABLE session (              -- a browser that is signed in
+    session_hash TEXT PRIMARY KEY,  -- SHA-256 of the cookie
+    user_id     INTEGER NOT NULL REFERENCES user,
+    scope       TEXT NOT NULL CHECK (scope IN ('api', 'read_api')),
+    token_hash  TEXT REFERENCES private_token ON DELETE CASCADE,    -- of the token it was made with; NULL: a link
+    created_at  REAL NOT NULL,
+    expires_at  REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX session_of_token ON session (token_hash);
+ALTER TABLE private_token ADD COLUMN last_used_at REAL;     -- written at most every ten minutes
+DELETE FROM private_token WHERE description = 'Signed in by link';
 """)
 
 
@@ -6516,7 +6552,7 @@ class Accounts(Store):
     def find_user(self, token: str) -> Row | None:
         """Return the user of a private token, with the token's `scope` and `token_hash`, or None."""
         return self._one("""
-            SELECT user.*, scope, token_hash
+            SELECT user.*, scope, token_hash, last_used_at
               FROM private_token
               JOIN user ON user.id = user_id
              WHERE token_hash = :hash
@@ -6555,7 +6591,7 @@ class Accounts(Store):
         return code
 
     def sign_in(self, code: str) -> str:
-        """Use up a sign-in code and return a private token for it; raise Forbidden for any other code."""
+        """Use up a sign-in code and return a session for it; raise Forbidden for any other code."""
         with self.db.write() as c:
             used = c.execute("""
                 DELETE FROM setting
@@ -6563,15 +6599,60 @@ class Accounts(Store):
                 """, dict(hash=token_hash(code))).rowcount
             if not used:
                 raise Forbidden('the sign-in link has been used, or is of an earlier start')
-        return self.create_private_token(description='Signed in by link', lifetime=SIGNED_IN_FOR)
+            c.execute("""
+                INSERT OR IGNORE INTO user (username, created_at)
+                VALUES ('root', :now)
+                """, dict(now=self.clock()))
+            user = c.execute("SELECT id FROM user WHERE username = 'root'").fetchone()
+            return self._insert_session(c, user['id'], 'api', None)
 
-    def sign_out(self, token: str) -> None:
-        """Revoke a private token that expires, as those of `sign_in` do; one without an end stays."""
+    def sign_in_with(self, token: str) -> str:
+        """Return a session for a private token, which ends with the token; raise Forbidden for any other text."""
+        user = self.find_user(token)
+        if user is None:
+            raise Forbidden('this is no private token of this minici')
+        with self.db.write() as c:
+            return self._insert_session(c, user['id'], user['scope'], user['token_hash'])
+
+    def _insert_session(self, c: sqlite3.Connection, user_id: int, scope: str, digest: str | None) -> str:
+        """Store a new session and return what its browser keeps; sessions that have expired go."""
+        session, now = self.new_token('mcc'), self.clock()
+        c.execute('DELETE FROM session WHERE expires_at <= :now', dict(now=now))
+        insert(c, 'session', session_hash=token_hash(session), user_id=user_id, scope=scope, token_hash=digest,
+               created_at=now, expires_at=now + SIGNED_IN_FOR)
+        return session
+
+    def find_session(self, session: str) -> Row | None:
+        """Return the user of a session, with its `scope` and the `token_hash` that it was made with, or None."""
+        return self._one("""
+            SELECT user.*, session.scope, coalesce(session.token_hash, '') AS token_hash
+              FROM session
+              JOIN user ON user.id = session.user_id
+              LEFT JOIN private_token AS token ON token.token_hash = session.token_hash
+             WHERE session_hash = :hash
+               AND session.expires_at > :now
+               AND (token.expires_at IS NULL OR token.expires_at > :now)
+            """, hash=token_hash(session), now=self.clock())
+
+    def sign_out(self, session: str) -> None:
+        """End a session."""
         with self.db.write() as c:
             c.execute("""
-                DELETE FROM private_token
-                 WHERE token_hash = :hash AND expires_at IS NOT NULL
-                """, dict(hash=token_hash(token)))
+                DELETE FROM session
+                 WHERE session_hash = :hash
+                """, dict(hash=token_hash(session)))
+
+    def note_use(self, user: Row) -> None:
+        """Record that a private token, as `find_user` returned it, is in use; writes at most every ten minutes."""
+        now = self.clock()
+        if user['last_used_at'] is not None and now - user['last_used_at'] < USE_INTERVAL:
+            return
+        with self.db.write() as c:
+            c.execute("""
+                UPDATE private_token
+                   SET last_used_at = :now
+                 WHERE token_hash = :hash
+                """, dict(now=now, hash=user['token_hash']))
 
 
 # Projects #####################################################################################
@@ -6994,6 +7075,8 @@ class Runners(Projects):
 
     def project_of_registration(self, token: str) -> Row | None:
         """Return the project of a registration token, None for the instance's; raise Forbidden for any other."""
+        if self.settings.no_registration_token:
+            raise Forbidden('registration by token is switched off here; create the runner in minici and use its token')
         if same_secret(token, self.registration_token):
             return None
         number = re.match(r'mcg-([0-9]{1,18})-', token)
@@ -10839,10 +10922,16 @@ class Call(Body):
 
     @property
     def remote_address(self) -> str | None:
-        """The caller's address; a proxy's first X-Forwarded-For entry when --external-url says there is one."""
-        forwarded = self.header('X-Forwarded-For') if self.ci.settings.external_url else None
-        address = (forwarded or self.environ.get('REMOTE_ADDR') or '').split(',')[0].strip()
-        return address[:45] or None
+        """The caller's address; behind trusted proxies it is the one that the first of them saw."""
+        networks = self.ci.settings.trusted_proxies
+        addresses = [self.environ.get('REMOTE_ADDR') or '']
+        forwarded = (self.header('X-Forwarded-For') or '').split(',')
+        while forwarded and is_in_networks(addresses[-1], networks):
+            addresses.append(forwarded.pop().strip())
+        known = [address for address in addresses if address]
+        if not known:
+            return None
+        return known[-1][:45]
 
     @property
     def given_token(self) -> str:
@@ -11245,6 +11334,8 @@ def private_token(call: Call) -> Row:
         raise Unauthorized()
     if user['scope'] != 'api' and call.method not in ('GET', 'HEAD'):
         raise Forbidden('the token has the scope read_api, this needs api')
+    with contextlib.suppress(Busy):     # reading goes on while the database is locked or its disk is full
+        call.ci.note_use(user)
     return user
 
 
@@ -14391,7 +14482,8 @@ class Channel(waitress.channel.HTTPChannel):
 class Strangers:
     """The connections that have not brought a good token yet, by address, the oldest first; and what they send."""
 
-    def __init__(self) -> None:
+    def __init__(self, proxies: str) -> None:
+        self._proxies = proxies
         self._lock = threading.Lock()
         self._by_address: dict[str, dict[Channel, None]] = {}
         self._memory = 0
@@ -14403,7 +14495,12 @@ class Strangers:
             return self._memory
 
     def add(self, channel: Channel) -> None:
-        """Add a new connection; if its address holds too many, the oldest idle one is closed, or else this one."""
+        """Add a new connection; if its address holds too many, the oldest idle one is closed, or else this one.
+
+        A trusted proxy may hold any number: they are of many clients.
+        """
+        if is_in_networks(channel.addr[0], self._proxies):
+            return
         with self._lock:
             held = self._by_address.setdefault(self._neighbourhood(channel), {})
             held[channel] = None
@@ -14440,8 +14537,9 @@ class Listener(waitress.server.TcpWSGIServer):
 
     channel_class = Channel
 
-    def __init__(self, application: Callable[..., Any], listener: socket.socket, options: Any) -> None:
-        self.strangers = Strangers()
+    def __init__(self, application: Callable[..., Any], listener: socket.socket, options: Any,
+                 proxies: str = '') -> None:
+        self.strangers = Strangers(proxies)
         self.admit = getattr(application, 'admit', admit_everything)
         self.runners = waitress.task.ThreadedTaskDispatcher()
         self.runners.set_thread_count(options.threads)
@@ -14486,7 +14584,7 @@ class Server:
         if application is None:
             application = create_app(coordinator)
         options = server_options(threads, coordinator.artifacts.incoming)
-        self._server = Listener(application, listener, options)
+        self._server = Listener(application, listener, options, coordinator.settings.trusted_proxies)
         logging.getLogger('waitress.queue').setLevel(logging.ERROR)
         self._thread = threading.Thread(target=self._server.run, name='minici', daemon=True)
         self._thread.start()
@@ -15904,6 +16002,8 @@ def add_operator_commands(commands: Subcommands) -> None:
     token = commands.add_parser('token', help='print a new private token')
     token.add_argument('--name', default='root', help='whose token it is (default: %(default)s)')
     token.add_argument('--scope', choices=('api', 'read_api'), default='api')
+    token.add_argument('--expires-in', type=setting_reader(parse_lifetime), default='1 year', metavar='DURATION',
+                       help='when it stops working, or "never" (default: %(default)s)')
     token.set_defaults(action=token_command)
     why = commands.add_parser('why', help='say why a job is not running')
     why.add_argument('job', type=int)
@@ -15973,7 +16073,8 @@ def open_existing(options: argparse.Namespace) -> Coordinator:
 def token_command(options: argparse.Namespace) -> int:
     """Print a new private token, alone on its line."""
     with open_existing(options) as ci:
-        print(ci.create_private_token(options.name, options.scope))
+        lifetime = parse_duration(options.expires_in)
+        print(ci.create_private_token(options.name, options.scope, lifetime=lifetime))
     return 0
 
 
@@ -16285,13 +16386,28 @@ def serve_command(options: argparse.Namespace) -> int:
         if options.host not in ('127.0.0.1', '::1', 'localhost'):
             print(f'warning: {options.host} is reachable from other machines, over plain HTTP', file=sys.stderr)
         print(f'minici {__version__} serves {ci.db.path} at {server.url}')
-        print(f'sign in once:\n  {server.url}/-/sign_in?code={ci.create_sign_in_code()}')
-        print(f'register a runner:\n  gitlab-runner register --non-interactive --url {server.url}/ '
-              f'--registration-token {ci.registration_token} --executor shell', flush=True)
+        offer_sign_in(ci, server.url)
+        if not ci.settings.no_registration_token:
+            print(f'register a runner:\n  gitlab-runner register --non-interactive --url {server.url}/ '
+                  f'--registration-token {ci.registration_token} --executor shell')
+        sys.stdout.flush()
         while not stopping.wait(1):
             pass
         server.stop(grace=30)
     return 0
+
+
+def offer_sign_in(ci: Coordinator, url: str) -> None:
+    """Show the sign-in link on a terminal; otherwise, where a log may keep it, only name the file that it is in."""
+    link = f'{url}/-/sign_in?code={ci.create_sign_in_code()}'
+    if sys.stdout.isatty():
+        print(f'sign in once:\n  {link}')
+        return
+    path = ci.data / 'sign-in-link'
+    path.unlink(missing_ok=True)
+    path.touch(0o600, exist_ok=False)
+    path.write_text(f'{link}\n')
+    print(f'sign in once with the link in {path}')
 
 
 def stop_signals() -> threading.Event:

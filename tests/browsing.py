@@ -115,7 +115,7 @@ class Browser(Client):
     def __init__(self, ci, token=None, app=None, *, prefix='', host='localhost:80'):
         super().__init__(ci, app)
         self.cookiejar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self.cookie = token and f'minici_{ci.instance}={token}'
+        self.cookie = token and f'minici_{ci.instance}={ci.sign_in_with(token)}'
         self.prefix, self.host = prefix, host
 
     def send(self, method, path, headers=None, **body):

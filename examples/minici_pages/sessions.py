@@ -34,14 +34,23 @@ def check_host(call: Call) -> None:
 def visitor(call: Call) -> Row | None:
     """Return the user whom the browser's cookie signs in, or None; raise Misdirected for a foreign host name."""
     check_host(call)
-    if call.method == 'POST' and call.header('Sec-Fetch-Site') not in (None, 'same-origin', 'none'):
-        raise Forbidden('another site sent this form')
+    if call.method == 'POST':
+        check_origin(call)
     cookie = session_cookie(call)
-    return call.ci.find_user(cookie) if cookie else None
+    return call.ci.find_session(cookie) if cookie else None
+
+
+def check_origin(call: Call) -> None:
+    """Raise Forbidden for a form that a page of another site, or of another port, has sent."""
+    origin = call.header('Origin')
+    ours = (urllib.parse.urlsplit(call.base_url).netloc, call.header('Host'))
+    elsewhere = origin is not None and urllib.parse.urlsplit(origin).netloc not in ours
+    if elsewhere or call.header('Sec-Fetch-Site') not in (None, 'same-origin', 'none'):
+        raise Forbidden('another site sent this form')
 
 
 def session_cookie(call: Call) -> str:
-    """Return the private token in the browser's cookie, '' without one."""
+    """Return the session in the browser's cookie, '' without one."""
     return bottle.Request(call.environ).get_cookie(cookie_name(call)) or ''
 
 
@@ -50,10 +59,10 @@ def cookie_name(call: Call) -> str:
     return f'minici_{call.ci.instance}'
 
 
-def session_header(call: Call, token: str, lifetime: int) -> dict[str, str]:
-    """Return the header that makes a browser keep `token` for `lifetime` seconds, hidden from scripts and sites."""
+def session_header(call: Call, session: str, lifetime: int) -> dict[str, str]:
+    """Return the header that makes a browser keep `session` for `lifetime` seconds, hidden from scripts and sites."""
     path = root(call) or '/'
-    cookie = f'{cookie_name(call)}={token}; Path={path}; Max-Age={lifetime}; HttpOnly; SameSite=Strict'
+    cookie = f'{cookie_name(call)}={session}; Path={path}; Max-Age={lifetime}; HttpOnly; SameSite=Strict'
     if call.base_url.startswith('https:'):
         cookie += '; Secure'
     return {'Set-Cookie': cookie}

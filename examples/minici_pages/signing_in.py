@@ -24,12 +24,10 @@ def sign_in_route(call: Call) -> bottle.HTTPResponse:
     """Sign a browser in with the code of the sign-in link or a private token."""
     code = call.text('code')
     try:
-        token = call.ci.sign_in(code) if code else call.text('token').strip()
-        if call.ci.find_user(token) is None:
-            raise Forbidden('this is no private token of this minici')
+        session = call.ci.sign_in(code) if code else call.ci.sign_in_with(call.text('token').strip())
     except Forbidden as refusal:
         return sign_in_page_route(call, refusal)
-    return seen(call, page_after_signing_in(call), session_header(call, token, SIGNED_IN_FOR))
+    return seen(call, page_after_signing_in(call), session_header(call, session, SIGNED_IN_FOR))
 
 
 def page_after_signing_in(call: Call) -> str:
@@ -45,7 +43,7 @@ def page_after_signing_in(call: Call) -> str:
 
 @web('POST', '/-/sign_out', auth=visitor)
 def sign_out_route(call: Call) -> bottle.HTTPResponse:
-    """Forget a browser; a token that the sign-in link made becomes void."""
+    """End a browser's session."""
     if call.actor is not None:
         check_csrf(call)
         call.ci.sign_out(session_cookie(call))

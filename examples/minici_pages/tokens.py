@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bottle
 
-from minici import Call, same_secret
+from minici import TOKEN_LIFETIME, Call, same_secret
 
 from .frame import page, seen, web
 from .sessions import page_form, page_owner
@@ -24,7 +24,8 @@ def change_tokens_route(call: Call) -> bottle.HTTPResponse:
         call.ci.revoke_private_token(call.text('revoke'))
         return seen(call, '/-/tokens')
     description = call.text('description')[:200]
-    token = call.ci.create_private_token(call.actor['username'], call.text('scope') or 'api', description=description)
+    token = call.ci.create_private_token(call.actor['username'], call.text('scope') or 'api', description=description,
+                                         lifetime=TOKEN_LIFETIME)
     response = tokens_route(call, token)
     response.headers['Cache-Control'] = 'no-store'
     return response

@@ -253,7 +253,7 @@ def test_head_needs_the_same_token(ci, server, token):
     assert fetch(server.port, 'HEAD', '/api/v4/projects')[0] == 401
     assert fetch(server.port, 'HEAD', '/')[0] == 401
     assert fetch(server.port, 'HEAD', '/', PRIVATE_TOKEN=token)[0] == 401
-    cookie = f'minici_{ci.instance}={token}'
+    cookie = f'minici_{ci.instance}={ci.sign_in_with(token)}'
     assert fetch(server.port, 'HEAD', '/', Cookie=cookie)[::2] == (200, b'')
 
 

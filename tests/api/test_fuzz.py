@@ -66,7 +66,7 @@ class Surface:
         self.app = minici.create_app(self.ci)
         self.routes = self.app.routes
         self.token, self.project, self.runner, self.claim = self.ci.create_private_token(), None, None, None
-        self.cookie = f'minici_{self.ci.instance}={self.token}'
+        self.cookie = f'minici_{self.ci.instance}={self.ci.sign_in_with(self.token)}'
         self.csrf = minici_pages.csrf_token(minici.Call(self.ci, self.routes[0], {'HTTP_COOKIE': self.cookie}))
 
     def ready(self):

@@ -135,7 +135,13 @@ def test_the_registration_token_decides_what_a_runner_serves(ci, client, token, 
     assert [item['path_with_namespace'] for item in own['projects']] == ['group/demo']
 
 
-@pytest.mark.parametrize('settings, address', [({}, '192.0.2.7'), ({'external_url': 'https://ci.example'}, '10.1.1.1')])
+@pytest.mark.parametrize('settings, address', [
+    ({}, '192.0.2.7'),
+    ({'external_url': 'https://ci.example'}, '192.0.2.7'),
+    ({'trusted_proxies': '192.0.2.8'}, '192.0.2.7'),
+    ({'trusted_proxies': '192.0.2.7'}, '10.2.2.2'),
+    ({'trusted_proxies': '192.0.2.0/24, 10.2.0.0/16'}, '10.1.1.1'),
+    ({'trusted_proxies': '0.0.0.0/0'}, '10.1.1.1')])
 def test_a_runners_address_is_stored_and_a_proxy_is_believed_only_when_there_is_one(tmp_path, clock, settings, address):
     with minici.Coordinator(tmp_path / 'ci.sqlite', clock=clock, fsync=False, **settings) as ci:
         client = Client(ci)

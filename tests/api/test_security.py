@@ -29,8 +29,9 @@ def entitled_in_cookie(route):
     """Return the names of the tokens that open a route in a cookie, beside the CSRF token if it changes anything."""
     if not is_page(route):
         return set()
-    return {'api'} if route.method == 'POST' or route.path in ('/-/tokens', '/-/pipelines/new') \
-        else {'api', 'read_api'}
+    if route.method == 'POST' or route.path in ('/-/tokens', '/-/pipelines/new'):
+        return {'session'}
+    return {'session', 'reading_session'}
 
 
 def entitled(route):
@@ -150,12 +151,15 @@ def build(ci, clock):
     ci.erase_job(claims['erased_job'].job)
     claims['other_job'] = claim(foreign, other)
     api, read_api = ci.create_private_token(), ci.create_private_token(scope='read_api')
+    for token in (api, read_api):
+        ci.note_use(ci.find_user(token))
     trigger, other_trigger = (ci.create_trigger(where, ci.find_user(api), '')['token'] for where in (project, other))
     tokens = {'registration': ci.registration_token, 'project': project['runners_token'], 'api': api,
               'read_api': read_api, 'other_project': other['runners_token'], 'runner': runner.token,
               'other_runner': foreign.token, 'removed_runner': removed.token,
               'trigger': trigger, 'other_trigger': other_trigger, 'webhook': project['webhook_token'],
-              'other_webhook': other['webhook_token']}
+              'other_webhook': other['webhook_token'], 'session': ci.sign_in_with(api),
+              'reading_session': ci.sign_in_with(read_api)}
     jobs = {name: claimed.job['id'] for name, claimed in claims.items()}
     ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)  # for those who come to claim
     ci.create_pipeline(other, 'main', sha=SHA, content=PLAIN)
@@ -215,7 +219,7 @@ def intruders(world, routes, how, token):
 @pytest.mark.parametrize('name', [
     'registration', 'project', 'other_project', 'api', 'read_api', 'runner', 'other_runner', 'removed_runner',
     'trigger', 'other_trigger', 'webhook', 'other_webhook', 'job', 'other_job', 'requeued_job', 'finished_job',
-    'canceled_job', 'erased_job'])
+    'canceled_job', 'erased_job', 'session', 'reading_session'])
 def test_token_opens_no_route_that_it_is_not_for(world, name):
     before = world.stored()
     closed = [route for route in world.routes if name not in entitled(route) and not is_open(route)]
@@ -292,7 +296,7 @@ def test_form_without_the_csrf_token_of_its_browser_changes_nothing(world, csrf)
     before = world.stored()
     for route in world.routes:
         if route.method == 'POST' and is_page(route) and not is_open(route):
-            answer = world.send(route, 'cookie', world.tokens['api'], csrf=csrf)
+            answer = world.send(route, 'cookie', world.tokens['session'], csrf=csrf)
             assert answer.status_int in (400, 403), (route.path, answer.status)
     assert world.stored() == before
 

@@ -209,7 +209,7 @@ def site(ends, jobs):
 def visitor(ci, server):
     """Return how a signed-in browser gets a path, over one connection."""
     client = http.client.HTTPConnection(server.host, server.port)
-    cookie = f'minici_{ci.instance}={ci.create_private_token()}'
+    cookie = f'minici_{ci.instance}={ci.sign_in_with(ci.create_private_token())}'
 
     def get(path, **headers):
         client.request('GET', path, headers={'Cookie': cookie, 'Accept': 'text/html', **headers})
@@ -303,7 +303,8 @@ def browser(options, ends):
     size = options.trace * minici.MIB
     ci, server, found = logs(ends, b'a line\n' * 9 + b'the needle\n', lines(size), colours(size))
     window = ends.enter_context(ends.enter_context(Chromium()).browser(server.url))
-    window.page.context.add_cookies([dict(name=f'minici_{ci.instance}', value=ci.create_private_token(),
+    session = ci.sign_in_with(ci.create_private_token())
+    window.page.context.add_cookies([dict(name=f'minici_{ci.instance}', value=session,
                                           url=server.url)])
     window.page.add_init_script('window.tasks = [0]; new PerformanceObserver(list => tasks.push(...list.getEntries()'
                                 ".map(entry => entry.duration))).observe({type: 'longtask', buffered: true});")

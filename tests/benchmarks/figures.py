@@ -314,7 +314,7 @@ def pages(stand):
     claim = ci.request_job(ci.find_runner(token))
     job = ci.authenticate_job(claim.job['id'], claim.token)
     ci.append_trace(job, 0, b'\x1b[32ma line of the log\x1b[0m\n' * 2000)
-    cookie = {'Cookie': f'minici_{ci.instance}={ci.create_private_token()}', 'Accept': 'text/html'}
+    cookie = {'Cookie': f'minici_{ci.instance}={ci.sign_in_with(ci.create_private_token())}', 'Accept': 'text/html'}
     server, shared = stand.serve('pages'), Rounds()
     here = '/group/demo/-'
 
@@ -468,7 +468,7 @@ def logs(stand):
         ci.append_trace(job, 0, text.encode())
         ci.update_job(job, 'success')
         found[name] = f'/group/demo/-/jobs/{job["id"]}'
-    cookie = f'minici_{ci.instance}={ci.create_private_token()}'
+    cookie = f'minici_{ci.instance}={ci.sign_in_with(ci.create_private_token())}'
 
     def seconds(path):
         began = time.perf_counter()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import threading
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -105,7 +106,8 @@ def small_pieces(page, size):
 
 def test_link_printed_at_start_signs_in_once_and_says_so_the_second_time(chromium, tmp_path):
     with Served(tmp_path / 'served.sqlite') as served:
-        link = next(line.strip() for line in served.process.stdout if '/-/sign_in?code=' in line)
+        named = next(line for line in served.process.stdout if 'sign in once' in line)
+        link = Path(named.rpartition(' ')[2].strip()).read_text().strip()
         url = f'http://127.0.0.1:{served.port}'
         with chromium.browser(url) as first, chromium.browser(url) as second:
             first.open(link)

@@ -12,6 +12,9 @@ here.</p>
 <li class="variable"><span>{{row['description'] or 'Private token'}}</span>
 <span class="meta">{{row['username']}} · {{row['scope']}} · made {{moment(row['created_at'])}}
 {{'· this browser' if same_secret(row['token_hash'], user['token_hash']) else ''}}
+% if row['last_used_at']:
+· last used {{moment(row['last_used_at'])}}
+% end
 % if row['expires_at']:
 · expires {{moment(row['expires_at'])}}
 % end
