@@ -125,8 +125,9 @@ def test_pages_do_not_answer_to_a_name_that_may_be_anybodys(ci, site, host):
 
 
 def test_no_page_and_no_form_answers_to_a_foreign_name(ci, site):
-    before, csrf = site.stored(), Browser(ci, site.token).csrf
+    csrf = Browser(ci, site.token).csrf
     browser = Browser(ci, site.token, host='evil.example')
+    before = site.stored()
     for path in (*site.pages(), '/-/sign_in', f'{JOBS}/1/artifacts/file/out/a'):
         browser.get(path, 421)
     for path, fields in {**site.forms, '/-/sign_in': {'token': site.token}, '/-/sign_out': {}}.items():
@@ -191,7 +192,8 @@ def test_form_that_this_site_or_its_owner_sent_is_taken(browser, sent_from):
 
 def test_who_may_only_read_and_who_is_not_signed_in_change_nothing(ci, site):
     ci.settings = dataclasses.replace(ci.settings, public=True)
-    before, reader, stranger = site.stored(), Browser(ci, site.read_token), Browser(ci)
+    reader, stranger = Browser(ci, site.read_token), Browser(ci)
+    before = site.stored()
     for path, fields in site.forms.items():
         reader.post(path, 403, **fields)
         assert stranger.post(path, 303, **fields).headers['Location'] == '/-/sign_in'

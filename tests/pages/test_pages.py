@@ -241,7 +241,7 @@ def test_address_of_a_form_opened_by_hand_is_a_page_that_leads_home(ci, browser,
 
 def test_refusals_to_what_is_no_browser_are_json(ci, client, pipeline):
     assert client.call('GET', PIPELINE, status=401).json['message'].startswith('401')
-    cookie = {'Cookie': f'minici_{ci.instance}={ci.create_private_token()}'}
+    cookie = {'Cookie': f'minici_{ci.instance}={ci.sign_in_with(ci.create_private_token())}'}
     assert client.call('GET', '/nope', status=404, headers=cookie).json['message'].startswith('404')
 
 
