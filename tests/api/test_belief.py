@@ -138,7 +138,7 @@ def test_without_a_repository_the_ref_that_its_caller_gave_counts(ci, client, ru
         assert secrets_of_next(client, runner) == expected
 
 
-def test_a_tag_called_like_a_branch_is_no_branch_for_the_hook(ci, tmp_path, server, guarded, trigger, origin, runner,
+def test_a_tag_called_like_a_branch_is_no_branch_for_the_hook(ci, tmp_path, server, guarded, origin, runner,
                                                               client):
     bare = tmp_path / 'bare.git'
     origin.git('clone', '--quiet', '--bare', '.', str(bare))
@@ -147,7 +147,7 @@ def test_a_tag_called_like_a_branch_is_no_branch_for_the_hook(ci, tmp_path, serv
     hook.parent.mkdir(exist_ok=True)
     hook.write_bytes((EXAMPLES / 'post-receive').read_bytes())
     hook.chmod(0o755)
-    for name, value in (('url', server.url), ('project', guarded['path']), ('token', trigger['token'])):
+    for name, value in (('url', server.url), ('project', guarded['path']), ('token', guarded['webhook_token'])):
         subprocess.run(['git', '-C', bare, 'config', f'minici.{name}', value], check=True)
     origin.git('tag', 'main', 'feature')
     origin.git('push', '--quiet', str(bare), 'refs/tags/main')
