@@ -2369,6 +2369,10 @@ def read_timeout(spot: Spot) -> int | None:
     return seconds
 
 
+#: Where a pipeline may come from.
+PIPELINE_SOURCES = (
+    'api', 'chat', 'external', 'external_pull_request_event', 'merge_request_event', 'parent_pipeline', 'pipeline',
+    'push', 'schedule', 'trigger', 'web', 'webide')
 #: The words in only and except that stand for where a pipeline came from.
 SOURCE_WORDS = {
     'api': 'api', 'pushes': 'push', 'web': 'web', 'triggers': 'trigger', 'schedules': 'schedule',
@@ -2541,6 +2545,8 @@ def read_id_tokens(spot: Spot) -> list[str]:
         return []
     for name in spot.value:
         spot[name].fields({'aud': Spot.texts}, 'aud')
+        spot.report.warn(f'{place_of(spot[name].mark)}{":".join(spot.path)} the variable {name} will be missing: '
+                         'minici issues no ID tokens')
     return list(spot.value)
 
 
@@ -15459,6 +15465,23 @@ def remote_path(url: str | None) -> str | None:
     return '/'.join(name for name in names if name) or None
 
 
+def add_given(parser: argparse.ArgumentParser) -> None:
+    """Add the options that give a pipeline variables and inputs."""
+    parser.add_argument('--variable', action='append', default=[], metavar='K=V')
+    parser.add_argument('--input', action='append', default=[], metavar='K=V', help='for spec:inputs of the file')
+
+
+def command_inputs(options: argparse.Namespace) -> dict[str, str]:
+    """Return the inputs of the command line; raise BadRequest for one that is not written K=V."""
+    inputs = {}
+    for text in options.input:
+        key, sign, value = text.partition('=')
+        if not sign:
+            raise BadRequest({'input': [f'--input {text}: write it as NAME=VALUE']})
+        inputs[key] = value
+    return inputs
+
+
 def given_variables(options: argparse.Namespace) -> list[dict[str, str]]:
     """Return the variables of the command line; raise BadRequest for one that is not written K=V."""
     variables = []
@@ -15532,7 +15555,8 @@ class LocalRun:
         hidden = [self.ci.db.path, self.ci.data, self.checkout.root / '.minici.env']
         sha, self.dirty = self.checkout.snapshot(ref, tag=tag, hidden=hidden)
         plan = self.ci.plan_pipeline(self.project, ref, sha=sha, variables=self._variables, tag=tag,
-                                      source=RUN_SOURCES[self._options.run_as], **self._comparison(ref, sha))
+                                      source=RUN_SOURCES[self._options.run_as], inputs=command_inputs(self._options),
+                                      **self._comparison(ref, sha))
         names = [*self._options.names, *(self._failed_before() if self._options.failed else ())]
         if names:
             plan = dataclasses.replace(plan, spec=select_jobs(plan.spec, names))
@@ -15889,6 +15913,7 @@ def run_command(options: argparse.Namespace) -> int:
     if kept_apart:
         state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
         options.db = str(state_directory() / DEFAULT_DATABASE)
+    options.include_hosts = options.include_hosts or '*'     # who runs a file here decides what it may ask
     with open_coordinator(options) as ci:
         local = LocalRun(ci, options, screen)
         plan = local.plan()
@@ -15974,7 +15999,7 @@ def add_run_command(commands: Subcommands) -> None:
     parser.add_argument('--ref', help='branch or tag to run as (default: the one that is checked out)')
     parser.add_argument('--target', metavar='BRANCH', help='target of --as merge_request (default: the default branch)')
     parser.add_argument('--changed-since', metavar='REF', help='what rules:changes compares with')
-    parser.add_argument('--variable', action='append', default=[], metavar='K=V')
+    add_given(parser)
     parser.add_argument('--variables-file', metavar='FILE', help='lines K=V, as .minici.env in the checkout has them')
     parser.add_argument('--jobs', dest='parallel', type=int, default=os.cpu_count() or 1, metavar='N',
                         help='how many jobs may run side by side (default: %(default)s)')
@@ -15991,7 +16016,7 @@ def add_submit_command(commands: Subcommands) -> None:
     submit.add_argument('--ref', help='branch or tag (default: the one that is checked out)')
     submit.add_argument('--project', metavar='PATH', help="the project's path (default: the name of the directory)")
     submit.add_argument('--source', default='push', help='push, schedule, web, ... (default: %(default)s)')
-    submit.add_argument('--variable', action='append', default=[], metavar='K=V')
+    add_given(submit)
     submit.add_argument('--follow', action='store_true', help='print the traces; exit with the result')
     submit.add_argument('--uncommitted', action='store_true', help='include what is not committed, or not even added')
     submit.set_defaults(action=submit_command)
@@ -16037,11 +16062,11 @@ def add_lint_command(commands: Subcommands) -> None:
     parser = commands.add_parser('lint', help='check a pipeline file')
     parser.add_argument('file', nargs='?', default=PIPELINE_FILE, help='the file (default: %(default)s)')
     parser.add_argument('--plan', action='store_true', help='print which jobs would run, in order, and why')
-    parser.add_argument('--ref', default='main')
+    parser.add_argument('--ref', help='branch or tag (default: the default branch)')
     parser.add_argument('--tag', action='store_true', help='--ref is a tag')
-    parser.add_argument('--source', default='push',
+    parser.add_argument('--source', default='push', type=pipeline_source,
                         help='merge_request_event, schedule, web, ... (default: %(default)s)')
-    parser.add_argument('--variable', action='append', default=[], metavar='K=V')
+    add_given(parser)
     parser.set_defaults(action=lint_command)
 
 
@@ -16154,19 +16179,54 @@ class Directory:
 
 def lint_command(options: argparse.Namespace) -> int:
     """Say what is wrong with a pipeline file, or which jobs it makes."""
-    facts = dict(ref=options.ref, tag=options.tag, source=options.source, sha='0' * 40, before_sha='0' * 40,
-                 project_id=1, project_path='local/project', project_name='project', default_branch='main',
-                 commit_info=None, protected=options.ref == 'main' and not options.tag)
-    predefined, variables = known_variables(facts), dict[str, str]()
-    if options.source == 'merge_request_event':
-        predefined.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=options.ref,
-                         CI_MERGE_REQUEST_TARGET_BRANCH_NAME='main')
-    variables.update((given['key'], given['value']) for given in given_variables(options))
     file = Path(options.file)
-    spec = compile_pipeline(file.read_bytes(), facts=facts, variables=variables, predefined=predefined,
-                            name=options.file, repository=Directory(file.parent))
+    with tempfile.TemporaryDirectory() as scratch:
+        checkout = Checkout(file.absolute().parent, Path(scratch) / 'store.git')
+        default = checkout.remote_default_branch or checkout.branch or 'main'
+        cache = FileCache(cache_directory() / 'includes')
+        library = IncludeLibrary(Path(scratch), cache, lambda path: None, options.include_hosts or '*',
+                                 options.include_map)
+        facts, predefined = lint_facts(options, default)
+        variables = {given['key']: given['value'] for given in given_variables(options)}
+        with library:
+            spec = compile_pipeline(file.read_bytes(), facts=facts, variables=variables, predefined=predefined,
+                                    name=options.file, repository=Directory(file.parent), library=library,
+                                    inputs=command_inputs(options))
+    for warning in spec.warnings:
+        print(f'warning: {warning}', file=sys.stderr)
     print_plan(spec, options.plan)
-    return 0
+    if spec.jobs or not options.plan:
+        return 0
+    reason = 'workflow:rules want no pipeline' if spec.filtered else 'every job is left out'
+    print(f'minici: there would be no pipeline of {facts["ref"]}, source {facts["source"]}: {reason}', file=sys.stderr)
+    return 1
+
+
+def lint_facts(options: argparse.Namespace, default: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what the command line says of a pipeline, and its predefined variables."""
+    ref = options.ref or default
+    facts = dict(ref=ref, tag=options.tag, source=options.source, sha='0' * 40, before_sha='0' * 40,
+                 project_id=1, project_path='local/project', project_name='project', default_branch=default,
+                 commit_info=None, protected=ref == default and not options.tag)
+    predefined = {**texts_of(server_variables('http://localhost')), **known_variables(facts)}
+    if options.source == 'merge_request_event':
+        predefined.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=ref,
+                          CI_MERGE_REQUEST_TARGET_BRANCH_NAME=default)
+    return facts, predefined
+
+
+def cache_directory() -> Path:
+    """Return where files that were fetched for commands of this user are kept."""
+    home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(home).expanduser() / 'minici'
+
+
+def pipeline_source(text: str) -> str:
+    """Return a source of pipelines that GitLab knows; raise ArgumentTypeError for any other."""
+    if text not in PIPELINE_SOURCES:
+        raise argparse.ArgumentTypeError(f'{text!r} is none of {", ".join(PIPELINE_SOURCES)}'
+                                         f'{nearest(text, PIPELINE_SOURCES)}')
+    return text
 
 
 def print_plan(spec: PipelineSpec, detailed: bool) -> None:
@@ -16184,11 +16244,13 @@ def print_plan(spec: PipelineSpec, detailed: bool) -> None:
 
 def plan_details(spec: PipelineSpec, job: JobSpec) -> str:
     """Return when a job runs, what it needs and which rule let it in."""
-    needs = ''
+    details = job.when
     if job.needs is not None:
         names = ', '.join(need['name'] for need in job.needs)
-        needs = f', needs {names or "nothing"}'
-    return f' ({job.when}{needs}; {spec.decisions[job.name]})'
+        details += f', needs {names or "nothing"}'
+    if job.trigger is not None:
+        details += f', starts {job.trigger["project"] or "a child pipeline"}'
+    return f' ({details}; {spec.decisions[job.name]})'
 
 
 def submit_command(options: argparse.Namespace) -> int:
@@ -16201,7 +16263,8 @@ def submit_command(options: argparse.Namespace) -> int:
         else:
             project, ref, sha = submit_commit(ci, path, options)
         pipeline = ci.create_pipeline(project, ref, sha=sha, source=options.source,
-                                      variables=given_variables(options))
+                                      variables=given_variables(options),
+                                      inputs=command_inputs(options))
         commit = pipeline['sha'][:8]
         screen.line(f'pipeline {pipeline["id"]} of {project["path"]} at {commit}: {pipeline["status"]}')
         if not options.follow:

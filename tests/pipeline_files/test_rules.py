@@ -3,6 +3,7 @@
 import textwrap
 
 import pytest
+from support import commit, git
 
 import minici
 
@@ -417,6 +418,50 @@ def test_a_plan_names_when_and_needs_and_the_rule_and_what_is_left_out(tmp_path,
     assert 'deploy: deploy (manual, needs check; rules:1 (line 2): $FORCE)' in lines
     assert 'test: check (on_success; no rules)' in lines
     assert '-: nightly (left out: no rule fits)' in lines
+
+
+def test_a_plan_tells_the_clause_that_decided_and_its_file(tmp_path, capsys):
+    (tmp_path / 'ci.yml').write_text('include: more.yml\ntest: {script: x, rules: [{changes: [a]}]}\n')
+    (tmp_path / 'more.yml').write_text('\nother: {script: x, rules: [{if: $CI_COMMIT_BRANCH}]}\ndown: {trigger: a/b}\n')
+    assert minici.main(['lint', str(tmp_path / 'ci.yml'), '--plan']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 'test: test (on_success; rules:0 changes: assumed true (line 2))' in lines
+    assert 'test: other (on_success; rules:0 (more.yml, line 2): $CI_COMMIT_BRANCH)' in lines
+    assert 'test: down (on_success, starts a/b; no rules)' in lines
+
+
+def test_a_plan_says_why_a_job_without_rules_is_not_in_a_merge_request_pipeline(tmp_path, capsys):
+    (tmp_path / 'ci.yml').write_text('test: {script: x}\nmr: {script: x, rules: [{when: always}]}\n')
+    assert minici.main(['lint', str(tmp_path / 'ci.yml'), '--plan', '--source', 'merge_request_event']) == 0
+    assert '-: test (left out: without rules a job runs for branches and tags only)' in capsys.readouterr().out
+
+
+def test_a_plan_without_jobs_fails_and_says_why(tmp_path, capsys):
+    (tmp_path / 'ci.yml').write_text('workflow: {rules: [{if: $CI_COMMIT_TAG}]}\ntest: {script: x}\n')
+    assert minici.main(['lint', str(tmp_path / 'ci.yml'), '--plan']) == 1
+    assert 'workflow:rules want no pipeline' in capsys.readouterr().err
+
+
+def test_lint_refuses_a_source_that_there_is_not(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        minici.main(['lint', str(tmp_path / 'ci.yml'), '--source', 'shcedule'])
+    assert 'did you mean "schedule"?' in capsys.readouterr().err
+
+
+def test_lint_takes_the_default_branch_from_git(tmp_path, capsys):
+    commit(tmp_path, **{'.gitlab-ci.yml': 'test: {script: x, rules: [{if: $CI_COMMIT_BRANCH == "trunk"}]}\n'})
+    git(tmp_path, 'branch', '-m', 'trunk')
+    assert minici.main(['lint', str(tmp_path / '.gitlab-ci.yml'), '--plan']) == 0
+    assert 'test: test (on_success' in capsys.readouterr().out
+
+
+def test_lint_takes_inputs_and_warns_of_tokens_that_will_be_missing(tmp_path, capsys):
+    (tmp_path / 'ci.yml').write_text('spec: {inputs: {name: {}}}\n---\n'
+                                     '"$[[ inputs.name ]]": {script: x, id_tokens: {TOKEN: {aud: y}}}\n')
+    assert minici.main(['lint', str(tmp_path / 'ci.yml'), '--input', 'name=mine']) == 0
+    printed = capsys.readouterr()
+    assert printed.out == 'test: mine\n'
+    assert 'the variable TOKEN will be missing' in printed.err
 
 
 def test_lint_prints_every_complaint_and_fails(tmp_path, capsys):
