@@ -7248,7 +7248,7 @@ class Runners(Projects):
 
 # A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
 # CROSS JOIN keeps the order of the tables, whatever ANALYZE has seen.
-JOB_ROWS = """
+JOB_COLUMNS = """
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
            pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
@@ -7266,21 +7266,28 @@ JOB_ROWS = """
                        'file_format', file_format, 'expire_at', expire_at))
               FROM artifact
              WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
-      FROM job
+    """
+JOB_JOINS = """
      CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
      CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
      CROSS JOIN project ON project.id = job.project_id
       LEFT JOIN user ON user.id = job.user_id
       LEFT JOIN runner ON runner.id = job.runner_id
     """
+JOB_ROWS = f"""
+    {JOB_COLUMNS}
+      FROM job
+    {JOB_JOINS}
+    """
 
 # A job with the columns that say why it waits, and with its commit.
-BRIEF_JOB_ROWS = """
+BRIEF_JOB_COLUMNS = """
     SELECT job.id, job.status, job.started_at, job.project_id, job.pipeline_id, job.stage_idx, job.needs,
            job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, job.claimed_at, job.runner_id,
            job.protected, pipeline.commit_info,
            pipeline.sha, pipeline.created_at AS pipeline_created_at, project.path AS project_path
-      FROM job
+    """
+BRIEF_JOB_JOINS = """
      CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
      CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
      CROSS JOIN project ON project.id = job.project_id
@@ -7329,15 +7336,19 @@ class Jobs(Runners):
         The jobs are those of `project`, `pipeline` or `runner` (rows), in one of the statuses `scope`,
         called `name`. `include_retried=False` leaves out jobs that a newer one replaced. `before` is
         the id below which the page starts, for keyset paging. With `brief`, the rows have only the
-        columns of BRIEF_JOB_ROWS.
+        columns of BRIEF_JOB_COLUMNS.
         """
         values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
         values.update(before=before, limit=limit, offset=offset, reach=limit + offset, now=self.clock())
-        rows = BRIEF_JOB_ROWS if brief else JOB_ROWS
+        columns, joins = JOB_COLUMNS, JOB_JOINS
+        if brief:
+            columns, joins = BRIEF_JOB_COLUMNS, BRIEF_JOB_JOINS
         return self._all(f"""
-            {rows}
-             WHERE job.id IN ({self._page_of_jobs(values)})
-             ORDER BY job.id DESC
+            {columns}
+              FROM ({self._page_of_jobs(values)}) AS page
+             CROSS JOIN job ON job.id = page.id
+            {joins}
+             ORDER BY page.id DESC
             """, **values)
 
     @staticmethod
@@ -7353,6 +7364,7 @@ class Jobs(Runners):
                  ORDER BY id DESC
                  LIMIT :limit OFFSET :offset
                 """
+        where = conditions(JOB_FILTERS, {**values, 'scope': None})
         statuses = {f'status_{number}': status for number, status in enumerate(json.loads(values['scope']))}
         values.update(statuses)
         each = ' UNION ALL '.join(f"""
@@ -7471,8 +7483,8 @@ class Jobs(Runners):
                    stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, resource_group,
                    scheduled_at, claimed_at, runner_id, protected, failure_message, kind,
                    (SELECT id FROM pipeline WHERE bridge_id = job.id) AS downstream_id
-              FROM job
-              JOIN tag_set ON tag_set.id = job.tag_set_id
+              FROM job INDEXED BY job_of_pipeline
+             CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
              WHERE pipeline_id = :id AND retried = 0
              ORDER BY stage_idx, job.id
             """, id=pipeline['id'])
@@ -7504,7 +7516,7 @@ class Jobs(Runners):
         row = self._find('', """
             SELECT job.*, runner.token_hash AS holder_hash, project.runners_token
               FROM job
-              JOIN project ON project.id = job.project_id
+             CROSS JOIN project ON project.id = job.project_id
               LEFT JOIN runner ON runner.id = job.runner_id
              WHERE job.id = :id
             """, id=job_id)
@@ -7525,15 +7537,15 @@ class Jobs(Runners):
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
         """Return the jobs whose artifacts and variables `job` gets: all it waited for, unless it names some."""
         values = dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'], now=self.clock())
-        waited_for = 'job.stage_idx < :stage_idx'
+        index, waited_for = 'job_of_pipeline', 'job.stage_idx < :stage_idx'
         if job['needs'] is not None:
-            waited_for = 'job.name IN (SELECT value FROM json_each(:needs))'
+            index, waited_for = 'job_name', 'job.name IN (SELECT value FROM json_each(:needs))'
         rows = c.execute(f"""
             SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
                    artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
-              FROM job
-              JOIN pipeline ON pipeline.id = job.pipeline_id
-              JOIN project ON project.id = job.project_id
+              FROM job INDEXED BY {index}
+             CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
+             CROSS JOIN project ON project.id = job.project_id
               LEFT JOIN artifact
                      ON artifact.job_id = job.id AND artifact.file_type = 'archive'
                     AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
@@ -7953,7 +7965,7 @@ DEPENDENTS = """
       FROM (SELECT DISTINCT job_need.job_id
               FROM json_each(:names) AS given
              CROSS JOIN job_need ON job_need.pipeline_id = :id AND job_need.name = given.value) AS dependent
-     CROSS JOIN job ON job.id = dependent.job_id AND job.status = 'created' AND job.retried = 0
+     CROSS JOIN job NOT INDEXED ON job.id = dependent.job_id AND job.status = 'created' AND job.retried = 0
      CROSS JOIN job_need AS need INDEXED BY job_need_of_job ON need.job_id = job.id
      CROSS JOIN job AS needed INDEXED BY job_name
              ON needed.pipeline_id = :id AND needed.name = need.name AND needed.retried = 0
@@ -8473,13 +8485,31 @@ class Compiling(Processing):
 
 # Pipelines ####################################################################################
 
-PIPELINE_ROWS = """
+PIPELINE_COLUMNS = """
     SELECT pipeline.*, pipeline.created_at AS pipeline_created_at, project.path AS project_path,
            user.username, user.created_at AS user_created_at
-      FROM pipeline
-      JOIN project ON project.id = pipeline.project_id
+    """
+PIPELINE_JOINS = """
+     CROSS JOIN project ON project.id = pipeline.project_id
       LEFT JOIN user ON user.id = pipeline.user_id
     """
+PIPELINE_ROWS = f"""
+    {PIPELINE_COLUMNS}
+      FROM pipeline
+    {PIPELINE_JOINS}
+    """
+#: The index that finds pipelines by filters, newest first.
+PIPELINE_INDEXES = {
+    ('sha',): 'INDEXED BY pipeline_of_sha',
+    ('project_id', 'ref', 'status'): 'INDEXED BY pipeline_ref',
+    ('project_id', 'ref'): 'INDEXED BY pipeline_of_project_ref',
+    ('project_id', 'status'): 'INDEXED BY pipeline_of_project_status',
+    ('project_id',): 'INDEXED BY pipeline_of_project',
+    ('ref', 'status'): 'INDEXED BY pipeline_of_ref_status',
+    ('ref',): 'INDEXED BY pipeline_of_ref',
+    ('status',): 'INDEXED BY pipeline_status',
+    (): 'NOT INDEXED',
+}
 
 PIPELINE_FILTERS = {
     'project_id': 'pipeline.project_id = :project_id',
@@ -8676,7 +8706,9 @@ class Pipelines(Compiling):
         """Return a pipeline (of `project`, if given) and its `coverage`; raise NotFound if there is none."""
         pipeline_id = pipeline['id'] if isinstance(pipeline, Row) else pipeline
         return self._find('Pipeline', f"""
-            SELECT *, (SELECT avg(coverage) FROM job WHERE pipeline_id = :id AND retried = 0) AS coverage
+            SELECT *, (SELECT avg(coverage)
+                         FROM job INDEXED BY job_of_pipeline
+                        WHERE pipeline_id = :id AND retried = 0) AS coverage
               FROM ({PIPELINE_ROWS} WHERE pipeline.id = :id)
              WHERE :project_id IS NULL OR project_id = :project_id
             """, id=pipeline_id, project_id=id_of(project))
@@ -8704,21 +8736,26 @@ class Pipelines(Compiling):
             updated_after=updated_after, updated_before=updated_before, yaml_errors=yaml_errors,
             schedule_id=id_of(schedule))
         where = conditions(PIPELINE_FILTERS, values)
-        order = PIPELINE_SORTS.get(order_by, 'id')
+        index = next(index for names, index in PIPELINE_INDEXES.items()
+                     if all(values[name] is not None for name in names))
         direction = DIRECTIONS.get(sort, 'DESC')
+        columns = dict.fromkeys((PIPELINE_SORTS.get(order_by, 'id'), 'id'))
+        order = ', '.join(f'pipeline.{column} {direction}' for column in columns)
         with self.db.read() as c:
             total, = c.execute(f"""
                 SELECT count(*)
                   FROM (SELECT 1
-                          FROM pipeline
+                          FROM pipeline {index}
                           LEFT JOIN user ON user.id = pipeline.user_id
                          WHERE {where}
                          LIMIT :count_to)
                 """, {**values, 'count_to': count_to}).fetchone()
             rows = c.execute(f"""
-                {PIPELINE_ROWS}
+                {PIPELINE_COLUMNS}
+                  FROM pipeline {index}
+                {PIPELINE_JOINS}
                  WHERE {where}
-                 ORDER BY pipeline.{order} {direction}, pipeline.id {direction}
+                 ORDER BY {order}
                  LIMIT :limit OFFSET :offset
                 """, {**values, 'limit': limit, 'offset': offset}).fetchall()
         return rows, total
@@ -8756,7 +8793,7 @@ class Pipelines(Compiling):
         found: dict[int, dict[str, list[tuple[str, bool]]]] = {pipeline['id']: {} for pipeline in pipelines}
         rows = self._all("""
             SELECT DISTINCT pipeline_id, stage_idx, stage, status, allow_failure
-              FROM job
+              FROM job INDEXED BY job_of_pipeline
              WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0
              ORDER BY pipeline_id, stage_idx
             """, ids=json.dumps(list(found)))
@@ -9443,7 +9480,7 @@ CLAIMS = {kind: f"""
        SET runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash, claimed_at = :now,
            attempts = attempts + 1
      WHERE status = 'pending' AND token_hash IS NULL AND id = ({oldest})
-    RETURNING id, pipeline_id
+    RETURNING *, (SELECT ref FROM pipeline WHERE id = pipeline_id) AS ref
     """ for kind, oldest in QUEUES.items()}
 
 # A claimed job is pending until its runner accepts it; for most runners that is at once.
@@ -9546,14 +9583,13 @@ class Queue(Retention):
                 claimed = c.execute(CLAIMS[kind], wanted).fetchall()
                 if not claimed:
                     return None
-                job = self._claimed_job(c, claimed[0]['id'], now)
-                lacking = [] if features is None else unsupported_keywords(job, features)
+                lacking = [] if features is None else unsupported_keywords(claimed[0], features)
                 if lacking:
-                    self._refuse(c, job, runner, lacking)
+                    self._refuse(c, claimed[0], runner, lacking)
                     continue
                 if 'two_phase_job_commit' not in (features or ()):
-                    self._accept(c, job, now)
-                    job = self._claimed_job(c, job['id'], now)
+                    self._accept(c, claimed[0], now)
+                job = self._claimed_job(c, claimed[0]['id'], now)
                 claim = Claim(job, token, self._dependencies(c, job), self._job_variables(job, environment_of(job)))
             self._announce()
             return claim
