@@ -21,7 +21,7 @@ STATEMENTS = {
     'list by keyset': 5,
     'one job': 5,
     'list of pipelines': 4,
-    'one pipeline': 3,
+    'one pipeline': 4,
     'page of pipelines': 7,
     'page of a pipeline': 6,
     'page of a job': 7,
