@@ -15250,6 +15250,7 @@ def duration_text(seconds: float) -> str:
 DEFAULT_DATABASE = 'minici.sqlite'
 MAX_JOBS_SHOWN = 10_000             # jobs of a pipeline
 RUNS_KEPT = 50                      # pipelines that the history of local runs holds
+TESTS_SHOWN = 10                    # failed tests of a job that the summary names
 TAIL_LINES = 20                     # lines of a failed job's trace that the summary repeats
 NAME_WIDTH = 24                     # columns that a job's name in front of its lines may take
 RUN_SOURCES = {
@@ -15646,7 +15647,7 @@ class LocalRun:
         self._show_heading(plan)
         tags = sorted({tag for job in plan.spec.jobs for tag in job.tag_list})
         self._runner, _ = self.ci.create_runner(self.project, description='minici run', tag_list=tags)
-        self._started = time.monotonic()
+        self._started, self._known = time.monotonic(), 1
         ended = True
         with tempfile.TemporaryDirectory(prefix='minici-run-', ignore_cleanup_errors=True) as work:
             place = Path(self._options.keep or work).resolve()
@@ -15684,19 +15685,41 @@ class LocalRun:
 
     def _claim(self) -> Claim | None:
         """Return the next job that may run, None if there is none right now."""
-        for job in self._latest_jobs():
+        jobs = self._latest_jobs()
+        for job in jobs:
             if job['status'] == 'scheduled' or job['status'] == 'manual' and self._is_named(job):
                 self.ci.play_job(job)      # nobody waits for a delay here
-        return self.ci.request_job(self._runner, pipeline=self._pipeline)
+        for pipeline in self._family():
+            if claim := self.ci.request_job(self._runner, pipeline=pipeline):
+                return claim
+        return None
+
+    def _family(self) -> list[Row]:
+        """Return the pipeline and those that its bridges have started in this project; the runner takes their tags."""
+        family = [self._pipeline]
+        for pipeline in family:
+            started = [downstream for _, downstream in self.ci.list_bridges(pipeline) if downstream is not None]
+            children = [self.ci.find_pipeline(number) for number in started]
+            family += [child for child in children if child['project_id'] == self.project['id']]
+        if len(family) > self._known:
+            self._known = len(family)
+            jobs = [job for pipeline in family for job in self.ci.list_jobs(pipeline=pipeline, limit=MAX_JOBS_SHOWN)]
+            tags = {tag for job in jobs for tag in json.loads(job['tags'])}
+            self._runner = self.ci.edit_runner(self._runner, tag_list=sorted(tags))
+        return family
 
     def _is_named(self, job: Row) -> bool:
         """Tell whether a manual job was asked for."""
         return not {job['name'], plain_name(job['name'])}.isdisjoint(self._options.manual)
 
     def _latest_jobs(self) -> list[Row]:
-        """Return the jobs of the pipeline in their order, without those that were tried again."""
-        jobs = self.ci.list_jobs(pipeline=self._pipeline, limit=MAX_JOBS_SHOWN, include_retried=False)
-        return sorted(jobs, key=lambda job: (job['stage_idx'], job['id']))
+        """Return the jobs of the pipeline and its children in their order, without those that were tried again."""
+        found = []
+        for pipeline in self._family():
+            jobs = self.ci.list_jobs(pipeline=pipeline, limit=MAX_JOBS_SHOWN, include_retried=False)
+            jobs += [bridge for bridge, _ in self.ci.list_bridges(pipeline) if not bridge['retried']]
+            found += sorted(jobs, key=lambda job: (job['stage_idx'], job['id']))
+        return found
 
     def _run_job(self, claim: Claim) -> None:
         """Run one job and show it."""
@@ -15791,7 +15814,10 @@ class LocalRun:
         manual = [job['name'] for job in jobs if job['status'] == 'manual']
         if manual:
             self._screen.line(f'waiting to be started by hand: {first_of(manual)} (--manual NAME runs one)')
-        passed = not broken and all(job['status'] != 'canceled' for job in jobs)
+        stuck = [job for job in jobs if job['status'] in ('pending', 'running', 'waiting_for_resource', 'preparing')]
+        for job in stuck:
+            self._screen.line(f'{job["name"]} did not run: {self.ci.pending_reason(job)}')
+        passed = not broken and not stuck and all(job['status'] != 'canceled' for job in jobs)
         said, colour = ('passed', '32;1') if passed else ('failed', '31;1')
         self._screen.line(self._screen.paint(f'run {number} {said} in {took}', colour))
         return int(not passed)
@@ -15804,7 +15830,18 @@ class LocalRun:
         with contextlib.suppress(NotFound):
             for line in script_lines(self.ci.read_trace(job))[-TAIL_LINES:]:
                 self._screen.line(f'  {self._screen.clean(line).rstrip()}')
+        for case in self.ci.list_test_cases(job, ('failed', 'error'), TESTS_SHOWN):
+            self._show_test(case)
         self._screen.line()
+
+    def _show_test(self, case: Row) -> None:
+        """Show a test that failed: its name, its place and the first line of what it said."""
+        place = case['file'] or case['classname'] or case['suite']
+        said, _, _ = (case['message'] or case['output']).strip().partition('\n')
+        text = f'✘ {case["name"]} ({place})' if place else f'✘ {case["name"]}'
+        self._screen.line('  ' + self._screen.paint(text, '31'))
+        if said:
+            self._screen.line('      ' + self._screen.clean(said.encode()).rstrip())
 
     def _show_table(self, jobs: Sequence[Row]) -> None:
         """Show each job with its result, time and artifacts."""
@@ -15825,6 +15862,8 @@ class LocalRun:
         remarks = []
         if job['status'] == 'failed':
             remarks.append(failure_text(job))
+        if report := self.ci.find_test_report(job):
+            remarks.append(tests_text(report))
         if job['coverage'] is not None:
             remarks.append(f'coverage {job["coverage"]:g}%')
         remarks += [artifact_text(item) for item in json.loads(job['artifacts'])]
@@ -15894,6 +15933,15 @@ def failure_text(job: Row) -> str:
     if job['failure_reason'] == 'script_failure' and job['exit_code'] is not None:
         return f'exit code {job["exit_code"]}'
     return (job['failure_reason'] or 'unknown_failure').replace('_', ' ')
+
+
+def tests_text(report: Row) -> str:
+    """Say how many tests a job has reported, and how many of them failed."""
+    wrong = report['failed'] + report['error']
+    total = wrong + report['success'] + report['skipped']
+    if wrong:
+        return f'{wrong} of {counted(total, "test")} failed'
+    return counted(total, 'test')
 
 
 def artifact_text(item: Mapping[str, Any]) -> str:
@@ -16433,6 +16481,7 @@ class Hook:
         message = {'kind': kind, 'status': row['status'], 'before': before}
         if kind == 'job':
             message['job'] = job_entity(row, self)
+            message['project'] = row['project_path']
         else:
             message |= self._pipeline_facts(row)
         problem = ''

@@ -403,3 +403,44 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(process):
     started.send_signal(signal.SIGINT)
     assert started.wait(30) in (130, 141)
     assert started.stderr.read() == ''
+
+
+def test_failed_tests_of_a_junit_report_are_named_and_counted(run, tmp_path):
+    commit(tmp_path / 'demo', **{'junit.xml': textwrap.dedent("""\
+        <testsuite name="unit" tests="3" failures="1">
+        <testcase name="test_good" classname="tests.unit" time="0.1"/>
+        <testcase name="test_other" classname="tests.unit" time="0.1"/>
+        <testcase name="test_bad" classname="tests.unit" file="tests/unit.py" time="0.2">
+        <failure message="assert 1 == 2">assert 1 == 2
+        more</failure></testcase></testsuite>
+        """)})
+    status, out, _ = run("""
+        unit:
+          script: [echo "TOTAL 87%", exit 1]
+          coverage: '/TOTAL (\\d+)%/'
+          artifacts: {when: always, reports: {junit: junit.xml}}
+        """)
+    assert status == 1
+    assert '  ✘ test_bad (tests/unit.py)\n      assert 1 == 2\n' in out
+    assert '1 of 3 tests failed, coverage 87%' in out
+
+
+def test_a_child_pipeline_runs_too(run, tmp_path):
+    commit(tmp_path / 'demo', **{'child.yml': 'inner: {script: [echo "in $CI_PIPELINE_SOURCE"], tags: [special]}\n'})
+    status, out, _ = run("""
+        outer: {trigger: {include: child.yml, strategy: depend}}
+        other: {script: ['true']}
+        """)
+    assert status == 0, out
+    assert 'in parent_pipeline' in out
+    assert results(out) == {'outer': 'passed', 'other': 'passed', 'inner': 'passed'}
+
+
+def test_inputs_are_given_on_the_command_line(run):
+    status, out, _ = run("""
+        spec: {inputs: {who: {default: nobody}}}
+        ---
+        greet: {script: ['echo "hello $[[ inputs.who ]]"']}
+        """, '--input', 'who=world')
+    assert status == 0
+    assert 'hello world\n' in out
