@@ -15380,7 +15380,9 @@ class JobView:
             self._screen.line(self._prefix + self._screen.paint(text, colour))
 
     def _print(self, line: bytes) -> None:
-        self._screen.line(self._prefix + self._screen.clean(line).rstrip())
+        text = self._screen.clean(line).rstrip()
+        end = '\033[0m' if '\033' in text else ''  # a colour that the job leaves on ends with its line
+        self._screen.line(f'{self._prefix}{text}{end}')
 
     def _close(self, name: str, ended: int) -> None:
         """End a section; of the outermost folded one a single line remains, and its warnings."""
@@ -15795,7 +15797,7 @@ class LocalRun:
     def _summarize(self, ended: bool) -> int:
         """Repeat what failed, show a table of the jobs and the result; return the exit status."""
         jobs = self._latest_jobs()
-        failed = [job for job in jobs if job['status'] == 'failed']
+        failed = [job for job in jobs if outcome(job) in ('failed', 'warning')]
         if self._screen.broken:
             return 128 + signal.SIGPIPE
         if self._width:
@@ -15860,7 +15862,7 @@ class LocalRun:
     def _remark(self, job: Row) -> str:
         """Return what there is to say about a finished job: its failure, coverage and artifacts."""
         remarks = []
-        if job['status'] == 'failed':
+        if outcome(job) in ('failed', 'warning'):
             remarks.append(failure_text(job))
         if report := self.ci.find_test_report(job):
             remarks.append(tests_text(report))
@@ -15911,6 +15913,8 @@ def job_label(job: JobSpec) -> str:
 
 def outcome(job: Row) -> str:
     """Return the key of OUTCOMES for a job."""
+    if job['failure_reason'] == 'runner_interrupted':
+        return 'canceled'
     if job['status'] == 'failed' and job['allow_failure']:
         return 'warning'
     if job['status'] in OUTCOMES:
@@ -15922,7 +15926,7 @@ def outcome_line(screen: Screen, job: Row) -> str:
     """Say in a line how a job ended, in which time, and why it failed."""
     mark, said, colour = OUTCOMES[outcome(job)]
     took = duration_text(max(0, (job['finished_at'] or 0) - (job['started_at'] or 0)))
-    reason = f': {failure_text(job)}' if job['status'] == 'failed' else ''
+    reason = f': {failure_text(job)}' if outcome(job) in ('failed', 'warning') else ''
     return screen.paint(f'{mark} {said} in {took}{reason}', colour)
 
 

@@ -388,6 +388,7 @@ def test_ctrl_c_stops_the_jobs_and_ends_with_130_and_a_sentence(process, tmp_pat
     out, err = started.communicate(timeout=30)
     assert (started.returncode, err) == (130, '')
     assert re.search('run 1 was interrupted after .*; its jobs are stopped', out)
+    assert results(out) == {'slow': 'canceled'}
     pid, = (tmp_path / 'kept').glob('*/demo/pid')
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
