@@ -13675,21 +13675,21 @@ def read_event(call: Call) -> tuple[str, JSON]:
     return kind, event
 
 
-def part_of(event: Mapping[str, Any], *names: str) -> Any:
-    """Return a value deep inside an event, None if it is not there."""
+def part_of(event: Mapping[str, Any], path: str) -> Any:
+    """Return a value deep inside an event, None if it is not there; dots stand between the names."""
     value: Any = event
-    for name in names:
+    for name in path.split('.'):
         if not isinstance(value, dict):
             return None
         value = value.get(name)
     return value
 
 
-def required(event: Mapping[str, Any], *names: str) -> str:
+def required(event: Mapping[str, Any], path: str) -> str:
     """Return a text deep inside an event; raise BadRequest, which names it, if it is not there."""
-    value = part_of(event, *names)
+    value = part_of(event, path)
     if not isinstance(value, str) or not value:
-        raise BadRequest(f'the event has no {".".join(names)}')
+        raise BadRequest(f'the event has no {path}')
     return value
 
 
@@ -13704,7 +13704,7 @@ def check_push(event: JSON) -> None:
         raise NothingToDo(f'{short_name(ref)} was removed')
     if skips_ci(event):
         raise NothingToDo('the commit says to skip CI')
-    skip = part_of(event, 'push_options', 'ci', 'skip')
+    skip = part_of(event, 'push_options.ci.skip')
     if skip is not None and str(skip).lower() != 'false':
         raise NothingToDo('the push says to skip CI')
 
@@ -13718,8 +13718,10 @@ def skips_ci(push: Mapping[str, Any]) -> bool:
 
 def push_variables(event: JSON) -> list[dict[str, str]]:
     """Return the variables that somebody gave as push options: ``git push -o ci.variable="NAME=value"``."""
-    given = part_of(event, 'push_options', 'ci', 'variable') or ()
-    pairs = [str(text).partition('=') for text in ([given] if isinstance(given, str) else given)]
+    given = part_of(event, 'push_options.ci.variable') or []
+    if isinstance(given, str):
+        given = [given]
+    pairs = [str(text).partition('=') for text in given]
     return [{'key': key, 'value': value} for key, _, value in pairs]
 
 
@@ -13733,64 +13735,94 @@ def push_pipeline(call: Call, project: Row, event: JSON) -> Row:
                                    variables=push_variables(event))
 
 
-def pull_request(event: JSON) -> tuple[str, str, JSON]:
-    """Return the ref, the newest commit and the facts of a pull request of GitHub, Gitea or Forgejo."""
-    number = part_of(event, 'pull_request', 'number') or event.get('number')
-    if not isinstance(number, int):
-        raise BadRequest('the event has no pull_request.number')
-    labels = part_of(event, 'pull_request', 'labels')
-    source, target = (part_of(event, 'pull_request', side, 'repo', 'full_name') for side in ('head', 'base'))
-    request = {
-        'iid': number,
-        'source_branch': required(event, 'pull_request', 'head', 'ref'),
-        'target_branch': required(event, 'pull_request', 'base', 'ref'),
-        'title': str(part_of(event, 'pull_request', 'title') or ''),
-        'description': str(part_of(event, 'pull_request', 'body') or ''),
-        'labels': [str(part_of(label, 'name')) for label in labels if isinstance(label, dict)] if labels else [],
-        'draft': bool(part_of(event, 'pull_request', 'draft')),
-        'source_project_path': source,
-        'source_project_url': part_of(event, 'pull_request', 'head', 'repo', 'html_url'),
-        'project_url': part_of(event, 'pull_request', 'base', 'repo', 'html_url'),
-        'fork': source != target,
-    }
-    return f'refs/pull/{number}/head', required(event, 'pull_request', 'head', 'sha'), request
+@dataclass(frozen=True)
+class RequestShape:
+    """Where the facts of a merge request stand in the events of a forge."""
+
+    action: str
+    number: str
+    sha: str
+    labels: str
+    label_name: str
+    sides: tuple[str, str]      # the projects that it comes from and goes to: they differ for a fork
+    branches: Mapping[str, str]
+    texts: Mapping[str, str]
+    ref: str                    # the name that the forge gives to its newest commit
 
 
-def gitlab_request(event: JSON) -> tuple[str, str, JSON]:
-    """Return the ref, the newest commit and the facts of a merge request of GitLab."""
-    number = part_of(event, 'object_attributes', 'iid')
-    if not isinstance(number, int):
-        raise BadRequest('the event has no object_attributes.iid')
-    source, target = (part_of(event, 'object_attributes', f'{side}_project_id') for side in ('source', 'target'))
-    labels = event.get('labels')
-    request = {
-        'iid': number,
-        'source_branch': required(event, 'object_attributes', 'source_branch'),
-        'target_branch': required(event, 'object_attributes', 'target_branch'),
-        'title': str(part_of(event, 'object_attributes', 'title') or ''),
-        'description': str(part_of(event, 'object_attributes', 'description') or ''),
-        'labels': [str(part_of(label, 'title')) for label in labels if isinstance(label, dict)] if labels else [],
-        'draft': bool(part_of(event, 'object_attributes', 'draft')),
-        'source_project_path': part_of(event, 'object_attributes', 'source', 'path_with_namespace'),
-        'source_project_url': part_of(event, 'object_attributes', 'source', 'web_url'),
-        'project_url': part_of(event, 'object_attributes', 'target', 'web_url'),
-        'fork': source != target,
-    }
-    return f'refs/merge-requests/{number}/head', required(event, 'object_attributes', 'last_commit', 'id'), request
+PULL_REQUEST = RequestShape(
+    action='action',
+    number='pull_request.number',
+    sha='pull_request.head.sha',
+    labels='pull_request.labels',
+    label_name='name',
+    sides=('pull_request.head.repo.full_name', 'pull_request.base.repo.full_name'),
+    branches={
+        'source_branch': 'pull_request.head.ref',
+        'target_branch': 'pull_request.base.ref',
+    },
+    texts={
+        'title': 'pull_request.title',
+        'description': 'pull_request.body',
+        'draft': 'pull_request.draft',
+        'source_project_path': 'pull_request.head.repo.full_name',
+        'source_project_url': 'pull_request.head.repo.html_url',
+        'project_url': 'pull_request.base.repo.html_url',
+    },
+    ref='refs/pull/{}/head',
+)
+MERGE_REQUEST = RequestShape(
+    action='object_attributes.action',
+    number='object_attributes.iid',
+    sha='object_attributes.last_commit.id',
+    labels='labels',
+    label_name='title',
+    sides=('object_attributes.source_project_id', 'object_attributes.target_project_id'),
+    branches={
+        'source_branch': 'object_attributes.source_branch',
+        'target_branch': 'object_attributes.target_branch',
+    },
+    texts={
+        'title': 'object_attributes.title',
+        'description': 'object_attributes.description',
+        'draft': 'object_attributes.draft',
+        'source_project_path': 'object_attributes.source.path_with_namespace',
+        'source_project_url': 'object_attributes.source.web_url',
+        'project_url': 'object_attributes.target.web_url',
+    },
+    ref='refs/merge-requests/{}/head',
+)
+
+
+def read_request(event: JSON, shape: RequestShape) -> JSON:
+    """Return the facts of a merge request for `merge_request_variables`; raise BadRequest if any is missing."""
+    iid = part_of(event, shape.number)
+    if not isinstance(iid, int):
+        raise BadRequest(f'the event has no {shape.number}')
+    request: JSON = {'iid': iid}
+    request.update((name, required(event, path)) for name, path in shape.branches.items())
+    request.update((name, part_of(event, path)) for name, path in shape.texts.items())
+    labels = [label for label in part_of(event, shape.labels) or () if isinstance(label, dict)]
+    request['labels'] = [str(label.get(shape.label_name)) for label in labels]
+    return request
 
 
 def merge_request_pipeline(call: Call, project: Row, event: JSON) -> Row:
     """Create the pipeline of a merge request that was opened, or has new commits."""
-    of_gitlab = 'object_attributes' in event
-    action = part_of(event, 'object_attributes', 'action') if of_gitlab else event.get('action')
-    if action not in NEW_COMMITS or action == 'update' and not part_of(event, 'object_attributes', 'oldrev'):
+    shape = PULL_REQUEST
+    if 'object_attributes' in event:
+        shape = MERGE_REQUEST
+    action = part_of(event, shape.action)
+    if action not in NEW_COMMITS or action == 'update' and not part_of(event, 'object_attributes.oldrev'):
         raise NothingToDo(f'nothing to do for a merge request that is {action or "as it was"}')
-    ref, sha, request = gitlab_request(event) if of_gitlab else pull_request(event)
-    if SKIP_CI.search(str(part_of(event, 'object_attributes', 'last_commit', 'message'))):
+    request, sha = read_request(event, shape), required(event, shape.sha)
+    if SKIP_CI.search(str(part_of(event, 'object_attributes.last_commit.message'))):
         raise NothingToDo('the commit says to skip CI')
-    if request['fork'] and not project['fork_pipelines']:
+    source, target = (part_of(event, side) for side in shape.sides)
+    if source != target and not project['fork_pipelines']:
         raise NothingToDo('merge requests of forks make no pipelines here; the project setting '
                           'ci_allow_fork_pipelines_to_run_in_parent_project lets them')
+    ref = shape.ref.format(request['iid'])
     return call.ci.create_pipeline(project, ref, sha=sha, source='merge_request_event', merge_request=request)
 
 
@@ -13904,18 +13936,23 @@ def start_git(call: Call, directory: Path, path: str) -> GitAnswer:
         for name, value in settings.items():
             section, _, key = name.partition('.')
             config.write(f'[{section}]\n\t{key} = {value}\n')
-    environment = git_environment({
+    request = {
         'GIT_CONFIG_GLOBAL': os.devnull,
         'GIT_HTTP_EXPORT_ALL': '1',
         'GIT_PROJECT_ROOT': str(directory),
-        'GIT_PROTOCOL': call.header('Git-Protocol') or '',
         'PATH_INFO': f'/repository.git/{path}',
         'REQUEST_METHOD': call.method,
         'QUERY_STRING': 'service=git-upload-pack',
-        'CONTENT_TYPE': call.header('Content-Type') or '',
-        'HTTP_CONTENT_ENCODING': call.header('Content-Encoding') or '',
         'CONTENT_LENGTH': str(len(call.body)),
-    })
+    }
+    passed_on = {
+        'GIT_PROTOCOL': 'Git-Protocol',
+        'CONTENT_TYPE': 'Content-Type',
+        'HTTP_CONTENT_ENCODING': 'Content-Encoding',
+    }
+    for name, header in passed_on.items():
+        request[name] = call.header(header) or ''
+    environment = git_environment(request)
     with tempfile.TemporaryFile(dir=directory) as body:
         body.write(call.body)
         body.seek(0)
@@ -14749,6 +14786,11 @@ class JobEnded(Exception):
         self.reason, self.exit_code = reason, exit_code
 
 
+def section_mark(kind: str, name: str) -> bytes:
+    """Return the mark that starts or ends a section of a trace now."""
+    return f'section_{kind}:{int(time.time())}:{name}\r\033[0K'.encode()
+
+
 class JobOutput:
     """The trace of a running job on its way to the coordinator and to whoever listens; secrets are masked.
 
@@ -14808,11 +14850,11 @@ class JobOutput:
     @contextlib.contextmanager
     def section(self, name: str, title: str) -> Iterator[None]:
         """Fold what is written inside under a title, as GitLab does."""
-        self.write(f'section_start:{int(time.time())}:{name}\r\033[0K\033[36;1m{title}\033[0;m\n'.encode())
+        self.write(section_mark('start', name) + f'\033[36;1m{title}\033[0;m\n'.encode())
         try:
             yield
         finally:
-            self.write(f'section_end:{int(time.time())}:{name}\r\033[0K'.encode())
+            self.write(section_mark('end', name))
 
 
 class ShellJob:
@@ -14848,10 +14890,12 @@ class ShellJob:
             self._run_script('step_script', 'Executing "step_script" stage of the job script', self._steps('script'))
         except JobEnded as error:
             failure = error
-        except (CIError, OSError, zipfile.BadZipFile) as error:
-            if isinstance(error, JobNotRunning):
-                raise
-            failure = JobEnded('; '.join(plain_problems(error)) if isinstance(error, CIError) else str(error))
+        except JobNotRunning:
+            raise
+        except CIError as error:
+            failure = JobEnded('; '.join(plain_problems(error)))
+        except (OSError, zipfile.BadZipFile) as error:
+            failure = JobEnded(str(error))
         if self._directory.exists():
             failure = self._clean_up(failure)
         return failure
@@ -14907,10 +14951,12 @@ class ShellJob:
                 value = str(path)
             if item['key'] != 'CI_REPOSITORY_URL':  # nobody serves it
                 known[item['key']] = value
-            raw = raw | {item['key']} if item.get('raw') or item.get('file') else raw - {item['key']}
+            raw.discard(item['key'])
+            if item.get('raw') or item.get('file'):
+                raw.add(item['key'])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENDS_WITH_JOB)}
-        given = {name: value if name in raw else fill_in(value, known) for name, value in known.items()}
-        return inherited | given
+        given = {name: fill_in(value, known) for name, value in known.items() if name not in raw}
+        return inherited | known | given
 
     def _get_sources(self) -> None:
         """Make a working copy of the snapshot, unless GIT_STRATEGY says otherwise."""
@@ -14923,7 +14969,8 @@ class ShellJob:
                   str(self._place.store), str(self._directory))
         if self._environment.get('GIT_CHECKOUT', 'true') != 'false':
             self._git('-C', str(self._directory), 'checkout', '--quiet', '--detach', self._job['sha'])
-        self._output.line(f'Checked out {self._job["sha"][:8]} as detached HEAD (ref is {self._job["ref"]})')
+        commit = self._job['sha'][:8]
+        self._output.line(f'Checked out {commit} as detached HEAD (ref is {self._job["ref"]})')
 
     def _git(self, *arguments: str) -> bytes:
         """Run git for the job's working copy, with the configuration of its store; return what it printed."""
@@ -14939,7 +14986,8 @@ class ShellJob:
         _, archive = self._ci.open_artifacts(item['id'])
         with archive:
             files = unpack(archive, self._directory)
-        self._output.line(f'Downloading artifacts for {item["name"]} ({item["id"]}): {counted(files, "file")}')
+        source = f'{item["name"]} ({item["id"]})'
+        self._output.line(f'Downloading artifacts for {source}: {counted(files, "file")}')
 
     # -- scripts
 
@@ -14973,9 +15021,10 @@ class ShellJob:
         assert process.stdout
         pipe, open_ended = process.stdout.fileno(), True
         while open_ended or process.poll() is None:
-            readable, _, _ = select.select([pipe] if open_ended else [], [], [], PUMP_INTERVAL)
-            data = os.read(pipe, COPY_CHUNK) if readable else b''
-            open_ended = not readable or bool(data)
+            readable, data = self._wait_for(pipe if open_ended else None), b''
+            if readable:
+                data = os.read(pipe, COPY_CHUNK)
+                open_ended = bool(data)
             self._output.write(data)
             if self._place.stopping.is_set():
                 raise JobEnded('interrupted', 'runner_interrupted')
@@ -14986,6 +15035,12 @@ class ShellJob:
                 break       # a process that was left behind holds the pipe
         self._output.flush()
         return exit_status(process.wait())
+
+    @staticmethod
+    def _wait_for(pipe: int | None) -> bool:
+        """Wait a moment, or until something can be read from a pipe; tell whether it can."""
+        pipes = [pipe] if pipe is not None else []
+        return bool(select.select(pipes, [], [], PUMP_INTERVAL)[0])
 
     # -- after the script
 
@@ -15011,8 +15066,8 @@ class ShellJob:
         wanted = [item for item in self._payload['artifacts'] or () if wanted_after(item.get('when'), passed)]
         if not wanted:
             return
-        outcome = 'success' if passed else 'failure'
-        with self._output.section(f'upload_artifacts_on_{outcome}', 'Uploading artifacts'):
+        result = 'success' if passed else 'failure'
+        with self._output.section(f'upload_artifacts_on_{result}', 'Uploading artifacts'):
             for item in wanted:
                 self._upload(item)
 
@@ -15030,7 +15085,8 @@ class ShellJob:
                                      expire_in=item.get('expire_in'))
         finally:
             part.discard()
-        self._output.line(f'Uploading {counted(len(files), "file")} as "{kind}": {first_of(files)}')
+        number_of = counted(len(files), 'file')
+        self._output.line(f'Uploading {number_of} as "{kind}": {first_of(files)}')
 
     def _find_files(self, item: Mapping[str, Any]) -> list[str]:
         """Return the paths of the files that an artifact or cache names; say which of its patterns match nothing."""
@@ -15103,17 +15159,23 @@ def fill_in(text: str, variables: Mapping[str, str]) -> str:
 
 def wanted_after(when: str | None, passed: bool) -> bool:
     """Tell whether what is kept `on_success`, `on_failure` or `always` is kept after this result."""
-    return when == 'always' or (when or 'on_success') == ('on_success' if passed else 'on_failure')
+    if passed:
+        return when in (None, 'always', 'on_success')
+    return when in ('always', 'on_failure')
 
 
 def shell_script(commands: Sequence[str], shell: str, traced: bool) -> str:
     """Return a script that shows each command before it runs it, and ends with the first that fails."""
-    lines = ['set -eo pipefail' if shell.endswith('bash') else 'set -e', 'set +o noclobber']
+    lines = ['set -e', 'set +o noclobber']
+    if shell.endswith('bash'):
+        lines.append('set -o pipefail')
     if traced:
         lines.append('set -x')
     for command in commands:
         first, _, more = command.strip('\n').partition('\n')
-        shown = f'$ {first} # collapsed multi-line command' if more else f'$ {first}'
+        shown = f'$ {first}'
+        if more:
+            shown += ' # collapsed multi-line command'
         lines += [f"printf '\\033[32;1m%s\\033[0;m\\n' {shlex.quote(shown)}", command]
     return '\n'.join([*lines, ''])
 
@@ -15130,7 +15192,9 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
 
 def exit_status(code: int) -> int:
     """Return an exit code as shells have it: 128 and its number for a signal."""
-    return code if code >= 0 else 128 - code
+    if code < 0:
+        return 128 - code
+    return code
 
 
 def list_files(directory: Path) -> list[str]:
@@ -15164,10 +15228,12 @@ def pack(target: IO[bytes] | PartFile, directory: Path, files: Sequence[str], fi
     if file_format == 'zip':
         pack_zip(target, directory, files)
         return f'{name}.zip'
+    if file_format == 'raw':
+        target.write((directory / files[0]).read_bytes())
+        return os.path.basename(files[0])
     for path in files:
-        content = (directory / path).read_bytes()
-        target.write(content if file_format == 'raw' else gzip.compress(content))
-    return os.path.basename(files[0]) if file_format == 'raw' else f'{name}.gz'
+        target.write(gzip.compress((directory / path).read_bytes()))
+    return f'{name}.gz'
 
 
 def pack_zip(target: IO[bytes] | PartFile, directory: Path, files: Sequence[str]) -> None:
@@ -15217,16 +15283,25 @@ def unpack_entry(bundle: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) 
     target.chmod(mode & 0o777 or 0o644)
 
 
-def counted(number: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
     """Return a number with its noun: ``1 file``, ``2 files``."""
-    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+    return f'{count} {plural(count, noun)}'
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a noun for a number of things, without the number."""
+    if count == 1:
+        return noun
+    return f'{noun}s'
 
 
 def first_of(names: Sequence[str], most: int = 3) -> str:
     """Return the first of some names, and how many there are besides."""
     more = len(names) - most
     shown = ', '.join(names[:most])
-    return f'{shown} and {more} more' if more > 0 else shown
+    if more > 0:
+        shown += f' and {more} more'
+    return shown
 
 
 def duration_text(seconds: float) -> str:
@@ -15239,7 +15314,9 @@ def duration_text(seconds: float) -> str:
     hours, minutes_left = divmod(minutes, 60)
     if hours:
         return f'{hours} h {minutes_left} min'
-    return f'{minutes} min {rest} s' if rest else f'{minutes} min'
+    if rest:
+        return f'{minutes} min {rest} s'
+    return f'{minutes} min'
 
 
 # Local runs ###################################################################################
@@ -15287,7 +15364,9 @@ class Screen:
     def __init__(self, out: IO[str], *, colours: bool | None = None) -> None:
         self._out, self._lock, self._progress = out, threading.RLock(), ''
         self.is_terminal = out.isatty()
-        self.colours = self.is_terminal and 'NO_COLOR' not in os.environ if colours is None else colours
+        self.colours = bool(colours)
+        if colours is None:
+            self.colours = self.is_terminal and 'NO_COLOR' not in os.environ
         self.broken = False         # nobody reads any more, as after `| head`
 
     def paint(self, text: str, codes: str) -> str:
@@ -15398,9 +15477,12 @@ class JobView:
         lines, self._folded = self._folded, []
         if name not in STEPS + CHORES:
             said = self._screen.clean(ESCAPES.sub(b'', title)).strip() or name
-            time_taken = f' ({ended - started} s)' if ended > started else ''
-            folded = f' · {counted(len(lines), "line")}' if lines else ''
-            self._screen.line(self._prefix + self._screen.paint(f'▸ {said}{folded}{time_taken}', '2'))
+            text = f'▸ {said}'
+            if lines:
+                text += f' · {counted(len(lines), "line")}'
+            if ended > started:
+                text += f' ({ended - started} s)'
+            self._screen.line(self._prefix + self._screen.paint(text, '2'))
 
     def end(self, passed: bool) -> None:
         """Show what is left; after a failure also what was folded in the section that failed."""
@@ -15596,7 +15678,9 @@ class LocalRun:
         plan = self.ci.plan_pipeline(self.project, ref, sha=sha, variables=self._variables, tag=tag,
                                       source=RUN_SOURCES[self._options.run_as], inputs=command_inputs(self._options),
                                       **self._comparison(ref, sha))
-        names = [*self._options.names, *(self._failed_before() if self._options.failed else ())]
+        names = self._options.names
+        if self._options.failed:
+            names = names + self._failed_before()
         if names:
             plan = dataclasses.replace(plan, spec=select_jobs(plan.spec, names))
         return plan
@@ -15628,7 +15712,9 @@ class LocalRun:
                 raise BadRequest({'changed_since': [f'--changed-since {since}: there is no such commit']})
             return {'before_sha': base}
         upstream = self.checkout.find_commit(f'refs/remotes/origin/{ref}')
-        return {'before_sha': upstream if upstream != sha else None}
+        if upstream == sha:
+            return {}       # nothing to push: everything counts as changed
+        return {'before_sha': upstream}
 
     def _failed_before(self) -> list[str]:
         """Return the names of the jobs that failed in the last run of this checkout."""
@@ -15754,8 +15840,8 @@ class LocalRun:
         self._width = 0
         if len(jobs) > 1:
             self._width = min(NAME_WIDTH, max(len(job.name) for job in jobs))
-        state = 'with what is not committed' if self.dirty else 'as committed'
-        commit = f'{plan.facts["sha"][:8]} {state}' if self.checkout.branch or not self.dirty else state
+        commit = plan.facts['sha'][:8]
+        commit += ' with what is not committed' if self.dirty else ' as committed'
         title = [self._screen.paint(self.checkout.root.name, '1'), plan.facts['ref'], commit]
         if self._options.run_as != 'push':
             title.append(f'as {self._options.run_as.replace("_", " ")}')
@@ -15778,9 +15864,9 @@ class LocalRun:
         services = {service['name'] for job in jobs for service in job.services}
         unused = []
         if images:
-            unused.append(f'{counted_only(len(images), "image")} {first_of(sorted(images))}')
+            unused.append(f'{plural(len(images), "image")} {first_of(sorted(images))}')
         if services:
-            unused.append(f'{counted_only(len(services), "service")} {first_of(sorted(services))}')
+            unused.append(f'{plural(len(services), "service")} {first_of(sorted(services))}')
         if unused:
             text = f'not used in a plain shell: {" and ".join(unused)}'
             self._screen.line(self._screen.paint(f'  {text}', '33'))
@@ -15791,8 +15877,10 @@ class LocalRun:
         done = sum(job['status'] in FINISHED for job in jobs)
         left = len(jobs) - done - len(running)
         elapsed = duration_text(time.monotonic() - self._started)
-        names = f' ({first_of(running)})' if running else ''
-        self._screen.progress(f'{done} done · {len(running)} running{names} · {left} left · {elapsed}')
+        state = f'{done} done · {len(running)} running'
+        if running:
+            state += f' ({first_of(running)})'
+        self._screen.progress(f'{state} · {left} left · {elapsed}')
 
     def _summarize(self, ended: bool) -> int:
         """Repeat what failed, show a table of the jobs and the result; return the exit status."""
@@ -15808,9 +15896,9 @@ class LocalRun:
         self._show_table(jobs)
         took = duration_text(time.monotonic() - self._started)
         broken = [job for job in failed if not job['allow_failure']]
-        number = self._pipeline['id']
+        title = f'run {self._pipeline["id"]}'
         if not ended:
-            text = f'run {number} was interrupted after {took}; its jobs are stopped'
+            text = f'{title} was interrupted after {took}; its jobs are stopped'
             self._screen.line(self._screen.paint(text, '35'))
             return 130
         manual = [job['name'] for job in jobs if job['status'] == 'manual']
@@ -15821,7 +15909,7 @@ class LocalRun:
             self._screen.line(f'{job["name"]} did not run: {self.ci.pending_reason(job)}')
         passed = not broken and not stuck and all(job['status'] != 'canceled' for job in jobs)
         said, colour = ('passed', '32;1') if passed else ('failed', '31;1')
-        self._screen.line(self._screen.paint(f'run {number} {said} in {took}', colour))
+        self._screen.line(self._screen.paint(f'{title} {said} in {took}', colour))
         return int(not passed)
 
     def _show_failure(self, job: Row) -> None:
@@ -15840,8 +15928,10 @@ class LocalRun:
         """Show a test that failed: its name, its place and the first line of what it said."""
         place = case['file'] or case['classname'] or case['suite']
         said, _, _ = (case['message'] or case['output']).strip().partition('\n')
-        text = f'✘ {case["name"]} ({place})' if place else f'✘ {case["name"]}'
-        self._screen.line('  ' + self._screen.paint(text, '31'))
+        text = f'  ✘ {case["name"]}'
+        if place:
+            text += f' ({place})'
+        self._screen.line(self._screen.paint(text, '31'))
         if said:
             self._screen.line('      ' + self._screen.clean(said.encode()).rstrip())
 
@@ -15878,8 +15968,8 @@ class LocalRun:
         for stage in plan.spec.stages:
             for job in plan.spec.jobs:
                 if job.stage == stage:
-                    needs = '' if job.needs is None else ', '.join(need['name'] for need in job.needs) or 'nothing'
-                    rows.append((stage, job.name, job.when, needs, plan.spec.decisions.get(job.name, '')))
+                    why = plan.spec.decisions.get(job.name, '')
+                    rows.append((stage, job.name, job.when, needs_text(job), why))
                     colours.append('')
         for name, reason in plan.spec.decisions.items():
             if reason.startswith('left out'):
@@ -15901,14 +15991,26 @@ class LocalRun:
 def script_lines(trace: bytes) -> list[bytes]:
     """Return the lines that the script of a job has printed; without them, all of the trace."""
     parts = re.split(rb'section_(?:start|end):[0-9]+:step_script\r(?:\x1b\[0K)?', trace)
-    lines = parts[1].split(b'\n')[1:] if len(parts) > 1 else trace.split(b'\n')
+    lines = trace.split(b'\n')
+    if len(parts) > 1:
+        lines = parts[1].split(b'\n')[1:]
     shown = (MARK_OF_SECTION.sub(b'', line) for line in lines)
     return [line for line in shown if line.strip()]
 
 
+def needs_text(job: JobSpec) -> str:
+    """Return the names of the jobs that a job needs, '' when it waits for the stages before it."""
+    if job.needs is None:
+        return ''
+    return ', '.join(need['name'] for need in job.needs) or 'nothing'
+
+
 def job_label(job: JobSpec) -> str:
     """Return a job's name, with what is special about when it runs."""
-    return job.name if job.when == 'on_success' else f'{job.name} ({job.when.replace("_", " ")})'
+    if job.when == 'on_success':
+        return job.name
+    when = job.when.replace('_', ' ')
+    return f'{job.name} ({when})'
 
 
 def outcome(job: Row) -> str:
@@ -15926,8 +16028,10 @@ def outcome_line(screen: Screen, job: Row) -> str:
     """Say in a line how a job ended, in which time, and why it failed."""
     mark, said, colour = OUTCOMES[outcome(job)]
     took = duration_text(max(0, (job['finished_at'] or 0) - (job['started_at'] or 0)))
-    reason = f': {failure_text(job)}' if outcome(job) in ('failed', 'warning') else ''
-    return screen.paint(f'{mark} {said} in {took}{reason}', colour)
+    text = f'{mark} {said} in {took}'
+    if outcome(job) in ('failed', 'warning'):
+        text += f': {failure_text(job)}'
+    return screen.paint(text, colour)
 
 
 def failure_text(job: Row) -> str:
@@ -15950,7 +16054,9 @@ def tests_text(report: Row) -> str:
 
 def artifact_text(item: Mapping[str, Any]) -> str:
     """Say what kind of artifact a job left, and how large it is."""
-    kind = 'artifacts' if item['file_type'] == 'archive' else item['file_type']
+    kind = item['file_type']
+    if kind == 'archive':
+        kind = 'artifacts'
     return f'{kind} {size_text(item["size"])}'
 
 
@@ -15958,17 +16064,16 @@ def size_text(size: int) -> str:
     """Return a number of bytes as people say it."""
     if size < 10 * KIB:
         return f'{size} B'
-    return f'{size / KIB:.0f} KiB' if size < 10 * MIB else f'{size / MIB:.0f} MiB'
+    if size < 10 * MIB:
+        return f'{size / KIB:.0f} KiB'
+    return f'{size / MIB:.0f} MiB'
 
 
 def shortened(text: str, width: int) -> str:
     """Return a text that fits into so many columns."""
-    return text if len(text) <= width else f'{text[:width - 1]}…'
-
-
-def counted_only(number: int, noun: str) -> str:
-    """Return a noun for a number of things, without the number."""
-    return noun if number == 1 else f'{noun}s'
+    if len(text) <= width:
+        return text
+    return text[:width - 1] + '…'
 
 
 def print_table(screen: Screen, rows: Sequence[tuple[str, ...]], colours: Sequence[str]) -> None:
@@ -16574,9 +16679,3 @@ def stop_signals() -> threading.Event:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     return stopping
-
-
-if __name__ == '__main__':
-    import minici  # the pages import it, too: with this there is one of it
-
-    sys.exit(minici.main())

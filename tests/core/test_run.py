@@ -231,7 +231,7 @@ def test_a_cache_is_there_again_in_the_next_run(run):
     assert '\nnone\n' in run(file)[1]
     status, out, _ = run(file)
     assert status == 0
-    assert 'Restored 1 file from cache deps-main\n' in out
+    assert 'Restored 1 file from cache deps-main' in out
     assert '\nx\n' in out
 
 
