@@ -201,6 +201,9 @@ BACKUP_TRIES = 5                    # times a backup starts anew because an arti
 VACUUMED_AT_ONCE = 500              # pages that are returned to the disk in one transaction
 WATCHED_FOR = 60                    # seconds after its last reader that a trace counts as watched
 MAX_TRACE_REFUSALS = 2              # times a runner is told to send a trace again that does not match
+MAX_ARTIFACTS = 20                   # files of one job
+MAX_UNPACKED = 64 * MIB             # bytes of a file out of an archive that may be packed beyond MAX_UNPACKED_RATIO
+MAX_UNPACKED_RATIO = 100            # bytes of a larger one for each packed byte
 MAX_DOTENV = 64 * KIB               # bytes of an unpacked dotenv report
 LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's other writers
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
@@ -409,6 +412,7 @@ class Settings:
     trusted_proxies: str = setting('', parse_networks, 'reverse proxies whose X-Forwarded-For is believed, '
                                                        'with commas: 10.0.0.2, 192.168.0.0/24')
     public: bool = setting(False, bool, 'let anybody read the pages and badges')
+    public_imports_only: bool = setting(False, bool, 'refuse an import_url on this machine or in a private network')
     no_registration_token: bool = setting(False, bool, 'refuse registration by token: people create runners instead')
     metrics_token: str = setting('', parse_text, 'secret that lets monitors on other machines read /-/metrics')
     include_hosts: str = setting('', parse_hosts, 'hosts that pipeline files may include from, with commas; * for any')
@@ -986,16 +990,30 @@ def check_sha(sha: str) -> str:
     return sha.lower()
 
 
+def is_public_url(url: str) -> bool:
+    """Tell whether all addresses of a URL's host are on the internet."""
+    parts = urllib.parse.urlsplit(url)
+    if not parts.hostname:
+        return False
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition('%')[0]).is_global for *_, address in found)
+
+
 def check_import_url(url: str) -> str:
     """Return `url` if both git and every runner can clone from it; raise BadRequest otherwise.
 
     Runners need a real URL: the ``git@host:path`` form is a parse error in new ones.
     """
     address = r'(https?|ssh|git)://([^/@]*@)?[A-Za-z0-9\[][^@]*|file:///.+'
-    if not url.isprintable() or ' ' in url or not re.fullmatch(address, url):
-        raise BadRequest({'import_url': ['must be an address such as https://host/group/project.git, '
-                                         'ssh://git@host/project.git or file:///srv/git/project.git']})
-    return url
+    readable = url.isprintable() and ' ' not in url and re.fullmatch(address, url)
+    with contextlib.suppress(ValueError):
+        if readable and (url.startswith('file:') or urllib.parse.urlsplit(url).port != 0):
+            return url
+    raise BadRequest({'import_url': ['must be an address such as https://host/group/project.git, '
+                                     'ssh://git@host/project.git or file:///srv/git/project.git']})
 
 
 def clean_tags(tags: Iterable[str]) -> list[str]:
@@ -5172,6 +5190,10 @@ CREATE TABLE session (              -- a browser that is signed in
 CREATE INDEX session_of_token ON session (token_hash);
 ALTER TABLE private_token ADD COLUMN last_used_at REAL;     -- written at most every ten minutes
 DELETE FROM private_token WHERE description = 'Signed in by link';
+""", """
+-- Variables that nobody is shown, once they are set.
+
+ALTER TABLE variable ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;  -- masked, and its value is shown to jobs alone
 """)
 
 
@@ -6000,6 +6022,10 @@ class ArtifactStore:
             entry = bundle.getinfo(name)
             if entry.is_dir():
                 raise KeyError(name)
+            packed = max(1, entry.compress_size)
+            if entry.file_size > MAX_UNPACKED and entry.file_size > packed * MAX_UNPACKED_RATIO:
+                raise TooLarge(f'the entry unpacks to {entry.file_size} bytes, more than {MAX_UNPACKED_RATIO} for each '
+                               'packed one; download the archive')
             if entry.file_size > self._max_size:
                 raise TooLarge(f'the entry unpacks to {entry.file_size} bytes')
             unpacked = tempfile.SpooledTemporaryFile(MIB, dir=str(self.incoming))
@@ -6117,10 +6143,10 @@ def check_zip_directory(archive: IO[bytes]) -> None:
     if end < 0 or len(tail) < end + 22:
         raise BadRequest('The archive cannot be read: it is not a zip file')
     directory = int.from_bytes(tail[end + 12:end + 16], 'little')
-    zip64 = tail.rfind(b'PK\6\6', 0, end)
-    if zip64 >= 0:
-        zip64_directory = int.from_bytes(tail[zip64 + 40:zip64 + 48], 'little')
-        directory = max(directory % 0xffffffff, zip64_directory)
+    located = tail[max(0, end - 20):end].startswith(b'PK\6\7')   # these three records follow one another
+    zip64 = tail[max(0, end - 76):end - 20]
+    if located and zip64.startswith(b'PK\6\6'):
+        directory = int.from_bytes(zip64[40:48], 'little')
     entries = 0
     if directory <= MAX_ZIP_DIRECTORY:
         end += size - len(tail)
@@ -6738,15 +6764,20 @@ class Projects(Accounts):
             self._set_runners_token(c, project_id)
         return self.find_project(project_id)
 
-    @staticmethod
-    def _check_project(import_url: str | None, default_branch: str, build_timeout: int | None, visibility: str,
+    def _check_import(self, url: str) -> None:
+        """Raise BadRequest for an address that git does not accept, or that the settings do not allow."""
+        check_import_url(url)
+        if self.settings.public_imports_only and not is_public_url(url):
+            raise BadRequest({'import_url': ['must be an address on the internet: --public-imports-only is set']})
+
+    def _check_project(self, import_url: str | None, default_branch: str, build_timeout: int | None, visibility: str,
                        ci_config_path: str) -> None:
         """Raise BadRequest for settings that a project cannot have: an address or branch that git does not accept."""
         check_config_path(ci_config_path)
         if visibility not in ('private', 'public'):
             raise BadRequest({'visibility': ['must be private or public']})
         if import_url is not None:
-            check_import_url(import_url)
+            self._check_import(import_url)
         check_ref(default_branch)
         if build_timeout is not None and build_timeout < 1:
             raise BadRequest({'build_timeout': ['must be a number of seconds']})
@@ -6881,15 +6912,17 @@ class Projects(Accounts):
         return rows[0]
 
     def set_variable(self, project: Row | None, key: str, value: str, *, variable_type: str = 'env_var',
-                     masked: bool = False, protected: bool = False, raw: bool = False,
+                     masked: bool = False, hidden: bool = False, protected: bool = False, raw: bool = False,
                      description: str | None = None, environment_scope: str = '*', replace: bool = True) -> Row:
         """Set a variable for the jobs of a project, or of all projects, and return it.
 
-        A masked value has 8 characters or more, on one line, without blanks. Only jobs whose environment
+        A masked value has 8 characters or more, on one line, without blanks; a `hidden` one is masked, and
+        shown to jobs alone. Only jobs whose environment
         `environment_scope` names receive it: ``*`` for all, or a pattern with ``*``. Raises BadRequest
         when it cannot be masked, or exists already for this scope and `replace` is false.
         """
         check_variable({'key': key, 'value': value, 'variable_type': variable_type})
+        masked = masked or hidden
         if masked and not re.fullmatch(r'[^\s\x00-\x20]{8,}', value):
             raise BadRequest({'value': ['cannot be masked: it must have 8 characters or more, and no blanks']})
         if not re.fullmatch(r'[A-Za-z0-9_/${}. *-]{1,255}', environment_scope):
@@ -6903,7 +6936,7 @@ class Projects(Accounts):
                 """, dict(id=project_id or 0, key=key, scope=environment_scope)).rowcount
             if known and not replace:
                 raise BadRequest({'key': [f'({key}) has already been taken']})
-            insert(c, 'variable', project_id=project_id, key=key, value=value, masked=masked, raw=raw,
+            insert(c, 'variable', project_id=project_id, key=key, value=value, masked=masked, hidden=hidden, raw=raw,
                    variable_type=variable_type, protected=protected, description=description,
                    environment_scope=environment_scope)
         return self.find_variable(project, key, environment_scope)
@@ -8442,6 +8475,7 @@ class Compiling(Processing):
         if not project['import_url']:
             raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
                                        'send both sha and content']})
+        self._check_import(project['import_url'])
         return Repository(project['import_url'], self.artifacts.incoming)
 
     def _library(self, bridge: Row | None) -> IncludeLibrary:
@@ -9548,6 +9582,16 @@ class Claim:
     variables: Sequence[Row] = ()
 
 
+#: The types of artifacts that GitLab knows; a runner names one for each file that it uploads.
+ARTIFACT_TYPES = frozenset((
+    'archive', 'metadata', 'trace', 'junit', 'metrics', 'metrics_referee', 'network_referee', 'dotenv',
+    'cobertura', 'coverage_report', 'jacoco', 'clusters', 'cluster_applications', 'sast', 'dependency_scanning',
+    'secret_detection', 'container_scanning', 'cluster_image_scanning', 'dast', 'codequality',
+    'license_management', 'license_scanning', 'performance', 'browser_performance', 'load_performance',
+    'terraform', 'cyclonedx', 'requirements', 'requirements_v2', 'coverage_fuzzing', 'api_fuzzing',
+    'accessibility', 'repository_xray', 'annotations', 'lsif', 'sarif', 'scip'))
+
+
 class Queue(Retention):
     """What runners do: claim a job, append to its trace, store its artifacts, finish it; and the sweep behind them."""
 
@@ -9841,6 +9885,8 @@ class Queue(Retention):
         other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
         Raises JobNotRunning when the job has left its runner.
         """
+        if file_type not in ARTIFACT_TYPES:
+            raise InvalidParameter('artifact_type does not have a valid value')
         try:
             lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
         except ValueError as error:
@@ -9888,10 +9934,24 @@ class Queue(Retention):
                 return [columns['stored_as']]
             if before:
                 c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before['id']))
+            self._check_artifact_budget(c, job, columns['size'])
             insert(c, 'artifact', job_id=job['id'], **columns)
             if tests is not None:
                 self._store_tests(c, job['id'], tests)
         return [before['stored_as']] if before else []
+
+    def _check_artifact_budget(self, c: sqlite3.Connection, job: Row, size: int) -> None:
+        """Raise TooLarge when a job's artifacts would be too many, or too large together."""
+        files, bytes_held = c.execute("""
+            SELECT count(*), coalesce(sum(size), 0)
+              FROM artifact
+             WHERE job_id = :id
+            """, dict(id=job['id'])).fetchone()
+        if files >= MAX_ARTIFACTS:
+            raise TooLarge(f'a job may have {MAX_ARTIFACTS} artifacts')
+        if bytes_held + size > self.settings.max_artifacts_size:
+            raise TooLarge('the artifacts of the job have reached the maximum size limit of '
+                           f'{self.settings.max_artifacts_size} bytes together (the setting max_artifacts_size)')
 
     def sweep(self) -> None:
         """Do what time has made due: free disk space, requeue or fail silent jobs, start delayed ones.
@@ -11548,6 +11608,25 @@ def admission(call: Call, start: bytes | None) -> Admission:
     return Admission(limit, call.trusted)
 
 
+#: The addresses behind which tokens, runners, variables and projects are changed.
+AUDITED = re.compile('/(?:variables|triggers|tokens|sign_in|protected_|job_token_scope|reset_|edit|settings|runners?)'
+                     '|/projects(?:/<id:project_key>)?$')
+
+
+def audit(call: Call) -> None:
+    """Log who changed tokens, runners, variables or projects, with what kind of token, and from where."""
+    if call.method in ('GET', 'HEAD') or not AUDITED.search(call.route.path):
+        return
+    who = 'somebody'
+    if isinstance(call.actor, Row):
+        names = call.actor.keys()
+        kind = next(name for name in ('username', 'access_level', 'token', 'id') if name in names)
+        who = {'username': 'user', 'access_level': 'runner', 'token': 'trigger', 'id': 'job'}[kind]
+        who = f'{who} {call.actor["username" if kind == "username" else "id"]}'
+    log.info('audit: %s (%s) from %s: %s %s', who, call.route.auth.__name__, call.remote_address, call.method,
+             call.environ['minici.path'])
+
+
 def answer(declared: Route, **arguments: str) -> bottle.HTTPResponse:
     """Answer a request: read the path, authenticate, call the handler, present its result or its refusal."""
     environ = bottle.request.environ
@@ -11556,6 +11635,7 @@ def answer(declared: Route, **arguments: str) -> bottle.HTTPResponse:
         call.read_path(arguments)
         authenticate(call)
         response = as_response(declared, declared.handler(**call.arguments()))
+        audit(call)
     except Exception as error:
         response = refusal_response(call, error)
     finally:
@@ -12035,7 +12115,8 @@ def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
     variables = [runner_variable(name, claim.token, masked=True) for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
     for name, value in predefined_variables(claim, call, runner).items():
         if value is not None:
-            variables.append(runner_variable(name, str(value), shown=name != 'CI_REPOSITORY_URL'))
+            secret = name == 'CI_REPOSITORY_URL'
+            variables.append(runner_variable(name, str(value), shown=not secret, masked=secret))
     for name, value in spec['variables'].items():
         variables.append(runner_variable(name, value, shown=True, raw=name in spec['raw_variables']))
     given = [item for row in claim.dependencies for item in json.loads(row['dotenv'])]
@@ -12305,7 +12386,7 @@ def store_upload(call: Call, job: Row) -> None:
     if call.upload is None:
         raise call.dialect.missing_file()
     file_type, file_format = call.text('artifact_type') or 'archive', call.text('artifact_format') or 'zip'
-    if file_format != ARTIFACT_FORMATS.get(file_type, 'raw') or not re.fullmatch('[a-z_]{1,64}', file_type):
+    if file_type in ARTIFACT_TYPES and file_format != ARTIFACT_FORMATS.get(file_type, 'raw'):
         raise BadRequest(f'artifacts of the type {file_type} do not come as {file_format}')
     call.ci.store_artifacts(job, call.upload, file_type=file_type, file_format=file_format,
                             expire_in=call.optional('expire_in'), replace=call.dialect.second_upload_replaces)
@@ -13043,8 +13124,9 @@ VARIABLE = [f'{path}/<key>' for path in VARIABLES]
 def variable_entity(row: Row) -> JSON:
     """Return a variable of a project or of the instance."""
     variable = pick(row, 'key', 'value', 'variable_type', 'description', 'environment_scope')
-    variable.update(pick_flags(row, 'masked', 'protected', 'raw'))
-    variable['hidden'] = False
+    variable.update(pick_flags(row, 'masked', 'protected', 'raw', 'hidden'))
+    if row['hidden']:
+        variable['value'] = None
     return variable
 
 
@@ -13063,13 +13145,14 @@ def set_variable(call: Call, key: str, before: Mapping[str, Any]) -> JSON:
         description = before.get('description')
     value = call.text('value', before.get('value', ''))
     variable_type = call.choice('variable_type', ('env_var', 'file'), before.get('variable_type', 'env_var'))
-    masked = call.flag('masked', before.get('masked', False)) or call.flag('masked_and_hidden')
+    hidden = bool(before.get('hidden', call.flag('masked_and_hidden')))     # once hidden, for ever
+    masked = call.flag('masked', before.get('masked', False)) or hidden
     protected = call.flag('protected', before.get('protected', False))
     raw = call.flag('raw', before.get('raw', False))
     scope = call.text('environment_scope') or before.get('environment_scope', '*')
     moved = scope != before.get('environment_scope', scope)
     row = call.ci.set_variable(call.project, key, value, variable_type=variable_type, masked=masked, raw=raw,
-                               protected=protected, description=description, environment_scope=scope,
+                               hidden=hidden, protected=protected, description=description, environment_scope=scope,
                                replace=bool(before) and not moved)
     if moved:
         call.ci.delete_variable(call.project, key, before['environment_scope'])
@@ -13100,8 +13183,7 @@ def show_variable_route(call: Call, key: str) -> JSON:
 @route('PUT', *VARIABLE, auth=private_token)
 def edit_variable_route(call: Call, key: str) -> JSON:
     """Change a variable."""
-    before = variable_entity(named_variable(call, key))
-    return set_variable(call, key, before)
+    return set_variable(call, key, dict(named_variable(call, key)))
 
 
 @route('DELETE', *VARIABLE, auth=private_token)

@@ -35,7 +35,11 @@
 <ul class="rows">
 % for row in variables:
 <li class="variable"><code>{{row['key']}}</code>
+% if row['hidden']:
+<span class="meta">hidden</span>
+% else:
 <details><summary>Value</summary><code>{{row['value']}}</code></details>
+% end
 <span class="meta">{{', '.join(name for name in ('masked', 'protected', 'raw') if row[name])}}
 {{'file' if row['variable_type'] == 'file' else ''}}</span>
 <button class="small danger" name="remove" value="{{row['key']}}" formnovalidate
