@@ -25,7 +25,8 @@ The sections, each using only those above it:
                 Library
     storage     Schema, Database, Traces, Artifacts, Reports
     domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Compiling,
-                Pipelines, Bridges, Schedules, Retention, Queue, Checks, Backups, Coordinator
+                Pipelines, Bridges, Schedules, Retention, Queue, Uploads, Checks, Backups,
+                Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
                 Webhooks, Git over HTTP, Operations, Application, Server
@@ -9582,16 +9583,6 @@ class Claim:
     variables: Sequence[Row] = ()
 
 
-#: The types of artifacts that GitLab knows; a runner names one for each file that it uploads.
-ARTIFACT_TYPES = frozenset((
-    'archive', 'metadata', 'trace', 'junit', 'metrics', 'metrics_referee', 'network_referee', 'dotenv',
-    'cobertura', 'coverage_report', 'jacoco', 'clusters', 'cluster_applications', 'sast', 'dependency_scanning',
-    'secret_detection', 'container_scanning', 'cluster_image_scanning', 'dast', 'codequality',
-    'license_management', 'license_scanning', 'performance', 'browser_performance', 'load_performance',
-    'terraform', 'cyclonedx', 'requirements', 'requirements_v2', 'coverage_fuzzing', 'api_fuzzing',
-    'accessibility', 'repository_xray', 'annotations', 'lsif', 'sarif', 'scip'))
-
-
 class Queue(Retention):
     """What runners do: claim a job, append to its trace, store its artifacts, finish it; and the sweep behind them."""
 
@@ -9876,83 +9867,6 @@ class Queue(Retention):
         with self._trace_limit(job):
             return self.traces.append(job['id'], start, data, lambda: self._check_alive(job))
 
-    def store_artifacts(self, job: Row, part: PartFile, *, file_type: str = 'archive', file_format: str = 'zip',
-                        expire_in: str | None = None, replace: bool = False) -> None:
-        """Keep a received file as a running job's artifact of `file_type`.
-
-        `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
-        takes the first one's place with `replace`; without it, the same content again is no error and
-        other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
-        Raises JobNotRunning when the job has left its runner.
-        """
-        if file_type not in ARTIFACT_TYPES:
-            raise InvalidParameter('artifact_type does not have a valid value')
-        try:
-            lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
-        except ValueError as error:
-            raise BadRequest(f'expire_in: {error}') from None
-        dotenv = None
-        if file_type == 'dotenv':
-            dotenv = json.dumps(read_dotenv(part))
-        tests = None
-        if file_type == 'junit':
-            tests = read_junit_report(part)
-        job = self._accepted(job)
-        self._check_alive(job)
-        now = self.clock()
-        stored_as = self.artifacts.store(job['id'], part)
-        columns = dict(file_type=file_type, file_format=file_format, size=part.size, sha256=part.sha256,
-                       filename=part.filename or 'artifacts.zip', stored_as=stored_as, created_at=now,
-                       expire_at=lifetime and now + lifetime)
-        unwanted = [stored_as]
-        try:
-            unwanted = self._insert_artifact(job, columns, dotenv, tests, replace)
-        finally:
-            self.artifacts.remove(unwanted)
-        with contextlib.suppress(JobNotRunning):    # it may have finished meanwhile
-            self.traces.heard(job['id'], lambda: self._check_alive(job))
-
-    def _insert_artifact(self, job: Row, columns: Mapping[str, Any], dotenv: str | None, tests: TestReport | None,
-                         replace: bool) -> list[str]:
-        """Store the row of an artifact; return the names of the files that no row refers to now."""
-        with self.db.write() as c:
-            held = c.execute(f"""
-                UPDATE job
-                   SET dotenv = coalesce(:dotenv, dotenv)
-                 WHERE id = :id AND status IN {ALIVE} AND token_hash = :token_hash
-                """, dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount
-            if not held:
-                self._check_alive(job)
-            before = c.execute("""
-                SELECT *
-                  FROM artifact
-                 WHERE job_id = :id AND file_type = :type
-                """, dict(id=job['id'], type=columns['file_type'])).fetchone()
-            if before and not replace:
-                if before['sha256'] != columns['sha256']:
-                    raise BadRequest('another artifact of the same type already exists')
-                return [columns['stored_as']]
-            if before:
-                c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before['id']))
-            self._check_artifact_budget(c, job, columns['size'])
-            insert(c, 'artifact', job_id=job['id'], **columns)
-            if tests is not None:
-                self._store_tests(c, job['id'], tests)
-        return [before['stored_as']] if before else []
-
-    def _check_artifact_budget(self, c: sqlite3.Connection, job: Row, size: int) -> None:
-        """Raise TooLarge when a job's artifacts would be too many, or too large together."""
-        files, bytes_held = c.execute("""
-            SELECT count(*), coalesce(sum(size), 0)
-              FROM artifact
-             WHERE job_id = :id
-            """, dict(id=job['id'])).fetchone()
-        if files >= MAX_ARTIFACTS:
-            raise TooLarge(f'a job may have {MAX_ARTIFACTS} artifacts')
-        if bytes_held + size > self.settings.max_artifacts_size:
-            raise TooLarge('the artifacts of the job have reached the maximum size limit of '
-                           f'{self.settings.max_artifacts_size} bytes together (the setting max_artifacts_size)')
-
     def sweep(self) -> None:
         """Do what time has made due: free disk space, requeue or fail silent jobs, start delayed ones.
 
@@ -10035,6 +9949,99 @@ class Queue(Retention):
             return True
 
 
+# Uploads ######################################################################################
+
+#: The types of artifacts that GitLab knows; a runner names one for each file that it uploads.
+ARTIFACT_TYPES = frozenset((
+    'archive', 'metadata', 'trace', 'junit', 'metrics', 'metrics_referee', 'network_referee', 'dotenv',
+    'cobertura', 'coverage_report', 'jacoco', 'clusters', 'cluster_applications', 'sast', 'dependency_scanning',
+    'secret_detection', 'container_scanning', 'cluster_image_scanning', 'dast', 'codequality',
+    'license_management', 'license_scanning', 'performance', 'browser_performance', 'load_performance',
+    'terraform', 'cyclonedx', 'requirements', 'requirements_v2', 'coverage_fuzzing', 'api_fuzzing',
+    'accessibility', 'repository_xray', 'annotations', 'lsif', 'sarif', 'scip'))
+
+
+class Uploads(Queue):
+    """Takes the artifacts and reports that runners upload, within the budget of their job."""
+
+    def store_artifacts(self, job: Row, part: PartFile, *, file_type: str = 'archive', file_format: str = 'zip',
+                        expire_in: str | None = None, replace: bool = False) -> None:
+        """Keep a received file as a running job's artifact of `file_type`.
+
+        `expire_in` is a duration (`parse_duration`), None for the setting. A second file of the type
+        takes the first one's place with `replace`; without it, the same content again is no error and
+        other content raises BadRequest. The variables of a dotenv report reach the jobs after this one.
+        Raises JobNotRunning when the job has left its runner.
+        """
+        if file_type not in ARTIFACT_TYPES:
+            raise InvalidParameter('artifact_type does not have a valid value')
+        try:
+            lifetime = parse_duration(expire_in or self.settings.artifacts_expire_in)
+        except ValueError as error:
+            raise BadRequest(f'expire_in: {error}') from None
+        dotenv = None
+        if file_type == 'dotenv':
+            dotenv = json.dumps(read_dotenv(part))
+        tests = None
+        if file_type == 'junit':
+            tests = read_junit_report(part)
+        job = self._accepted(job)
+        self._check_alive(job)
+        now = self.clock()
+        stored_as = self.artifacts.store(job['id'], part)
+        columns = dict(file_type=file_type, file_format=file_format, size=part.size, sha256=part.sha256,
+                       filename=part.filename or 'artifacts.zip', stored_as=stored_as, created_at=now,
+                       expire_at=lifetime and now + lifetime)
+        unwanted = [stored_as]
+        try:
+            unwanted = self._insert_artifact(job, columns, dotenv, tests, replace)
+        finally:
+            self.artifacts.remove(unwanted)
+        with contextlib.suppress(JobNotRunning):    # it may have finished meanwhile
+            self.traces.heard(job['id'], lambda: self._check_alive(job))
+
+    def _insert_artifact(self, job: Row, columns: Mapping[str, Any], dotenv: str | None, tests: TestReport | None,
+                         replace: bool) -> list[str]:
+        """Store the row of an artifact; return the names of the files that no row refers to now."""
+        with self.db.write() as c:
+            held = c.execute(f"""
+                UPDATE job
+                   SET dotenv = coalesce(:dotenv, dotenv)
+                 WHERE id = :id AND status IN {ALIVE} AND token_hash = :token_hash
+                """, dict(id=job['id'], token_hash=job['token_hash'], dotenv=dotenv)).rowcount
+            if not held:
+                self._check_alive(job)
+            before = c.execute("""
+                SELECT *
+                  FROM artifact
+                 WHERE job_id = :id AND file_type = :type
+                """, dict(id=job['id'], type=columns['file_type'])).fetchone()
+            if before and not replace:
+                if before['sha256'] != columns['sha256']:
+                    raise BadRequest('another artifact of the same type already exists')
+                return [columns['stored_as']]
+            if before:
+                c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before['id']))
+            self._check_artifact_budget(c, job, columns['size'])
+            insert(c, 'artifact', job_id=job['id'], **columns)
+            if tests is not None:
+                self._store_tests(c, job['id'], tests)
+        return [before['stored_as']] if before else []
+
+    def _check_artifact_budget(self, c: sqlite3.Connection, job: Row, size: int) -> None:
+        """Raise TooLarge when a job's artifacts would be too many, or too large together."""
+        files, bytes_held = c.execute("""
+            SELECT count(*), coalesce(sum(size), 0)
+              FROM artifact
+             WHERE job_id = :id
+            """, dict(id=job['id'])).fetchone()
+        if files >= MAX_ARTIFACTS:
+            raise TooLarge(f'a job may have {MAX_ARTIFACTS} artifacts')
+        if bytes_held + size > self.settings.max_artifacts_size:
+            raise TooLarge('the artifacts of the job have reached the maximum size limit of '
+                           f'{self.settings.max_artifacts_size} bytes together (the setting max_artifacts_size)')
+
+
 # Checks #######################################################################################
 
 @dataclass(frozen=True)
@@ -10045,7 +10052,7 @@ class Finding:
     repaired: bool = False
 
 
-class Checks(Queue):
+class Checks(Uploads):
     """Compares the database with the files."""
 
     def check(self, *, repair: bool = False, checksums: bool = False) -> list[Finding]:
