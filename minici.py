@@ -661,8 +661,14 @@ JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
 
 
 def stored_spec(job: Row) -> dict[str, Any]:
-    """Return the fields of a stored job's JobSpec; what an older version did not store has its default."""
-    return {**JOB_SPEC_DEFAULTS, **json.loads(job['spec'])}
+    """Return the fields of a stored job's JobSpec, to be read only; what an older version left out has its default."""
+    return parsed_spec(job['spec'])
+
+
+@functools.lru_cache(maxsize=64)
+def parsed_spec(text: str) -> dict[str, Any]:
+    """Return a stored spec; a claim asks for the same one at many places."""
+    return {**JOB_SPEC_DEFAULTS, **json.loads(text)}
 
 
 def environment_of(job: Row) -> str | None:
@@ -10786,6 +10792,7 @@ class Body:
         self.arriving = False           # whether the server has only the start of the body so far
         self._extent = HEAD             # how much of the request the parameters are taken from
         self._start = b''               # the start of the body that was read already and is to be read again
+        self._base_url: str | None = None
         self._params: JSON | None = None    # no cached_property: before Python 3.12 all calls would
         self._body: bytes | None = None     # wait for one lock while one of them reads its body
 
@@ -11021,8 +11028,11 @@ class Call(Body):
     @property
     def base_url(self) -> str:
         """This coordinator's address as the caller knows it, without a trailing slash."""
-        if self.ci.settings.external_url:
-            return self.ci.settings.external_url
+        if self._base_url is None:
+            self._base_url = self.ci.settings.external_url or self._called_url()
+        return self._base_url
+
+    def _called_url(self) -> str:
         host = self.environ.get('HTTP_HOST', '')
         if not re.fullmatch(r'[A-Za-z0-9._\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?', host):
             host = f'{self.environ["SERVER_NAME"]}:{self.environ["SERVER_PORT"]}'
