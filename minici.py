@@ -9564,7 +9564,7 @@ def unsupported_keywords(job: Row, features: Container[str]) -> list[str]:
     spec = stored_spec(job)
     artifacts = spec['artifacts']
     needed = {
-        'upload_multiple_artifacts': any(item['artifact_type'] != 'archive' for item in artifacts),
+        'upload_multiple_artifacts': any(item.get('artifact_type', 'archive') != 'archive' for item in artifacts),
         'artifacts_exclude': any(item.get('exclude') for item in artifacts),
         'multi_build_steps': spec['release'],
         'return_exit_code': spec['allow_failure_exit_codes'],
@@ -12600,7 +12600,7 @@ def build_options(claim: Claim) -> JSON:
     if spec['services']:
         options['services'] = [service['name'] for service in spec['services']]
     for item in spec['artifacts']:
-        if item['artifact_type'] == 'archive':
+        if item.get('artifact_type', 'archive') == 'archive':
             options['artifacts'] = {key: item[key] for key in BUILD_ARTIFACTS if key in item}
     for item in spec['cache'][:1]:
         suffix = 'protected' if claim.job['protected'] else 'non_protected'

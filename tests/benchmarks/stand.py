@@ -75,7 +75,8 @@ def job_specs(number, tags):
     """Return that many specs as a real file has them."""
     return [minici.JobSpec(name=f'job {index}', script=['echo "building"', 'make -j2', 'make test'], tag_list=tags,
                            variables={'DEPTH': '3', 'TARGET': 'release'}, image={'name': 'debian:12'},
-                           artifacts=[{'name': 'out', 'paths': ['build/'], 'when': 'on_success'}])
+                           artifacts=[{'name': 'out', 'paths': ['build/'], 'when': 'on_success',
+                                       'artifact_type': 'archive', 'artifact_format': 'zip'}])
             for index in range(number)]
 
 

@@ -67,7 +67,8 @@ def requests_of(client, ci, project):
     runner = Runner(ci, tag_list=['linux'])
     idle = Runner(ci, tag_list=['none'], run_untagged=False)
     token = {'PRIVATE-TOKEN': ci.create_private_token()}
-    cookie = {'Cookie': f'minici_{ci.instance}={ci.create_private_token()}', 'Accept': 'text/html'}
+    session = ci.sign_in_with(ci.create_private_token())
+    cookie = {'Cookie': f'minici_{ci.instance}={session}', 'Accept': 'text/html'}
     jobs, pipelines = f'/api/v4/projects/{project["id"]}/jobs', f'/api/v4/projects/{project["id"]}/pipelines'
 
     job, = ci.list_jobs(project=project, limit=1)
