@@ -90,7 +90,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast, runtime_checkable
 
 import bottle
 import waitress.adjustments
@@ -5611,6 +5611,85 @@ class TraceDecoder:
         return data
 
 
+#: The tokens of this program, told by their looks; those of runners that registered the old way are forty digits alone.
+TOKEN_LOOKS = rb'(?:glrt|mc[a-z])-(?:[0-9]{1,18}-)?[0-9a-f]{40}|(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])'
+TOKEN_LENGTH = 80   # bytes of the longest of them, with what must stand around it
+
+
+class Secrets:
+    """What must not be read in a job's trace: tokens, and texts that are masked."""
+
+    def __init__(self, texts: Iterable[str], hashes: Iterable[str | None]) -> None:
+        """Prepare to mask `texts`, all tokens with a prefix, and the tokens whose SHA-256 is among `hashes`."""
+        literals = sorted({text.encode() for text in texts if text}, key=len, reverse=True)
+        self._pattern = re.compile(b'|'.join([*map(re.escape, literals), TOKEN_LOOKS]))
+        self._literals = frozenset(literals)
+        self._hashes = frozenset(hashes)
+        self.reach = max([TOKEN_LENGTH, *map(len, literals)])   # bytes around a piece that decide about it
+
+    def mask(self, data: bytes) -> bytes:
+        """Return `data` with as many asterisks in the place of each secret as it has bytes."""
+        return self._pattern.sub(self._asterisks, data)
+
+    def _asterisks(self, match: re.Match[bytes]) -> bytes:
+        found = match[0]
+        plain = len(found) == 40 and found not in self._literals
+        if plain and hashlib.sha256(found).hexdigest() not in self._hashes:
+            return found    # a commit's id
+        return b'*' * len(found)
+
+
+class MaskedFile:
+    """A trace opened for reading, with its secrets masked wherever a piece begins or ends."""
+
+    def __init__(self, file: IO[bytes], secrets_: Secrets) -> None:
+        self._file = file
+        self._secrets = secrets_
+
+    def __enter__(self) -> MaskedFile:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes."""
+        start = self._file.tell()
+        return self._masked(start, self._file.read(size))
+
+    def readline(self, size: int = -1) -> bytes:
+        """Return the rest of the line, up to `size` bytes."""
+        start = self._file.tell()
+        return self._masked(start, self._file.readline(size))
+
+    def _masked(self, start: int, data: bytes) -> bytes:
+        """Return the piece of the file that was just read, masked; secrets may reach over its ends."""
+        if not data:
+            return data
+        before = max(0, start - self._secrets.reach)
+        self._file.seek(before)
+        around = self._file.read(start - before + len(data) + self._secrets.reach)
+        self._file.seek(start + len(data))
+        masked = self._secrets.mask(around)
+        return masked[start - before:start - before + len(data)]
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move within the file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position in the file."""
+        return self._file.tell()
+
+    def fileno(self) -> int:
+        """Return the file's descriptor."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class TraceStore:
     """Append-only trace files, one for each job; the size of the file is the length of the trace.
 
@@ -5824,12 +5903,13 @@ class TraceStore:
                 crc = zlib.crc32(chunk, crc)
         return f'crc32:{crc:08x}'
 
-    def open(self, job_id: int) -> IO[bytes]:
-        """Open a job's trace for reading; raise NotFound when there is none."""
+    def open(self, job_id: int, hidden: Secrets | None = None) -> IO[bytes]:
+        """Open a job's trace for reading, with what is `hidden` masked; raise NotFound when there is none."""
         try:
-            return self._open(self.path(job_id), 'rb')
+            file = self._open(self.path(job_id), 'rb')
         except FileNotFoundError:
             raise NotFound('Trace') from None
+        return cast('IO[bytes]', MaskedFile(file, hidden)) if hidden else file
 
     @staticmethod
     def _open(path: Path | str, mode: str) -> IO[bytes]:
@@ -5841,13 +5921,13 @@ class TraceStore:
             return open(path, mode, opener=opener)
         return open(path, mode, buffering=0, opener=opener)
 
-    def blocks(self, job_id: int) -> Iterator[TraceBlock]:
+    def blocks(self, job_id: int, hidden: Secrets | None = None) -> Iterator[TraceBlock]:
         """Yield a trace in blocks of about 1 MiB that end with a line, unless a line is longer than that.
 
-        Raises NotFound when there is no trace.
+        What is `hidden` is masked. Raises NotFound when there is no trace.
         """
         offset, first_line = 0, 1
-        with self.open(job_id) as file:
+        with self.open(job_id, hidden) as file:
             stamped = self._is_stamped(file)
             while data := self._read_block(file, stamped):
                 block = TraceBlock(offset, first_line, data, stamped)
@@ -5904,9 +5984,9 @@ class TraceStore:
                 block = TraceBlock(start, 0, data, stamped)
                 yield from reversed(block.text.split(b'\n'))
 
-    def plain(self, job_id: int) -> Iterator[bytes]:
+    def plain(self, job_id: int, hidden: Secrets | None = None) -> Iterator[bytes]:
         """Yield a trace without time stamps, colours and section marks; of a line rewritten with CR, its last state."""
-        for block in self.blocks(job_id):
+        for block in self.blocks(job_id, hidden):
             text = remove_section_marks(ESCAPES.sub(b'', block.text))
             lines = [line.rstrip(b'\r') for line in text.split(b'\n')]
             yield b'\n'.join(line.rpartition(b'\r')[2] for line in lines)
@@ -7641,10 +7721,35 @@ class Jobs(Runners):
         """Return the length of a job's trace in bytes, 0 without one."""
         return self.traces.size(job['id']) or 0
 
-    def open_trace(self, job: Row | int) -> IO[bytes]:
-        """Return a job's trace opened for reading; raise NotFound before its claim and after an erase."""
+    def secrets_of(self, job: Row | int) -> Secrets:
+        """Return what must not be read in a job's trace by anybody but its runner."""
+        job_id = job['id'] if isinstance(job, Row) else job
+        found = self._find('', """
+            SELECT job.project_id, job.token_hash, runner.token_hash AS runner_hash, project.import_url,
+                   project.runners_token
+              FROM job
+              JOIN project ON project.id = job.project_id
+              LEFT JOIN runner ON runner.id = job.runner_id
+             WHERE job.id = :id
+            """, id=job_id)
+        masked = self._all("""
+            SELECT value
+              FROM variable
+             WHERE masked AND (project_id IS NULL OR project_id = :id)
+            """, id=found['project_id'])
+        _, _, password = split_credentials(found['import_url'] or '')
+        texts = [*(row['value'] for row in masked), found['runners_token'], self._setting('registration_token')]
+        return Secrets([*texts, password, urllib.parse.quote(password, safe='')],
+                       [found['token_hash'], found['runner_hash']])
+
+    def open_trace(self, job: Row | int, *, masked: bool = False) -> IO[bytes]:
+        """Return a job's trace opened for reading, its secrets `masked` or as its runner sent it.
+
+        Raises NotFound before its claim and after an erase.
+        """
+        hidden = self.secrets_of(job) if masked else None
         try:
-            return self.traces.open(job['id'] if isinstance(job, Row) else job)
+            return self.traces.open(job['id'] if isinstance(job, Row) else job, hidden)
         except NotFound:
             row = self.find_job(job)
             if row['started_at'] is None or row['erased_at'] is not None:
@@ -12420,7 +12525,7 @@ def artifacts_response(call: Call, job: Row, file_type: str = 'archive') -> bott
 
 def log_response(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's trace and mark it watched, so that its runner reports sooner; raise NotFound without a trace."""
-    file = call.ci.open_trace(job)
+    file = call.ci.open_trace(job, masked=True)
     call.ci.traces.looked_at(job['id'])
     return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
                          disposition=f'inline; filename="{job["id"]}.log"')

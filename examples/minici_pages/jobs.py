@@ -128,7 +128,7 @@ def raw_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
 @web('GET', f'{JOB_PATH}/plain', auth=page_reader)
 def plain_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's log without colours and section marks."""
-    lines = call.ci.traces.plain(job['id']) if call.ci.traces.size(job['id']) else iter(())
+    lines = call.ci.traces.plain(job['id'], call.ci.secrets_of(job)) if call.ci.traces.size(job['id']) else iter(())
     return bottle.HTTPResponse(lines, 200, {
         'Content-Type': 'text/plain; charset=utf-8',
         'Content-Security-Policy': 'sandbox',
@@ -150,7 +150,8 @@ def log_lines_route(call: Call, job: Row) -> dict[str, list[tuple[int, int]]]:
     if not call.ci.traces.size(job['id']):
         return {'lines': []}
     limit = MAX_HITS if search else 1
-    found = find_lines(call.ci.traces, job['id'], number=number, offset=offset, pattern=pattern, limit=limit)
+    found = find_lines(call.ci.traces, job['id'], hidden=call.ci.secrets_of(job), number=number, offset=offset,
+                       pattern=pattern, limit=limit)
     return {'lines': found}
 
 

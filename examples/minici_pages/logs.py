@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from minici import ESCAPES, TraceBlock, TraceStore
+from minici import ESCAPES, Secrets, TraceBlock, TraceStore
 
 ERROR_LINE = re.compile(rb'(?:error|exception|fatal|panic|failed|traceback)\b'
                         rb'(?<!\b0 error)(?<!\bno error)(?<!\b0 failed)(?<!\bno failed)')
@@ -16,15 +16,15 @@ def text_pattern(text: str) -> Pattern:
     return re.compile(re.escape(text.encode().lower()))
 
 
-def find_lines(traces: TraceStore, job_id: int, *, number: int | None = None, offset: int | None = None,
-               pattern: Pattern | None = None, limit: int = 1) -> list[tuple[int, int]]:
+def find_lines(traces: TraceStore, job_id: int, *, hidden: Secrets | None = None, number: int | None = None,
+               offset: int | None = None, pattern: Pattern | None = None, limit: int = 1) -> list[tuple[int, int]]:
     """Return the numbers (from 1) and offsets of the lines that have a number, hold a byte, or match `pattern`.
 
     Escape sequences, which move a terminal's cursor or colour its text, are no part of a line here. `pattern` sees
     small letters alone, which is much faster than one that ignores case. Raises NotFound when there is no log.
     """
     found: list[tuple[int, int]] = []
-    for block in traces.blocks(job_id):
+    for block in traces.blocks(job_id, hidden):
         wanted: list[int] = []
         if pattern is not None:
             wanted = matching_lines(block, pattern)
