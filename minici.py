@@ -25,11 +25,11 @@ The sections, each using only those above it:
                 Library
     storage     Schema, Database, Traces, Artifacts, Reports
     domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Compiling,
-                Pipelines, Bridges, Schedules, Retention, Queue, Uploads, Checks, Backups,
+                Pipelines, Bridges, Schedules, Releases, Retention, Queue, Uploads, Checks, Backups,
                 Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
-                Webhooks, Git over HTTP, Operations, Application, Server
+                Webhooks, Git over HTTP, Repository API, Operations, Application, Server
     command     Local runner, Local runs, Command line
 """
 
@@ -4232,6 +4232,15 @@ class Repository:
         printed = self._git.run('ls-remote', '--quiet', '--tags', '--refs', '--end-of-options', self._git.url) or b''
         return set(re.findall(r'\trefs/tags/(.+)', printed.decode('utf-8', 'replace')))
 
+    def list_refs(self, kind: str) -> dict[str, str]:
+        """Return the branches (`kind` is ``heads``) or the tags (``tags``), sorted by name: names and their commits."""
+        printed = self._git.run('ls-remote', '--quiet', f'--{kind}', '--end-of-options', self._git.url) or b''
+        found = re.findall(rf'^([0-9a-f]+)\trefs/{kind}/(.+?)(\^{{}})?$', printed.decode('utf-8', 'replace'), re.M)
+        refs: dict[str, str] = {}
+        for sha, name, _ in found:      # the commit of an annotated tag comes after the tag itself
+            refs[name] = sha
+        return dict(sorted(refs.items()))
+
     def refs(self) -> set[str]:
         """Return the names of all branches and tags."""
         printed = self._git.run('ls-remote', '--quiet', '--heads', '--tags', '--end-of-options', self._git.url) or b''
@@ -5201,6 +5210,40 @@ DELETE FROM private_token WHERE description = 'Signed in by link';
 -- Variables that nobody is shown, once they are set.
 
 ALTER TABLE variable ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;  -- masked, and its value is shown to jobs alone
+""", """
+-- Environments are what jobs name: made with the first such job, as the last that succeeded left them.
+
+ALTER TABLE job ADD COLUMN environment TEXT;    -- the name of its environment
+UPDATE job SET environment = json_extract(spec, '$.environment.name');
+
+CREATE TABLE environment (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id  INTEGER NOT NULL REFERENCES project ON DELETE CASCADE,
+    name        TEXT NOT NULL,
+    job_id      INTEGER REFERENCES job ON DELETE SET NULL,  -- the last that succeeded
+    created_at  REAL NOT NULL,
+    updated_at  REAL NOT NULL,
+    UNIQUE (project_id, name)
+);
+CREATE INDEX environment_job ON environment (job_id);
+INSERT OR IGNORE INTO environment (project_id, name, created_at, updated_at)
+SELECT project_id, environment, created_at, created_at
+  FROM job
+ WHERE environment IS NOT NULL
+ ORDER BY id;
+
+CREATE TRIGGER environment_made AFTER INSERT ON job WHEN NEW.environment IS NOT NULL
+BEGIN
+    INSERT OR IGNORE INTO environment (project_id, name, created_at, updated_at)
+    VALUES (NEW.project_id, NEW.environment, NEW.created_at, NEW.created_at);
+END;
+CREATE TRIGGER environment_changed AFTER UPDATE OF status ON job
+WHEN NEW.environment IS NOT NULL AND NEW.status = 'success' AND OLD.status <> 'success'
+BEGIN
+    UPDATE environment
+       SET job_id = NEW.id, updated_at = NEW.finished_at
+     WHERE project_id = NEW.project_id AND name = NEW.environment;
+END;
 """)
 
 
@@ -6681,6 +6724,20 @@ class Accounts(Store):
     def find_owner(self, row: Row) -> Row | None:
         """Return the user whose `user_id` a row holds, None if it has none."""
         return self._one('SELECT * FROM user WHERE id = :id', id=row['user_id'])
+
+    def list_users(self, username: str | None = None, search: str = '') -> list[Row]:
+        """Return the users whose name is `username` or contains `search`, newest first."""
+        return self._all("""
+            SELECT *, id AS user_id, created_at AS user_created_at
+              FROM user
+             WHERE (:username IS NULL OR lower(username) = lower(:username))
+               AND instr(lower(username), :search)
+             ORDER BY id DESC
+            """, username=username, search=search.lower())
+
+    def find_private_token(self, digest: str) -> Row:
+        """Return the row of the private token with this hash; raise NotFound if there is none."""
+        return self._find('Token', 'SELECT * FROM private_token WHERE token_hash = :hash', hash=digest)
 
     def list_private_tokens(self) -> list[Row]:
         """Return the private tokens that work, newest first, each with its `username` and hash."""
@@ -8341,12 +8398,12 @@ class Processing(Waiting):
         clone = c.execute(f"""
             INSERT INTO job (project_id, pipeline_id, kind, name, stage, stage_idx, status, when_, allow_failure,
                              tag_set_id, shared, protected, needs, resource_group, interruptible, timeout, user_id,
-                             created_at, queued_at, variables, spec)
+                             created_at, queued_at, variables, environment, spec)
             SELECT job.project_id, pipeline_id, kind, job.name, stage, stage_idx, {status}, when_,
                    json_extract(spec, '$.allow_failure'),
                    tag_set_id, project.shared_runners_enabled, protected, needs, resource_group, interruptible, timeout,
                    coalesce(:user_id, user_id),
-                   :now, :now, :variables, spec
+                   :now, :now, :variables, environment, spec
               FROM job
               JOIN project ON project.id = job.project_id
              WHERE job.id = :id
@@ -8763,6 +8820,7 @@ class Pipelines(Compiling):
             'allow_failure': job.allow_failure,
             'needs': needs,
             'resource_group': job.resource_group,
+            'environment': (job.environment or {}).get('name'),
             'interruptible': job.interruptible,
             'timeout': job.timeout,
             'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':')),
@@ -9397,6 +9455,135 @@ class Schedules(Bridges):
                         '; '.join(error.problems))
 
 
+# Releases #####################################################################################
+
+RELEASE_ROWS = """
+    SELECT release.*, project.path AS project_path, user.username, user.created_at AS user_created_at
+      FROM release
+      JOIN project ON project.id = release.project_id
+      LEFT JOIN user ON user.id = release.user_id
+    """
+
+
+class Releases(Schedules):
+    """What pipelines leave behind in a project: commit statuses, environments and releases; branches and tags."""
+
+    def list_statuses(self, project: Row, sha: str, *, ref: str | None = None, stage: str | None = None,
+                      name: str | None = None, pipeline_id: int | None = None, latest: bool = True,
+                      newest_first: bool = False) -> list[Row]:
+        """Return the jobs of a commit, with the columns of a commit status, oldest first.
+
+        `latest` leaves out jobs that were retried.
+        """
+        direction = DIRECTIONS['desc' if newest_first else 'asc']
+        return self._all(f"""
+            SELECT job.id, job.status, job.name, job.stage, job.allow_failure, job.coverage, job.created_at,
+                   job.started_at, job.finished_at, job.pipeline_id, job.user_id, pipeline.sha, pipeline.ref,
+                   project.path AS project_path, user.username, user.created_at AS user_created_at
+              FROM pipeline
+              JOIN job ON job.pipeline_id = pipeline.id
+              JOIN project ON project.id = pipeline.project_id
+              LEFT JOIN user ON user.id = job.user_id
+             WHERE pipeline.sha = :sha AND pipeline.project_id = :project_id
+               AND (:latest = 0 OR job.retried = 0)
+               AND (:ref IS NULL OR pipeline.ref = :ref)
+               AND (:stage IS NULL OR job.stage = :stage)
+               AND (:name IS NULL OR job.name = :name)
+               AND (:pipeline_id IS NULL OR pipeline.id = :pipeline_id)
+             ORDER BY job.id {direction}
+            """, sha=sha, project_id=project['id'], latest=latest, ref=ref, stage=stage, name=name,
+            pipeline_id=pipeline_id)
+
+    def list_environments(self, project: Row, *, name: str | None = None, search: str = '') -> list[Row]:
+        """Return the environments of a project, oldest first: of a name, with `search` in it.
+
+        With each comes the `spec` of the last job that succeeded there, NULL before.
+        """
+        return self._all("""
+            SELECT environment.*, job.spec
+              FROM environment
+              LEFT JOIN job ON job.id = environment.job_id
+             WHERE environment.project_id = :project_id
+               AND (:name IS NULL OR environment.name = :name)
+               AND instr(lower(environment.name), :search)
+             ORDER BY environment.id
+            """, project_id=project['id'], name=name, search=search.lower())
+
+    def find_environment(self, project: Row, environment_id: int) -> Row:
+        """Return an environment of a project; raise NotFound if there is none."""
+        for row in self.list_environments(project):
+            if row['id'] == environment_id:
+                return row
+        raise NotFound('Environment')
+
+    def list_refs(self, project: Row, kind: str, search: str = '') -> dict[str, str]:
+        """Return the branches (`kind` is ``heads``) or tags (``tags``) of a project's repository, and their commits.
+
+        `search` is a part of the name, ``^`` and ``$`` stand for its beginning and end. Raises BadRequest
+        when the repository cannot be read.
+        """
+        with self._repository(project) as repository:
+            refs = repository.list_refs(kind)
+        start, end, part = search.startswith('^'), search.endswith('$'), search.removeprefix('^').removesuffix('$')
+        return {name: sha for name, sha in refs.items()
+                if part in name and (not start or name.startswith(part)) and (not end or name.endswith(part))}
+
+    def describe_commits(self, project: Row, shas: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return what `Repository.commit` says of commits, by their ids."""
+        with self._repository(project) as repository:
+            return {sha: repository.commit(sha) for sha in shas}
+
+    def list_releases(self, project: Row) -> list[Row]:
+        """Return the releases of a project, newest first."""
+        return self._all(f"""
+            {RELEASE_ROWS}
+             WHERE project_id = :project_id
+             ORDER BY released_at DESC, release.id DESC
+            """, project_id=project['id'])
+
+    def find_release(self, project: Row, tag: str) -> Row:
+        """Return the release of a tag of a project; raise NotFound if there is none."""
+        return self._find('', f"""
+            {RELEASE_ROWS}
+             WHERE project_id = :project_id AND tag = :tag
+            """, project_id=project['id'], tag=tag)
+
+    def create_release(self, project: Row, tag: str, *, name: str = '', description: str = '', ref: str | None = None,
+                       links: Sequence[Mapping[str, Any]] = (), milestones: Sequence[str] = (),
+                       released_at: float | None = None, user_id: int | None = None) -> Row:
+        """Create the release of a tag and return it.
+
+        minici makes no tags: of one that the repository does not have, the release notes the commit of
+        `ref`. Raises Conflict when the tag has a release, and BadRequest when no git tag has such a name.
+        """
+        check_ref(tag)
+        sha = None
+        if project['import_url']:
+            with self._repository(project) as repository:
+                sha = repository.list_refs('tags').get(tag)
+                if sha is None and ref is not None:
+                    sha = ref if re.fullmatch('[0-9a-f]{40}', ref) else repository.resolve(ref)[0]
+        now = self.clock()
+        numbered = [{**link, 'id': number} for number, link in enumerate(links, 1)]
+        with self.db.write() as c:
+            known = c.execute("""
+                SELECT 1
+                  FROM release
+                 WHERE project_id = :project_id AND tag = :tag
+                """, dict(project_id=project['id'], tag=tag)).fetchone()
+            if known:
+                raise Conflict('Release already exists')
+            insert(c, 'release', project_id=project['id'], tag=tag, name=name or tag, description=description, sha=sha,
+                   links=json.dumps(numbered), milestones=json.dumps(list(milestones)), user_id=user_id,
+                   created_at=now, released_at=released_at or now)
+        return self.find_release(project, tag)
+
+    def delete_release(self, release: Row) -> None:
+        """Remove a release; its tag stays."""
+        with self.db.write() as c:
+            c.execute('DELETE FROM release WHERE id = :id', dict(id=release['id']))
+
+
 # Retention ####################################################################################
 
 UPKEEP_LOCK = 'upkeep.lock'     # in the data directory: held by the server that sweeps
@@ -9438,7 +9625,7 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class Retention(Schedules):
+class Retention(Releases):
     """What keeps the disk and the database small: old pipelines, expired artifacts and leftovers go."""
 
     def prune(self, *, dry_run: bool = False) -> list[Row]:
@@ -13036,6 +13223,30 @@ def show_latest_pipeline_route(call: Call, project: Row) -> JSON:
     return pipeline_entity(call.ci.find_pipeline(row), call, detail=True)
 
 
+def status_entity(row: Row, call: Call) -> JSON:
+    """Return a job as the status of its commit."""
+    status = pick(row, 'id', 'sha', 'ref', 'status', 'name', 'coverage', 'pipeline_id')
+    status['target_url'] = f'{call.base_url}/{row["project_path"]}/-/jobs/{row["id"]}'
+    status['description'] = None
+    status.update(pick_times(row, 'created_at', 'started_at', 'finished_at'))
+    status['allow_failure'] = bool(row['allow_failure'])
+    status['author'] = user_entity(row, call)
+    return status
+
+
+@route('GET', f'{PROJECT}/repository/commits/<sha:path>/statuses', auth=private_token)
+def list_statuses_route(call: Call, project: Row, sha: str) -> bottle.HTTPResponse:
+    """List the statuses of a commit: the jobs of its pipelines."""
+    newest = newest_pipeline(call, project, sha=sha) or newest_pipeline(call, project, ref=sha)
+    if newest is None:
+        raise NotFound('Commit')
+    rows = call.ci.list_statuses(
+        project, newest['sha'], ref=call.text('ref') or None, stage=call.text('stage') or None,
+        name=call.text('name') or None, pipeline_id=call.optional_integer('pipeline_id'),
+        latest=not call.flag('all'), newest_first=call.choice('sort', ('asc', 'desc'), 'asc') == 'desc')
+    return paged_response(call, [status_entity(row, call) for row in rows])
+
+
 @route('GET', f'{PROJECT}/repository/commits/<sha:path>', auth=private_token)
 def show_commit_route(call: Call, project: Row, sha: str) -> JSON:
     """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
@@ -13047,6 +13258,77 @@ def show_commit_route(call: Call, project: Row, sha: str) -> JSON:
     entity['status'] = row['status']
     entity['last_pipeline'] = pipeline_entity(row, call)
     return entity
+
+
+#: The counts of a test report: how GitLab calls them, and the columns.
+TEST_COUNTS = {'success_count': 'success', 'failed_count': 'failed', 'skipped_count': 'skipped', 'error_count': 'error'}
+
+
+def suite_counts(rows: Sequence[Row]) -> JSON:
+    """Return the counts of the tests of some jobs together."""
+    counts: JSON = {'total_time': round(sum(row['total_time'] for row in rows), 6), 'total_count': 0}
+    for name, column in TEST_COUNTS.items():
+        counts[name] = sum(row[column] for row in rows)
+        counts['total_count'] += counts[name]
+    return counts
+
+
+def test_suites(call: Call, pipeline: Row) -> dict[str, list[Row]]:
+    """Return the test reports of a pipeline's jobs by the names of their suites; parallel jobs share one."""
+    suites: dict[str, list[Row]] = {}
+    for row in call.ci.list_test_reports(pipeline):
+        name = re.sub(' [0-9]+/[0-9]+$', '', row['job_name'])
+        suites.setdefault(name, []).append(row)
+    return suites
+
+
+def suite_error(rows: Sequence[Row]) -> str | None:
+    """Return what is wrong with the reports of some jobs, or None."""
+    return '\n'.join(row['suite_error'] for row in rows if row['suite_error']) or None
+
+
+def test_case_entity(row: Row, call: Call, pipeline: Row) -> JSON:
+    """Return one test of a test report."""
+    entity = {name: row[name] or None for name in ('name', 'classname', 'file')}
+    entity['status'] = row['status']
+    entity['execution_time'] = row['time']
+    entity['system_output'] = row['output'] or row['message'] or None
+    entity['stack_trace'] = None
+    entity['recent_failures'] = None
+    entity['attachment_url'] = None
+    if row['attachment']:
+        path = urllib.parse.quote(row['attachment'])
+        entity['attachment_url'] = (f'{call.base_url}/{pipeline["project_path"]}/-/jobs/{row["job_id"]}'
+                                    f'/artifacts/file/{path}')
+    return entity
+
+
+@route('GET', f'{PIPELINE}/test_report', auth=job_or_private_token)
+def show_test_report_route(call: Call, pipeline: Row) -> JSON:
+    """Show the tests that a pipeline's jobs reported as junit, suite by suite."""
+    suites = test_suites(call, pipeline)
+    report = suite_counts([row for rows in suites.values() for row in rows])
+    report['test_suites'] = []
+    for name, rows in suites.items():
+        cases = [case for row in rows for case in call.ci.list_test_cases(row['job_id'])]
+        entities = [test_case_entity(case, call, pipeline) for case in cases]
+        suite = {'name': name, **suite_counts(rows), 'suite_error': suite_error(rows), 'test_cases': entities}
+        report['test_suites'].append(suite)
+    return report
+
+
+@route('GET', f'{PIPELINE}/test_report_summary', auth=job_or_private_token)
+def show_test_summary_route(call: Call, pipeline: Row) -> JSON:
+    """Show the counts of the tests that a pipeline's jobs reported as junit."""
+    suites = test_suites(call, pipeline)
+    counts = suite_counts([row for rows in suites.values() for row in rows])
+    total = {'time': counts['total_time'], 'count': counts['total_count'], 'suite_error': None}
+    total.update((column, counts[name]) for name, column in TEST_COUNTS.items())
+    summaries = []
+    for name, rows in suites.items():
+        builds = [row['job_id'] for row in rows]
+        summaries.append({'name': name, **suite_counts(rows), 'build_ids': builds, 'suite_error': suite_error(rows)})
+    return {'total': total, 'test_suites': summaries}
 
 
 @route('GET', f'{PIPELINE}/variables', auth=private_token)
@@ -14178,6 +14460,306 @@ def list_git_refs_route(call: Call, project: Row) -> bottle.HTTPResponse:
 def fetch_git_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Send the commits that git wants to fetch from a repository on this machine."""
     return git_response(call, project, 'git-upload-pack')
+
+
+# Repository API ###############################################################################
+#
+# What a repository and its pipelines hold besides jobs: branches and tags as git has them, environments,
+# releases; and the people behind the tokens.
+
+def ref_commit_entity(sha: str, info: Mapping[str, Any], project: Row, call: Call) -> JSON:
+    """Return the commit that a branch or tag points to."""
+    commit = {name: info[name] for name in ('author_name', 'author_email', 'committer_name', 'committer_email')}
+    for name in ('authored_date', 'committed_date'):
+        commit[name] = git_time(info[name])
+    commit['id'] = sha
+    commit['short_id'] = sha[:8]
+    commit['title'] = info['message'].partition('\n')[0]
+    commit['message'] = info['message']
+    commit['created_at'] = commit['committed_date']
+    commit['parent_ids'] = info['parent_ids']
+    commit['trailers'] = {}
+    commit['web_url'] = f'{call.base_url}/{project["path"]}/-/commit/{sha}'
+    return commit
+
+
+def is_protected_ref(project: Row, name: str, *, tag: bool) -> bool:
+    """Tell whether pipelines of a branch or tag are protected."""
+    return matches_ref(project['protected_refs'], name, tag, project['default_branch'])
+
+
+def branch_entity(name: str, commit: JSON, project: Row, call: Call) -> JSON:
+    """Return a branch."""
+    protected = is_protected_ref(project, name, tag=False)
+    return {
+        'name': name,
+        'merged': False,
+        'protected': protected,
+        'default': name == project['default_branch'],
+        'developers_can_push': False,
+        'developers_can_merge': False,
+        'can_push': True,
+        'web_url': f'{call.base_url}/{project["path"]}/-/tree/{urllib.parse.quote(name)}',
+        'commit': commit,
+    }
+
+
+def tag_entity(name: str, commit: JSON, project: Row, call: Call) -> JSON:
+    """Return a tag, with its release if it has one."""
+    release = None
+    with contextlib.suppress(NotFound):
+        release = pick(call.ci.find_release(project, name), 'description')
+        release['tag_name'] = name
+    return {
+        'name': name,
+        'message': '',
+        'target': commit['id'],
+        'commit': commit,
+        'release': release,
+        'protected': is_protected_ref(project, name, tag=True),
+        'created_at': None,
+    }
+
+
+RefEntity = Callable[[str, JSON, Row, 'Call'], JSON]
+
+
+def refs_response(call: Call, project: Row, kind: str, entity: RefEntity) -> bottle.HTTPResponse:
+    """Return a page of the branches or tags of a project's repository."""
+    number, per_page = page_of(call)
+    refs = list(call.ci.list_refs(project, kind, call.text('search')).items())
+    if kind == 'tags' and call.choice('sort', ('asc', 'desc'), 'desc') == 'desc':
+        refs.reverse()
+    shown = refs[(number - 1) * per_page:number * per_page]
+    infos = call.ci.describe_commits(project, {sha for _, sha in shown})
+    entities = []
+    for name, sha in shown:
+        commit = ref_commit_entity(sha, infos[sha], project, call)
+        entities.append(entity(name, commit, project, call))
+    return paged_response(call, entities, len(refs))
+
+
+def ref_response(call: Call, project: Row, kind: str, name: str, entity: RefEntity) -> JSON:
+    """Return one branch or tag of a project's repository."""
+    sha = call.ci.list_refs(project, kind).get(name)
+    if sha is None:
+        raise NotFound({'heads': 'Branch', 'tags': 'Tag'}[kind])
+    info = call.ci.describe_commits(project, [sha])[sha]
+    return entity(name, ref_commit_entity(sha, info, project, call), project, call)
+
+
+@route('GET', f'{PROJECT}/repository/branches', auth=private_token)
+def list_branches_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """List the branches of a project's repository."""
+    return refs_response(call, project, 'heads', branch_entity)
+
+
+@route('GET', f'{PROJECT}/repository/branches/<branch:path>', auth=private_token)
+def show_branch_route(call: Call, project: Row, branch: str) -> JSON:
+    """Show a branch of a project's repository."""
+    return ref_response(call, project, 'heads', branch, branch_entity)
+
+
+@route('GET', f'{PROJECT}/repository/tags', auth=private_token)
+def list_tags_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """List the tags of a project's repository."""
+    return refs_response(call, project, 'tags', tag_entity)
+
+
+@route('GET', f'{PROJECT}/repository/tags/<tag_name:path>', auth=private_token)
+def show_tag_route(call: Call, project: Row, tag_name: str) -> JSON:
+    """Show a tag of a project's repository."""
+    return ref_response(call, project, 'tags', tag_name, tag_entity)
+
+
+# -- environments
+
+#: The tier of an environment by a word in its name, as GitLab guesses it.
+TIERS = {
+    'production': r'prod|live',
+    'staging': r'stag|mod|pre|demo|uat',
+    'testing': r'test|qa|tst|int|ac(?:ce)?pt|qc|control|quality',
+    'development': r'dev|review|trunk',
+}
+
+
+def environment_entity(row: Row) -> JSON:
+    """Return an environment."""
+    last: JSON = {}
+    if row['spec'] is not None:
+        last = stored_spec(row)['environment'] or {}
+    environment = pick(row, 'id', 'name')
+    environment['external_url'] = last.get('url')
+    environment['state'] = 'available'
+    if last.get('action') == 'stop':
+        environment['state'] = 'stopped'
+    environment['slug'] = environment_slug(row['name'])
+    environment['description'] = None
+    environment['tier'] = 'other'
+    for tier, pattern in reversed(TIERS.items()):
+        if re.search(pattern, row['name'], re.I):
+            environment['tier'] = tier
+    environment['auto_stop_at'] = None
+    environment.update(pick_times(row, 'created_at', 'updated_at'))
+    return environment
+
+
+@route('GET', f'{PROJECT}/environments', auth=private_token)
+def list_environments_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """List the environments that jobs of a project name."""
+    if call.has('name') and call.has('search'):
+        raise InvalidParameter('name, search are mutually exclusive')
+    states = call.optional_choice('states', ('available', 'stopping', 'stopped'))
+    rows = call.ci.list_environments(project, name=call.text('name') or None, search=call.text('search'))
+    entities = [environment_entity(row) for row in rows]
+    return paged_response(call, [entity for entity in entities if states in (None, entity['state'])])
+
+
+@route('GET', f'{PROJECT}/environments/<environment_id>', auth=private_token)
+def show_environment_route(call: Call, project: Row) -> JSON:
+    """Show an environment and its last deployment."""
+    row = call.ci.find_environment(project, call.integer('environment_id'))
+    environment = environment_entity(row)
+    environment['last_deployment'] = None
+    if row['job_id'] is not None:
+        environment['last_deployment'] = deployment_entity(call.ci.find_job(row['job_id']), call)
+    return environment
+
+
+def deployment_entity(job: Row, call: Call) -> JSON:
+    """Return the last job of an environment as its deployment."""
+    deployment = pick(job, 'id', 'ref', 'sha', 'status')
+    deployment['iid'] = job['id']
+    deployment['created_at'] = iso_time(job['created_at'])
+    deployment['updated_at'] = iso_time(job['finished_at'])
+    deployment['user'] = user_entity(job, call)
+    deployment['deployable'] = job_entity(job, call)
+    return deployment
+
+
+# -- releases
+
+RELEASES = f'{PROJECT}/releases'
+LINK_TYPES = ('other', 'runbook', 'image', 'package')
+
+
+def release_link_entity(link: JSON, url: str) -> JSON:
+    """Return a link of a release."""
+    path = link.get('direct_asset_path') or link.get('filepath')
+    direct = link['url']
+    if path:
+        direct = f'{url}/downloads{path}'
+    kind = link.get('link_type') or 'other'
+    return {'id': link['id'], 'name': link['name'], 'url': link['url'], 'direct_asset_url': direct, 'link_type': kind}
+
+
+def release_entity(row: Row, call: Call) -> JSON:
+    """Return a release."""
+    base = f'{call.base_url}/{row["project_path"]}/-'
+    tag = urllib.parse.quote(row['tag'])
+    links = [release_link_entity(link, f'{base}/releases/{tag}') for link in json.loads(row['links'])]
+    entity = pick(row, 'name', 'description')
+    entity['tag_name'] = row['tag']
+    entity.update(pick_times(row, 'created_at', 'released_at'))
+    entity['upcoming_release'] = row['released_at'] > call.ci.clock()
+    entity['author'] = user_entity(row, call)
+    entity['commit'] = None
+    entity['commit_path'] = None
+    if row['sha']:
+        entity['commit'] = {'id': row['sha'], 'short_id': row['sha'][:8]}
+        entity['commit_path'] = f'/{row["project_path"]}/-/commit/{row["sha"]}'
+    entity['tag_path'] = f'/{row["project_path"]}/-/tags/{tag}'
+    entity['milestones'] = [{'title': title} for title in json.loads(row['milestones'])]
+    entity['assets'] = {'count': len(links), 'sources': [], 'links': links}
+    entity['evidences'] = []
+    entity['_links'] = {'self': f'{base}/releases/{tag}'}
+    return entity
+
+
+def given_links(call: Call) -> list[JSON]:
+    """Return the links that come with a new release; raise InvalidParameter for one that no page should show."""
+    links = call.mapping('assets').get('links') or []
+    if isinstance(links, dict):
+        links = list(links.values())
+    if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
+        raise InvalidParameter('assets[links] is invalid')
+    for link in links:
+        texts = [link.get('name'), link.get('url'), link.get('direct_asset_path') or '', link.get('filepath') or '']
+        if not all(isinstance(text, str) for text in texts) or not link['name']:
+            raise InvalidParameter('assets[links] is invalid: each link has a name and a url')
+        if not re.match('(https?|ftp)://', link['url']) or link.get('link_type', 'other') not in LINK_TYPES:
+            raise InvalidParameter('assets[links] is invalid: a url begins with http://, https:// or ftp://')
+    return [{name: link.get(name) for name in ('name', 'url', 'direct_asset_path', 'filepath', 'link_type')}
+            for link in links]
+
+
+@route('GET', RELEASES, auth=job_or_private_token)
+def list_releases_route(call: Call, project: Row) -> bottle.HTTPResponse:
+    """List the releases of a project, newest first."""
+    return paged_response(call, [release_entity(row, call) for row in call.ci.list_releases(project)])
+
+
+@route('POST', RELEASES, auth=job_or_private_token, status=201)
+def create_release_route(call: Call, project: Row) -> JSON:
+    """Create the release of a tag; this is what the release step of a job asks for."""
+    call.require('tag_name')
+    user_id = call.actor['user_id'] if 'user_id' in call.actor.keys() else call.actor['id']  # noqa: SIM118
+    release = call.ci.create_release(
+        project, call.text('tag_name'), name=call.text('name'), description=call.text('description'),
+        ref=call.text('ref') or None, links=given_links(call), milestones=call.words('milestones'),
+        released_at=call.moment('released_at'), user_id=user_id)
+    return release_entity(release, call)
+
+
+@route('GET', f'{RELEASES}/<tag_name:path>', auth=job_or_private_token)
+def show_release_route(call: Call, project: Row, tag_name: str) -> JSON:
+    """Show the release of a tag."""
+    return release_entity(call.ci.find_release(project, tag_name), call)
+
+
+@route('DELETE', f'{RELEASES}/<tag_name:path>', auth=private_token)
+def delete_release_route(call: Call, project: Row, tag_name: str) -> JSON:
+    """Remove the release of a tag; the tag stays."""
+    release = call.ci.find_release(project, tag_name)
+    call.ci.delete_release(release)
+    return release_entity(release, call)
+
+
+# -- people
+
+@route('GET', '/api/v4/users', auth=private_token)
+def list_users_route(call: Call) -> bottle.HTTPResponse:
+    """List the users: the owners of private tokens."""
+    rows = call.ci.list_users(call.text('username') or None, call.text('search'))
+    return paged_response(call, [user_entity(row, call) for row in rows])
+
+
+@route('GET', '/api/v4/users/<user_id>', auth=private_token)
+def show_other_user_route(call: Call, user_id: str) -> JSON | None:
+    """Show a user."""
+    for row in call.ci.list_users():
+        if str(row['id']) == user_id:
+            return user_entity(row, call)
+    raise NotFound('User')
+
+
+@route('GET', '/api/v4/personal_access_tokens/self', auth=private_token)
+def show_own_token_route(call: Call) -> JSON:
+    """Describe the private token that the call brings."""
+    row = call.ci.find_private_token(call.actor['token_hash'])
+    expires_at = iso_time(row['expires_at'])
+    return {
+        'id': int(row['token_hash'][:12], 16),      # it has no number: this one is as lasting and as unique
+        'name': row['description'] or row['scope'],
+        'description': row['description'],
+        'revoked': False,
+        'active': True,
+        'scopes': [row['scope']],
+        'user_id': row['user_id'],
+        'created_at': iso_time(row['created_at']),
+        'last_used_at': iso_time(row['last_used_at']),
+        'expires_at': expires_at and expires_at[:10],
+    }
 
 
 # Operations ###################################################################################
