@@ -13303,7 +13303,7 @@ def test_case_entity(row: Row, call: Call, pipeline: Row) -> JSON:
     return entity
 
 
-@route('GET', f'{PIPELINE}/test_report', auth=job_or_private_token)
+@route('GET', f'{PIPELINE}/test_report', auth=private_token)
 def show_test_report_route(call: Call, pipeline: Row) -> JSON:
     """Show the tests that a pipeline's jobs reported as junit, suite by suite."""
     suites = test_suites(call, pipeline)
@@ -13317,7 +13317,7 @@ def show_test_report_route(call: Call, pipeline: Row) -> JSON:
     return report
 
 
-@route('GET', f'{PIPELINE}/test_report_summary', auth=job_or_private_token)
+@route('GET', f'{PIPELINE}/test_report_summary', auth=private_token)
 def show_test_summary_route(call: Call, pipeline: Row) -> JSON:
     """Show the counts of the tests that a pipeline's jobs reported as junit."""
     suites = test_suites(call, pipeline)

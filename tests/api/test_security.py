@@ -57,6 +57,8 @@ def entitled(route):
         return {'job'}
     if '/builds/' in path:  # the pages of 2016: trace and artifacts take all three, the PUT two of them
         return {'job', 'runner'} if method == 'PUT' else {'job', 'runner', 'project'}
+    if path.endswith('/releases') or '/releases/' in path and method == 'GET':  # the release step of a job
+        return {'api', 'read_api', 'job'} if method == 'GET' else {'api', 'job'}
     if method != 'GET':
         return {'api'}
     return {'api', 'read_api', 'job'} if path.startswith('/api/v4/projects/<id:project_key>/') and '/jobs' in path \
