@@ -61,8 +61,9 @@ def entitled(route):
         return {'api', 'read_api', 'job'} if method == 'GET' else {'api', 'job'}
     if method != 'GET':
         return {'api'}
-    return {'api', 'read_api', 'job'} if path.startswith('/api/v4/projects/<id:project_key>/') and '/jobs' in path \
-        else {'api', 'read_api'}
+    if path.startswith('/api/v4/projects/<id:project_key>/') and ('/jobs' in path or path.endswith('/bridges')):
+        return {'api', 'read_api', 'job'}
+    return {'api', 'read_api'}
 
 
 class World:
