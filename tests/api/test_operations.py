@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -12,8 +13,9 @@ import subprocess
 import types
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from support import FORM, PLAIN, SHA, UPLOAD, Client, archive, call
+from support import EXAMPLES, FORM, PLAIN, SHA, UPLOAD, Client, archive, call
 
 import minici
 
@@ -108,6 +110,15 @@ def test_metrics_tell_of_jobs_runners_claims_and_the_disk(ci, clock, client, pro
     assert value(found, 'minici_last_sweep_timestamp_seconds') == clock.now
     assert value(found, 'minici_disk_free_bytes') > 0
     assert value(found, 'minici_database_bytes') % 4096 == 0
+
+
+def test_alerts_ask_for_metrics_that_there_are(ci, client):
+    client.call('GET', '/api/v4/version', status=401)
+    names = {name for name, *_ in samples(ask(client, '/-/metrics').text)}
+    alerts = yaml.safe_load((EXAMPLES / 'alerts.yml').read_text())
+    asked = {name for rule in alerts['groups'][0]['rules'] for name in re.findall('minici_[a-z_]+', rule['expr'])}
+    assert len(asked) > 4
+    assert asked <= names
 
 
 def test_histogram_of_request_times_adds_up(client, token):
