@@ -9648,56 +9648,68 @@ class Retention(Releases):
 
     def _too_old(self, rows: Sequence[Row], *, dry_run: bool) -> set[int]:
         """Return the ids of the pipelines past `retention_age`, without the last successes that stay."""
-        age, now = parse_duration(self.settings.retention_age), self.clock()
+        age = parse_duration(self.settings.retention_age)
         if age is None:
             return set()
-        old = [row for row in rows if row['finished_at'] and now - row['finished_at'] >= age]
-        lasting = [row for row in old if row['last_success']]
-        unseen = [row for row in lasting if now - (row['seen_at'] or 0) >= REFS_SEEN_FOR]
-        seen = self._live_refs(unseen)
-        if seen and not dry_run:
+        latest = self.clock() - age
+        old = [row for row in rows if row['finished_at'] and row['finished_at'] <= latest]
+        gone = {row['id'] for row in old}
+        successes = collections.defaultdict(list)
+        for row in old:
+            if row['last_success']:
+                successes[row['project_id']].append(row)
+        deadline = time.monotonic() + REFS_TIMEOUT
+        for project_id, lasting in successes.items():
+            project = self.find_project(project_id)
+            staying = self._lasting(project, lasting, latest, deadline, dry_run=dry_run)
+            gone.difference_update(row['id'] for row in staying)
+        return gone
+
+    def _lasting(self, project: Row, rows: Sequence[Row], latest: float, deadline: float, *,
+                 dry_run: bool) -> Sequence[Row]:
+        """Return which last successes of a project's refs stay: `latest` is when their ref must have been seen.
+
+        Without a repository nobody knows which refs exist: the newest UNKNOWN_REFS of them stay.
+        """
+        if not project['import_url']:
+            return rows[-UNKNOWN_REFS:]
+        now = self.clock()
+        unseen = {row['ref'] for row in rows if not row['seen_at'] or now - row['seen_at'] >= REFS_SEEN_FOR}
+        live = self._live_refs(project, unseen, deadline)
+        if live and not dry_run:
             with self.db.write() as c:
                 c.executemany("""
                     INSERT INTO live_ref (project_id, ref, seen_at)
                     VALUES (:project_id, :ref, :now)
                     ON CONFLICT (project_id, ref) DO UPDATE SET seen_at = :now
-                    """, [dict(project_id=project_id, ref=ref, now=now) for project_id, ref in seen])
-        staying = {row['id'] for row in lasting
-                   if (row['project_id'], row['ref']) in seen or now - (row['seen_at'] or 0) < age}
-        return {row['id'] for row in old} - staying
+                    """, [dict(project_id=project['id'], ref=ref, now=now) for ref in live])
+        return [row for row in rows if row['ref'] in live or row['seen_at'] and row['seen_at'] > latest]
 
-    def _live_refs(self, rows: Sequence[Row]) -> set[tuple[int, str]]:
-        """Return the project and ref of the pipelines whose ref still exists, as far as that can be told.
-
-        A project without a repository keeps its newest UNKNOWN_REFS refs; one whose repository does not
-        answer keeps all.
-        """
-        live: set[tuple[int, str]] = set()
-        deadline = time.monotonic() + REFS_TIMEOUT
-        for project_id in {row['project_id'] for row in rows}:
-            names = [row['ref'] for row in rows if row['project_id'] == project_id]
-            url = self.find_project(project_id)['import_url']
-            kept = set(names if url else names[-UNKNOWN_REFS:])
-            if url and time.monotonic() < deadline:
-                with contextlib.suppress(CIError, OSError), Repository(url, self.artifacts.incoming) as repository:
-                    kept &= repository.refs()
-            live |= {(project_id, ref) for ref in kept}
-        return live
+    def _live_refs(self, project: Row, names: set[str], deadline: float) -> set[str]:
+        """Return which of the refs a project's repository has; all of them when it does not answer by `deadline`."""
+        if names and time.monotonic() < deadline:
+            with contextlib.suppress(CIError, OSError):
+                with Repository(project['import_url'], self.artifacts.incoming) as repository:
+                    return names & repository.refs()
+        return names
 
     def _too_much(self, rows: Sequence[Row]) -> set[int]:
         """Return the ids of the pipelines to remove until the others fit into `retention_size`."""
         sizes: collections.Counter[int] = collections.Counter()
+        removable = collections.defaultdict(list)   # by project, what goes first at the end
         for row in rows:
             sizes[row['project_id']] += self._stored_size(row)
+            if row['finished_at']:
+                removable[row['project_id']].append(row)
+        for finished in removable.values():
+            finished.sort(key=lambda row: (row['last_success'], row['id']), reverse=True)
         excess = sizes.total() - self.settings.retention_size
-        order = sorted((row for row in rows if row['finished_at']), key=lambda row: (row['last_success'], row['id']))
-        queues: dict[int, collections.deque[Row]] = {project_id: collections.deque() for project_id in sizes}
-        for row in order:
-            queues[row['project_id']].append(row)
         gone = set()
-        while excess > 0 and any(queues.values()):
-            project_id = max((number for number in queues if queues[number]), key=sizes.__getitem__)
-            row = queues[project_id].popleft()
+        while excess > 0 and removable:
+            project_id = max(removable, key=sizes.__getitem__)
+            row = removable[project_id].pop()
+            if not removable[project_id]:
+                del removable[project_id]
             size = self._stored_size(row)
             sizes[project_id] -= size
             excess -= size
@@ -14906,13 +14918,13 @@ def text_response(text: str, status: int = 200) -> bottle.HTTPResponse:
 
 
 @route('GET', '/-/health', auth=monitor)
-def health_route(call: Call) -> bottle.HTTPResponse:
+def health_route() -> bottle.HTTPResponse:
     """Tell whether the server answers, in GitLab's words."""
     return text_response('GitLab OK')
 
 
 @route('GET', '/-/liveness', auth=monitor)
-def liveness_route(call: Call) -> JSON:
+def liveness_route() -> JSON:
     """Tell whether the server answers; the database is not asked."""
     return {'status': 'ok'}
 

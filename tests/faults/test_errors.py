@@ -146,3 +146,14 @@ def test_a_sweep_under_a_failing_disk_goes_on_after_it(world, clock, form):
         failing.heal()
     ci.sweep()
     assert {ci.find_job(claim.job['id'])['status'] for claim in claims} == {'running'}
+
+
+def test_a_trace_is_read_from_a_file_system_that_takes_no_writes(world):
+    ci, client, runner, failing = world
+    claim = runner.claim()
+    ci.append_trace(ci.authenticate_job(claim.job['id'], claim.token), 0, b'line\n')
+    token = ci.create_private_token()
+    failing.arm(1, errno.EROFS, True)
+    answers = [client.call('GET', f'/api/v4/projects/1/jobs/1/trace{query}', token=token) for query in ('', '?x=1')]
+    failing.heal()
+    assert [(answer.status_int, answer.body) for answer in answers] == [(200, b'line\n')] * 2
