@@ -1258,13 +1258,18 @@ class Report:
         A line that several jobs share is reported for the first of them. `word` is what somebody may
         have meant as one of the `known` ones.
         """
-        key = (mark, path[-1:], complaint) if mark else (path, complaint)
+        key: tuple[object, ...] = (path, complaint)
+        if mark:
+            key = (mark, path[-1:], complaint)
         if key in self._problems:
             return
         hint = ''
         if len(self._problems) < MAX_PROBLEMS:
             hint = nearest(word, known)
-        self._problems[key] = place_of(mark) + ' '.join([':'.join(path), complaint]).strip() + hint
+        subject = ':'.join(path)
+        if subject:
+            subject += ' '
+        self._problems[key] = f'{place_of(mark)}{subject}{complaint}{hint}'
 
     def warn(self, text: str) -> None:
         """Note a warning."""
@@ -1288,8 +1293,11 @@ def place_of(mark: Mark | None) -> str:
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """Return ``; did you mean "x"?`` for the known word that is most like `word`, or an empty text."""
-    found = difflib.get_close_matches(str(word)[:100], [name for name in known if name != word], 1, 0.6)
-    return f'; did you mean "{found[0]}"?' if found else ''
+    others = [name for name in known if name != word]
+    found = difflib.get_close_matches(str(word)[:100], others, 1, 0.6)
+    if not found:
+        return ''
+    return f'; did you mean "{found[0]}"?'
 
 
 class Marked:
@@ -1384,15 +1392,16 @@ def number_of(text: str) -> int | float | str:
     sexagesimal = SEXAGESIMALS.fullmatch(text)
     if sexagesimal:
         kind = int if sexagesimal[1] is None else float
-        parts = [kind(part.replace('_', '').rstrip('.')) for part in text.split(':')]
-        return sum(part * 60 ** (2 - place) for place, part in enumerate(parts))
+        total: int | float = 0
+        for factor, part in zip((3600, 60, 1), text.replace('_', '').split(':'), strict=False):
+            total += factor * kind(part.rstrip('.'))
+        return total
     bare = re.sub('[,_]', '', text)
-    if FLOATS.fullmatch(text):
-        return text if bare.strip('+-') == '.' else float(bare)
+    if FLOATS.fullmatch(text) and bare.strip('+-') != '.':
+        return float(bare)
     if INTEGERS.fullmatch(text):
-        sign, digits = (bare[0], bare[1:]) if bare[0] in '+-' else ('', bare)
-        octal = len(digits) > 1 and digits[0] == '0' and digits[1].isdigit()
-        return int(f'{sign}{"0o" if octal else ""}{digits}', 0)
+        octal = re.sub('^([+-]?)0([0-9])', r'\g<1>0o\2', bare)      # as Python writes it
+        return int(octal, 0)
     return text
 
 
@@ -3690,35 +3699,34 @@ def size_of(spec: JobSpec) -> int:
 
 def job_spec(draft: Draft, reader: JobReader, linker: Linker) -> JobSpec:
     """Return one job as it will be created."""
-    scope, keywords = reader.scope_of(draft), draft.keywords
-    kept = {key: value for key, value in keywords.items() if key in KEPT}
+    keywords = draft.keywords
+    spec = {key: value for key, value in keywords.items() if key in KEPT}
+    spec['name'] = draft.name
+    spec['script'] = keywords.get('before_script', []) + keywords.get('script', [])
+    spec['variables'] = values_of(draft.variables)
+    spec['raw_variables'] = [key for key, variable in draft.variables.items() if variable.raw]
+    spec['tag_list'] = [reader.expanded(draft, tag, 'tags', keep=True) for tag in keywords.get('tags', ())]
+    spec['needs'] = linker.needs(draft)
+    spec['cross_needs'] = cross_needs(draft, reader.scope_of(draft))
+    spec['dependencies'] = linker.dependencies(draft)
     allowed = keywords.get('allow_failure', keywords.get('when') == 'manual')
-    codes = allowed if isinstance(allowed, list) else ()
-    environment, group = keywords.get('environment'), keywords.get('resource_group')
-    if environment:
-        kept['environment'] = {**environment, 'name': draft.predefined['CI_ENVIRONMENT_NAME']}
-    if group:
-        kept['resource_group'] = reader.expanded(draft, group, 'resource_group')
-    if 'trigger' in keywords:
-        kept['trigger'] = downstream_of(keywords['trigger'])
-    return JobSpec(
-        **kept,
-        name=draft.name,
-        script=keywords.get('before_script', []) + keywords.get('script', []),
-        allow_failure=allowed is True,
-        allow_failure_exit_codes=codes,
-        tag_list=[reader.expanded(draft, tag, 'tags', keep=True) for tag in keywords.get('tags', ())],
-        variables=values_of(draft.variables),
-        raw_variables=[key for key, variable in draft.variables.items() if variable.raw],
-        needs=linker.needs(draft),
-        cross_needs=cross_needs(draft, scope),
-        dependencies=linker.dependencies(draft))
+    spec['allow_failure'] = allowed is True
+    if isinstance(allowed, list):
+        spec['allow_failure_exit_codes'] = allowed
+    if 'environment' in spec:
+        spec['environment'] = {**spec['environment'], 'name': draft.predefined['CI_ENVIRONMENT_NAME']}
+    if 'resource_group' in spec:
+        spec['resource_group'] = reader.expanded(draft, spec['resource_group'], 'resource_group')
+    if 'trigger' in spec:
+        spec['trigger'] = downstream_of(spec['trigger'])
+    return JobSpec(**spec)
 
 
 #: The keywords of a job that a JobSpec takes as they were read.
 KEPT = frozenset((
     'stage', 'after_script', 'when', 'image', 'services', 'artifacts', 'cache', 'timeout', 'start_in', 'retry',
-    'interruptible', 'coverage', 'hooks', 'manual_confirmation', 'release', 'pages', 'id_tokens'))
+    'interruptible', 'coverage', 'hooks', 'manual_confirmation', 'release', 'pages', 'id_tokens', 'environment',
+    'resource_group', 'trigger'))
 
 
 def cross_needs(draft: Draft, scope: Scope) -> list[dict[str, Value]]:
@@ -8530,7 +8538,7 @@ class Compiling(Processing):
         return merge_request
 
     @staticmethod
-    def _facts(project: Row, ref: str, *, tag: bool, sha: str | None, source: str) -> dict[str, Any]:
+    def _facts(project: Row, ref: str, *, tag: bool, sha: str | None, source: str) -> JSON:
         """Return what is known of a pipeline before its repository is read: columns of its row and its project's."""
         return {
             'ref': check_ref(ref),
@@ -8570,7 +8578,7 @@ class Compiling(Processing):
         with contextlib.ExitStack() as stack:
             library = stack.enter_context(self._library(None))
             if project is None:
-                facts: dict[str, Any] = dict(ref=ref or 'main', tag=False, sha='', source='push', before_sha='0' * 40)
+                facts: JSON = dict(ref=ref or 'main', tag=False, sha='', source='push', before_sha='0' * 40)
                 predefined = {**texts_of(server_variables(self.address)), **known_variables(facts)}
                 return compile_pipeline(content, facts=facts, library=library, inputs=inputs, predefined=predefined)
             facts, repository = self._facts(project, ref or project['default_branch'], tag=False, sha='',
@@ -8597,7 +8605,7 @@ class Compiling(Processing):
         default = project['default_branch']
         return Choices(sorted(names, key=lambda name: (name != default, name)), variables, inputs)
 
-    def _read_repository(self, repository: Repository, facts: dict[str, Any], content: Any) -> Any:
+    def _read_repository(self, repository: Repository, facts: JSON, content: Any) -> Any:
         """Complete the facts of a pipeline from its repository; return `content`, or else the repository's file."""
         given = facts['ref']
         found, facts['tag'] = repository.resolve(given)
@@ -8614,7 +8622,7 @@ class Compiling(Processing):
                                        f'at {facts["sha"][:8]}; add it or send content']})
         return content
 
-    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[dict[str, Any]], user: Row | None,
+    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[JSON], user: Row | None,
               repository: Repository | None, library: Library, inputs: Mapping[str, Any]) -> PipelineSpec:
         """Compile a pipeline file for these facts and variables."""
         if isinstance(content, PipelineSpec):
@@ -9222,13 +9230,13 @@ class Bridges(Pipelines):
         return Scope(self._predefined(facts), own, spec['variables'],
                      {variable['key']: variable['value'] for variable in given}, raw=spec['raw_variables'])
 
-    def _reported(self, bridge: Row) -> list[dict[str, Any]]:
+    def _reported(self, bridge: Row) -> list[JSON]:
         """Return the variables that the jobs before a bridge have reported."""
         with self.db.read() as c:
             rows = self._dependencies(c, bridge)
         return [variable for row in rows for variable in json.loads(row['dotenv'])]
 
-    def _forwarded(self, bridge: Row, trigger: Mapping[str, Any], scope: Scope) -> list[dict[str, Any]]:
+    def _forwarded(self, bridge: Row, trigger: Mapping[str, Any], scope: Scope) -> list[JSON]:
         """Return the variables that a bridge gives to its pipeline, the variables in them replaced."""
         spec, found = stored_spec(bridge), []
         if trigger['forward'].get('yaml_variables', True):
