@@ -1271,6 +1271,11 @@ class Report:
             subject += ' '
         self._problems[key] = f'{place_of(mark)}{subject}{complaint}{hint}'
 
+    def take(self, problem: str) -> None:
+        """Note a problem that names its own place, unless it is noted already."""
+        if problem not in self._problems.values():
+            self._problems[problem,] = problem
+
     def warn(self, text: str) -> None:
         """Note a warning."""
         self.warnings[text] = None
@@ -3047,7 +3052,7 @@ class Includes:
             loaded = self.load(found.content, found.name, inputs, spot, found.component)
         except BadRequest as error:
             for problem in error.problems:      # each names its own place
-                self._report.wrong(problem)
+                self._report.take(problem)
         if loaded is not None:
             yield self.merged(loaded, found.place, (*above, found.name))
 
@@ -3543,8 +3548,7 @@ class Compiler:
         merged = self._merged(content)
         spot = Spot(merged, merged.mark, self._report)
         names = [key for key in merged if key not in GLOBAL_FIELDS and not key.startswith('.')]
-        found = spot.fields({**dict.fromkeys(names, untouched), **GLOBAL_FIELDS,
-                             **{key: untouched for key in merged if key.startswith('.')}})
+        found = {key: read(spot[key]) for key, read in GLOBAL_FIELDS.items() if key in spot}
         stages = stages_of(found)
         workflow, variables = found.get('workflow', {}), found.get('variables', {})
         decision = self._workflow(workflow, variables)
