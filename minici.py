@@ -9928,16 +9928,18 @@ class Queue(Retention):
         jobs that need another fail as `runner_unsupported`, and with `two_phase_job_commit` the job
         stays `pending` until the runner accepts it (`update_job`).
         """
-        now, token = self.clock(), self.new_token('mcb')
+        now = self.clock()
         due = self._start_due(now)
         if abs(now - self._swept_at) >= SWEEP_INTERVAL:
             self.sweep()
         if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
             return None
-        wanted = dict(runner_id=runner['id'], system_id=system_id, token_hash=token_hash(token), now=now,
-                      job_age=job_age, pipeline_id=id_of(pipeline))
+        wanted = dict(runner_id=runner['id'], system_id=system_id, now=now, job_age=job_age,
+                      pipeline_id=id_of(pipeline))
         kind = runner['runner_type'], runner['access_level']
         while self._all(QUEUES[kind], **wanted)[0]['id'] is not None:  # an idle poll takes no lock
+            token = self.new_token('mcb')
+            wanted['token_hash'] = token_hash(token)
             with self.db.write() as c:
                 claimed = c.execute(CLAIMS[kind], wanted).fetchall()
                 if not claimed:

@@ -188,7 +188,7 @@ def lists(stand):
         yield Figure('5', name, 'hello GET', target, functools.partial(ratio, name, path))
 
 
-def history(ci, jobs, *, projects=2):
+def history(ci, jobs, *, projects=10):
     """Put that many finished jobs into the database, in pipelines of 20: one in 10,000 failed."""
     token = ci.register_runner(ci.registration_token, tag_list=['linux'])[1]
     made_projects = [ci.create_project(f'group/old-{number}') for number in range(projects)]
