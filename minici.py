@@ -4366,6 +4366,25 @@ class Checkout:
         return done.stdout.decode(errors='replace').strip() or None
 
     @functools.cached_property
+    def default_branch(self) -> str:
+        """The default branch: that of `origin`, or else `main` or `master` if there is one, or the one checked out."""
+        if self.remote_default_branch:
+            return self.remote_default_branch
+        for name in ('main', 'master'):
+            if self._has_branch(name):
+                return name
+        return self.branch or 'main'
+
+    def _has_branch(self, name: str) -> bool:
+        """Tell whether there is a local branch of that name."""
+        if self._common_directory is None:
+            return False
+        packed = self._common_directory / 'packed-refs'
+        if packed.is_file() and f' refs/heads/{name}\n' in packed.read_text(errors='replace'):
+            return True
+        return (self._common_directory / 'refs' / 'heads' / name).is_file()
+
+    @functools.cached_property
     def remote_default_branch(self) -> str | None:
         """The default branch of the remote `origin`, as far as it is known here."""
         if self._common_directory is None:
@@ -16460,7 +16479,7 @@ class LocalRun:
     def _find_project(self, name: str, digest: str) -> Row:
         """Return the project of the checkout, made if need be; a second repository of one name gets another one."""
         url = 'file://' + urllib.parse.quote(str(self.checkout.store.resolve()))
-        default = self.checkout.remote_default_branch or self.checkout.branch or 'main'
+        default = self.checkout.default_branch
         for path in (name, f'{name}-{digest}'):
             try:
                 project = self.ci.find_project(path)
@@ -16513,6 +16532,8 @@ class LocalRun:
         if self._options.run_as == 'merge_request':
             target = self._options.target or self.project['default_branch']
             base = self.checkout.find_commit(since or target, sha)
+            if base == sha:
+                base = None     # it is the target itself: everything counts as changed
             return {'merge_request': {
                 'iid': 1,
                 'source_branch': ref,
@@ -17298,7 +17319,7 @@ def submit_snapshot(ci: Coordinator, path: Path, options: argparse.Namespace) ->
     name = options.project or f'{project_name(path)}-uncommitted'
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     checkout = Checkout(path, ci.data / 'snapshots' / f'{project_name(path)}-{digest}.git')
-    ref = options.ref or checkout.branch or checkout.remote_default_branch or 'main'
+    ref = options.ref or checkout.branch or checkout.default_branch
     sha, _ = checkout.snapshot(ref, hidden=[ci.db.path, ci.data])
     url = 'file://' + urllib.parse.quote(str(checkout.store.resolve()))
     return submitted_project(ci, name, url, ref), ref, sha

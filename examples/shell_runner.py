@@ -105,6 +105,8 @@ class Runner:
 
     def build(self, options):
         """Get the commit and what jobs of earlier stages have made of it, and run the script."""
+        for keyword in sorted(options.keys() - {'image', 'services', 'artifacts', 'dependencies', 'after_script'}):
+            self.note(f'WARNING: this runner does not know {keyword}, which is ignored')
         if 'image' in options or 'services' in options:
             self.note('WARNING: this runner has no containers, image and services are ignored')
         self.execute('git', 'clone', '--quiet', '--no-checkout', self.job['repo_url'], '.')

@@ -167,5 +167,8 @@ def test_the_remote_is_known(checkout, tmp_path, store):
     git(tmp_path, 'clone', '--quiet', f'file://{checkout}', 'clone')
     clone = minici.Checkout(tmp_path / 'clone', store)
     assert (clone.remote_url, clone.remote_default_branch) == (f'file://{checkout}', 'main')
+    git(checkout, 'checkout', '--quiet', '-b', 'feature')
+    git(checkout, 'pack-refs', '--all')
     here = minici.Checkout(checkout, store)
+    assert (here.branch, here.default_branch, clone.default_branch) == ('feature', 'main', 'main')
     assert (here.remote_url, here.remote_default_branch) == (None, None)
