@@ -17140,8 +17140,9 @@ def backup_command(options: argparse.Namespace) -> int:
 
 def restore_command(options: argparse.Namespace) -> int:
     """Put a backup in the place of the database."""
-    restore(options.directory, options.db, options.data, force=options.force)
-    print(f'{options.db} is what {options.directory} holds')
+    path = options.db or DEFAULT_DATABASE
+    restore(options.directory, path, options.data, force=options.force)
+    print(f'{path} is what {options.directory} holds')
     return 0
 
 

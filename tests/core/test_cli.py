@@ -597,3 +597,11 @@ def test_database_outlives_the_server(db):
     with serving(db) as (_, printed):
         _, projects = ask(f'{address(printed)}/api/v4/projects', 'chosen')
     assert [project['path'] for project in projects] == ['demo']
+
+
+def test_restore_without_an_option_makes_the_default_database(run, opened, tmp_path, monkeypatch, capsys):
+    opened()
+    assert run('backup', tmp_path / 'copy')[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert minici.main(['restore', str(tmp_path / 'copy')]) == 0
+    assert (tmp_path / 'minici.sqlite').exists()
