@@ -9,7 +9,18 @@ from collections.abc import Sequence
 
 import bottle
 
-from minici import BadRequest, Call, Choices, CIError, NotFound, Row, page_of, status_words
+from minici import (
+    BadRequest,
+    Call,
+    Choices,
+    CIError,
+    NotFound,
+    Row,
+    page_of,
+    show_badge_route,
+    show_coverage_badge_route,
+    status_words,
+)
 
 from .board import KINDS, draw_board
 from .frame import complaint, page, perform, project_path, seen, web
@@ -180,3 +191,23 @@ def project_pipelines_route(call: Call, project: Row, sha: str = '') -> bottle.H
     if sha:
         filters['sha'] = sha
     return seen(call, '/?' + urllib.parse.urlencode(filters, safe='/'))
+
+
+@web('GET', '/<project:project_path>/pipelines/<pipeline:pipeline>', auth=page_reader)
+def old_pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
+    """Lead from the address that GitLab once had for a pipeline to its page."""
+    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
+
+
+@web('GET', '/<project:project_path>/badges/<ref:path>/pipeline.svg',
+     '/<project:project_path>/-/badges/<ref:path>/pipeline.svg', auth=page_reader)
+def badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
+    """Draw the badge of a ref at the address that a README on GitLab has for it."""
+    return show_badge_route(call, project, ref)
+
+
+@web('GET', '/<project:project_path>/badges/<ref:path>/coverage.svg',
+     '/<project:project_path>/-/badges/<ref:path>/coverage.svg', auth=page_reader)
+def coverage_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
+    """Draw the coverage badge of a ref at the address that a README on GitLab has for it."""
+    return show_coverage_badge_route(call, project, ref)
