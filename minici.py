@@ -220,6 +220,8 @@ MAX_GIT_MEMORY = 512 * MIB          # bytes of memory of one git process, mapped
 MAX_PATH = 4096                     # bytes of a path that a file of git's names
 GIT_LOCAL_TIMEOUT = 600             # seconds one git call may take for the person at the command line
 PATTERN_TIMEOUT = 5.0               # seconds all patterns of one pipeline may search
+MAX_COMPILATIONS = 2                # pipeline files that one process compiles at a time
+COMPILE_WAIT = 30                   # seconds that a further one waits for its turn
 COMPILE_TIMEOUT = 5.0               # seconds of processor time that compiling one pipeline may take
 MAX_FILE_SIZE = 2 * MIB             # bytes of one pipeline file, GitLab's limit
 MAX_FILE_DEPTH = 100                # levels of mappings and lists in it, GitLab's limit
@@ -8511,6 +8513,20 @@ class Choices:
     inputs: Sequence[Choice]
 
 
+COMPILATIONS = threading.BoundedSemaphore(MAX_COMPILATIONS)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Wait for a turn to compile: a file may need much memory, and many files at a time would need it many times."""
+    if not COMPILATIONS.acquire(timeout=COMPILE_WAIT):
+        raise Busy('Too many pipeline files are being compiled')
+    try:
+        yield
+    finally:
+        COMPILATIONS.release()
+
+
 class Compiling(Processing):
     """How the pipeline file of a project is found and compiled, with all that it includes."""
 
@@ -8603,14 +8619,17 @@ class Compiling(Processing):
             if project is None:
                 facts: JSON = dict(ref=ref or 'main', tag=False, sha='', source='push', before_sha='0' * 40)
                 predefined = {**texts_of(server_variables(self.address)), **known_variables(facts)}
-                return compile_pipeline(content, facts=facts, library=library, inputs=inputs, predefined=predefined)
+                with compiling():
+                    return compile_pipeline(content, facts=facts, library=library, inputs=inputs,
+                                            predefined=predefined)
             facts, repository = self._facts(project, ref or project['default_branch'], tag=False, sha='',
                                             source='push'), None
             if content is None or project['import_url']:
                 repository = stack.enter_context(self._repository(project))
                 content = self._read_repository(repository, facts, content)
-            return compile_pipeline(content, facts=facts, repository=repository, library=library, inputs=inputs,
-                                    predefined=self._predefined(facts))
+            with compiling():
+                return compile_pipeline(content, facts=facts, repository=repository, library=library, inputs=inputs,
+                                        predefined=self._predefined(facts))
 
     def list_choices(self, project: Row, ref: str) -> Choices:
         """Return the refs of a project's repository, and the variables and inputs that its file has at a ref.
@@ -8655,9 +8674,10 @@ class Compiling(Processing):
         variables.update((variable['key'], variable['value']) for variable in given)
         base = merge_request_of(facts).get('base_sha') or facts['before_sha']
         compared = {**facts, 'before_sha': base}
-        return compile_pipeline(content, name=facts['ci_config_path'] or PIPELINE_FILE, repository=repository,
-                                facts=compared, variables=variables, library=library, inputs=inputs,
-                                predefined=self._predefined(facts))
+        with compiling():
+            return compile_pipeline(content, name=facts['ci_config_path'] or PIPELINE_FILE, repository=repository,
+                                    facts=compared, variables=variables, library=library, inputs=inputs,
+                                    predefined=self._predefined(facts))
 
     def _predefined(self, facts: Mapping[str, Any]) -> dict[str, str]:
         """Return the predefined variables that are known before a pipeline exists."""

@@ -483,3 +483,21 @@ def logs(stand):
     yield Figure('15', 'plain text of a stamped log', 'without stamps', '<= 1.3', lambda: ratio('/plain'))
 
 
+@benchmark
+def hostile(stand):
+    """The slowest answer to a runner in ten seconds of each attack, ten times side by side, and the memory it takes."""
+    sys.path.insert(0, str(ROOT / 'tests'))
+    from hostile import ATTACKS, MIB, measure
+    rounds, rows = Rounds(), [*ATTACKS][:2] if stand.options.quick else ATTACKS
+    seconds = 2 if stand.options.quick else 10
+
+    def figure(row, kind, divisor):
+        def value():
+            found = rounds.share(row, kind, lambda: measure(row, seconds))
+            return getattr(found, kind) / divisor
+        return value
+
+    for row in rows:
+        for kind in ('poll', 'patch', 'final'):
+            yield Figure('12', f'{row}: slowest {kind}', '1 s', '<= 1.0', figure(row, kind, 1))
+        yield Figure('12', f'{row}: memory', '1 MiB', '<= 200', figure(row, 'memory', MIB))
