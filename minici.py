@@ -3960,6 +3960,21 @@ class Git:
         self._deadline = time.monotonic() + GIT_TIMEOUT
         self._calls = 0
 
+    def capabilities(self) -> bytes:
+        """Return what the server of the address says it can do, as the oldest protocol has it: words in a text."""
+        packets = self.directory / 'packets'
+        environment = {**self._environment(), 'GIT_TRACE_PACKET': str(packets)}
+        left = max(0.0, self._deadline - time.monotonic())
+        run_git(['-c', 'protocol.version=0', 'ls-remote', '--end-of-options', self.url, 'HEAD'], self.directory,
+                timeout=left, limit=MAX_GIT_OUTPUT, environment=environment)
+        try:
+            with open(packets, 'rb') as trace:
+                return trace.read(64 * KIB)     # they stand behind the first ref
+        except FileNotFoundError:
+            return b''
+        finally:
+            packets.unlink(missing_ok=True)
+
     def _environment(self) -> dict[str, str]:
         """Return the variables that give git its directory, our settings and the credentials."""
         environment = {'GIT_DIR': str(self.directory)}
@@ -4130,6 +4145,14 @@ def stored_extensions(config: Path) -> list[str]:
     return [f'\t{line}\n' for line in lines]
 
 
+def gives_reachable_commits(config: Path) -> bool:
+    """Tell whether a repository's configuration file lets clients fetch commits by their ids."""
+    text = config.read_text(errors='replace') if config.is_file() else ''
+    sections = re.findall(r'^\s*\[uploadpack\]([^\[]*)', text, re.M | re.I)
+    allowed = r'^\s*allow(?:reachable|any)sha1inwant\s*(?:=\s*(?:true|yes|on|1)\s*)?$'
+    return any(re.search(allowed, section, re.M | re.I) for section in sections)
+
+
 class Repository:
     """A git repository, read by a few git calls within a directory of ours.
 
@@ -4197,6 +4220,17 @@ class Repository:
             if name in shas:
                 return name, shas.get(f'{name}^{{}}', shas[name]), tag
         raise BadRequest({'base': ['Reference not found']})
+
+    def gives_any_commit(self) -> bool:
+        """Tell whether every client may fetch any commit by its id, and not only what refs point to.
+
+        Servers always allow it in the newest protocol; older clients need `uploadpack.allowReachableSHA1InWant`.
+        """
+        if self._local:
+            path = urllib.parse.unquote(self._url.removeprefix('file://'))
+            _, shared = git_directory(Path(path))
+            return gives_reachable_commits(shared / 'config')
+        return b'allow-reachable-sha1-in-want' in self._git.capabilities()
 
     def contains(self, ref: str, sha: str) -> bool:
         """Tell whether a commit is part of the history of a branch or tag."""
@@ -5279,6 +5313,13 @@ BEGIN
        SET job_id = NEW.id, updated_at = NEW.finished_at
      WHERE project_id = NEW.project_id AND name = NEW.environment;
 END;
+""", """
+-- How runners get the commit of a pipeline.
+
+ALTER TABLE pipeline ADD COLUMN fetched_by TEXT NOT NULL DEFAULT 'ref' CHECK (fetched_by IN (
+    'ref',      -- it was what the ref pointed to
+    'history',  -- it was an older commit of the ref
+    'sha'));    -- by its id: the server gives any commit
 """)
 
 
@@ -7464,7 +7505,8 @@ JOB_COLUMNS = """
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
            pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
-           pipeline.commit_info, pipeline.merge_request, pipeline.created_at AS pipeline_created_at,
+           pipeline.commit_info, pipeline.merge_request, pipeline.fetched_by,
+           pipeline.created_at AS pipeline_created_at,
            pipeline.updated_at AS pipeline_updated_at,
            project.path AS project_path, project.name AS project_name, project.import_url,
            project.default_branch, project.build_timeout, project.allow_git_fetch, project.visibility,
@@ -8557,6 +8599,8 @@ class Compiling(Processing):
                 facts['sha'] = check_sha(sha)
             if sha is not None and content is not None:
                 facts.update(tag=tag or ref.startswith('refs/tags/'), ref=short_name(ref))
+                if project['import_url']:
+                    facts['fetched_by'] = 'history'     # nobody has asked whether the ref points to it
                 facts['protected'] = self._is_protected(facts)
             if sha is None or content is None or bridge is not None and project['import_url']:
                 repository = stack.enter_context(self._repository(project))
@@ -8598,6 +8642,7 @@ class Compiling(Processing):
             'protected': False,
             'visibility': project['visibility'],
             'ci_config_path': project['ci_config_path'],
+            'fetched_by': 'ref',
         }
 
     @staticmethod
@@ -8654,6 +8699,9 @@ class Compiling(Processing):
         facts['ref'] = short_name(given)
         facts['sha'] = check_sha(facts['sha'] or found)
         facts['commit_info'] = json.dumps(repository.commit(facts['sha']))
+        facts['fetched_by'] = 'ref' if facts['sha'] == found else 'history'
+        if repository.gives_any_commit():
+            facts['fetched_by'] = 'sha'
         if self._is_protected(facts):
             facts['protected'] = facts['sha'] == found or repository.contains(given, facts['sha'])
         path = facts['ci_config_path'] or PIPELINE_FILE
@@ -8798,7 +8846,7 @@ PIPELINE_SORTS = {name: name for name in ('id', 'status', 'ref', 'updated_at', '
 
 #: The facts of a plan that are columns of its pipeline.
 PIPELINE_FACTS = ('ref', 'tag', 'sha', 'before_sha', 'source', 'commit_info', 'merge_request', 'schedule_id',
-                  'protected', 'bridge_id')
+                  'protected', 'bridge_id', 'fetched_by')
 
 
 class Pipelines(Compiling):
@@ -9937,13 +9985,14 @@ class Claim:
 
     `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
     stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
-    those of the instance and the project.
+    those of the instance and the project. `moved_on` tells that its ref has a pipeline for a later commit.
     """
 
     job: Row
     token: str
     dependencies: Sequence[Row]
     variables: Sequence[Row] = ()
+    moved_on: bool = False
 
 
 class Queue(Retention):
@@ -12540,7 +12589,7 @@ def job_payload(claim: Claim, call: Viewer, runner: Row) -> JSON:
     variables = job_variables(claim, call, runner)
     payload: JSON = {'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch'])}
     payload['job_info'] = job_info(job)
-    payload['git_info'] = git_info(job, repository_url(claim, call), variables)
+    payload['git_info'] = git_info(claim, repository_url(claim, call), variables)
     payload['runner_info'] = {'timeout': timeout, 'runner_session_url': None}
     payload['variables'] = variables
     payload['steps'] = job_steps(spec, timeout)
@@ -12573,23 +12622,50 @@ def job_info(job: Row) -> JSON:
     return info
 
 
-def git_info(job: Row, repo_url: str, variables: Sequence[JSON]) -> JSON:
+def git_info(claim: Claim, repo_url: str, variables: Sequence[JSON]) -> JSON:
     """Return the `git_info` of a claimed job: what its runner fetches, and from where."""
-    ref = job['ref']
+    job = claim.job
     info: JSON = {'repo_url': repo_url}
     info.update(pick(job, 'ref', 'sha', 'before_sha'))
-    info['ref_type'] = 'branch'
+    info['ref_type'] = 'tag' if job['tag'] else 'branch'
     info['repo_object_format'] = {40: 'sha1', 64: 'sha256'}[len(job['sha'])]
-    info['refspecs'] = [f'+refs/heads/{ref}:refs/remotes/origin/{ref}']
-    if job['tag']:
-        info['ref_type'] = 'tag'
-        info['refspecs'] = [f'+refs/tags/{ref}:refs/tags/{ref}']
-    if job['merge_request']:
-        info['refspecs'] = [f'+{ref}:{ref}']
-    info['protected'] = False
-    depths = [variable['value'] for variable in variables if variable['key'] == 'GIT_DEPTH']
-    info['depth'] = int(depths[-1]) if depths and re.fullmatch('[0-9]{1,9}', depths[-1]) else 0
+    info['depth'] = git_depth(claim, variables)
+    info['refspecs'] = refspecs(job, info['depth'])
+    info['protected'] = bool(job['protected'])
     return info
+
+
+def git_depth(claim: Claim, variables: Sequence[JSON]) -> int:
+    """Return how many commits a runner fetches, 0 for all.
+
+    A shallow copy of a ref may lack the commit once the ref has moved on; then its whole history is
+    fetched, unless the commit can be fetched by its id.
+    """
+    job = claim.job
+    lost = job['fetched_by'] == 'history' or job['fetched_by'] == 'ref' and claim.moved_on
+    given = [variable['value'] for variable in variables if variable['key'] == 'GIT_DEPTH']
+    if lost or not given or not re.fullmatch('[0-9]{1,9}', given[-1]):
+        return 0
+    return int(given[-1])
+
+
+def refspecs(job: Row, depth: int) -> list[str]:
+    """Return what a runner fetches: the commit by its id, if that is possible everywhere, and refs.
+
+    With a `depth` it is the ref of the pipeline, without one every branch and tag, as in GitLab.
+    """
+    ref, specs = job['ref'], []
+    if job['fetched_by'] == 'sha':
+        specs.append(f'+{job["sha"]}:refs/pipelines/{job["pipeline_id"]}')
+    if job['merge_request']:
+        specs.append(f'+{ref}:{ref}')
+    if not depth:
+        specs += ['+refs/heads/*:refs/remotes/origin/*', '+refs/tags/*:refs/tags/*']
+    elif job['tag']:
+        specs.append(f'+refs/tags/{ref}:refs/tags/{ref}')
+    elif not job['merge_request']:
+        specs.append(f'+refs/heads/{ref}:refs/remotes/origin/{ref}')
+    return specs
 
 
 def job_steps(spec: JSON, timeout: int) -> list[JSON]:

@@ -278,17 +278,21 @@ def test_dependencies_are_all_earlier_jobs_or_those_that_are_named(ci, client, p
     assert [item['name'] for item in claim(client, runner).json['dependencies']] == names
 
 
+ALL_REFS = ['+refs/heads/*:refs/remotes/origin/*', '+refs/tags/*:refs/tags/*']
+
+
+@pytest.mark.parametrize('depth', ['0', '20'])
 @pytest.mark.parametrize('ref, tag, kind, refspec', [
     ('main', False, 'branch', '+refs/heads/main:refs/remotes/origin/main'),
     ('feature/x', False, 'branch', '+refs/heads/feature/x:refs/remotes/origin/feature/x'),
     ('v1.0', True, 'tag', '+refs/tags/v1.0:refs/tags/v1.0')])
-def test_a_runner_is_told_which_commit_to_fetch_and_how(ci, client, project, runner, ref, tag, kind, refspec):
-    ci.create_pipeline(project, ref, sha=SHA, tag=tag, content=PLAIN)
+def test_a_runner_is_told_which_commit_to_fetch_and_how(ci, client, project, runner, ref, tag, kind, refspec, depth):
+    ci.create_pipeline(project, ref, sha=SHA, tag=tag, content={**PLAIN, 'variables': {'GIT_DEPTH': depth}})
     job = claim(client, runner).json
     assert job['git_info'] == {
         'repo_url': f'http://gitlab-ci-token:{job["token"]}@localhost:80/group/demo.git', 'ref': ref, 'sha': SHA,
-        'before_sha': ZEROS, 'ref_type': kind, 'refspecs': [refspec], 'depth': 0, 'repo_object_format': 'sha1',
-        'protected': False}
+        'before_sha': ZEROS, 'ref_type': kind, 'refspecs': ALL_REFS if depth == '0' else [refspec],
+        'depth': int(depth), 'repo_object_format': 'sha1', 'protected': ref == 'main'}
 
 
 @pytest.mark.parametrize('given, depth', [('20', 20), ('0', 0), ('', 0), ('deep', 0), ('-1', 0)])
