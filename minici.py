@@ -734,7 +734,7 @@ GITLAB_VERSION = '17.11.0'          # the GitLab whose API this is, for clients 
 def server_variables(address: str) -> JSON:
     """Return the predefined variables that tell jobs about the server at an address."""
     url = urllib.parse.urlsplit(address)
-    major, minor, _ = GITLAB_VERSION.split('.')
+    major, minor, patch = GITLAB_VERSION.split('.')
     return {
         'CI_SERVER': 'yes',
         'CI_SERVER_NAME': 'GitLab',
@@ -747,7 +747,26 @@ def server_variables(address: str) -> JSON:
         'CI_SERVER_VERSION': GITLAB_VERSION,
         'CI_SERVER_VERSION_MAJOR': major,
         'CI_SERVER_VERSION_MINOR': minor,
+        'CI_SERVER_VERSION_PATCH': patch,
         'CI_API_V4_URL': f'{address}/api/v4',
+        'CI_API_GRAPHQL_URL': f'{address}/api/graphql',
+        'GITLAB_FEATURES': '',      # of licenses: none
+    }
+
+
+def user_variables(user_id: int | None, username: str | None, address: str) -> JSON:
+    """Return the predefined variables about the user who started a job.
+
+    Users have no mailbox here; the address is of the form that GitLab gives to those who hide theirs.
+    """
+    if user_id is None:
+        return {}
+    host = urllib.parse.urlsplit(address).hostname
+    return {
+        'GITLAB_USER_ID': user_id,
+        'GITLAB_USER_LOGIN': username,
+        'GITLAB_USER_NAME': username,
+        'GITLAB_USER_EMAIL': f'{user_id}-{username}@users.noreply.{host}',
     }
 
 
@@ -784,6 +803,7 @@ def project_variables(facts: Record) -> JSON:
         'CI_PROJECT_PATH': path,
         'CI_PROJECT_PATH_SLUG': slug(path),
         'CI_PROJECT_NAMESPACE': namespace,
+        'CI_PROJECT_NAMESPACE_ID': facts['project_id'],     # as `namespace_entity` has it
         'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0],
         'CI_PROJECT_VISIBILITY': facts['visibility'],
         'CI_DEFAULT_BRANCH': facts['default_branch'],
@@ -809,6 +829,7 @@ def commit_variables(facts: Record) -> JSON:
         'CI_COMMIT_TITLE': title,
         'CI_COMMIT_DESCRIPTION': description.strip(),
         'CI_COMMIT_AUTHOR': author,
+        'CI_COMMIT_MESSAGE_IS_TRUNCATED': str('truncated' in commit).lower(),
         'CI_COMMIT_TIMESTAMP': commit.get('committed_date'),
     }
 
@@ -4271,6 +4292,8 @@ class Repository:
         values = shown.decode('utf-8', 'replace').split('\0', len(layout) - 1)
         found: dict[str, Any] = dict(itertools.zip_longest(layout, values, fillvalue=''))
         found['message'] = found['message'].rstrip('\n') + '\n'
+        if len(shown) >= MAX_COMMIT_MESSAGE:
+            found['truncated'] = True
         found['parent_ids'] = [parent.decode() for parent in parents]
         return found
 
@@ -7505,7 +7528,7 @@ JOB_COLUMNS = """
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
            pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
-           pipeline.commit_info, pipeline.merge_request, pipeline.fetched_by,
+           pipeline.name AS pipeline_name, pipeline.commit_info, pipeline.merge_request, pipeline.fetched_by,
            pipeline.created_at AS pipeline_created_at,
            pipeline.updated_at AS pipeline_updated_at,
            project.path AS project_path, project.name AS project_name, project.import_url,
@@ -8732,13 +8755,11 @@ class Compiling(Processing):
         more = {'CI_PROJECT_URL': f'{self.address}/{facts["project_path"]}', 'CI_PIPELINE_IID': facts['iid']}
         return texts_of({**server_variables(self.address), **more, **known_variables(facts)})
 
-    @staticmethod
-    def _user_variables(user: Row | None) -> dict[str, str]:
+    def _user_variables(self, user: Row | None) -> dict[str, str]:
         """Return the variables about the user who starts a pipeline."""
         if user is None:
             return {}
-        name = user['username']
-        return {'GITLAB_USER_ID': str(user['id']), 'GITLAB_USER_LOGIN': name, 'GITLAB_USER_NAME': name}
+        return texts_of(user_variables(user['id'], user['username'], self.address))
 
     def _repository(self, project: Row) -> contextlib.AbstractContextManager[Repository]:
         """Return a project's repository, to be entered; raise BadRequest when it has none."""
@@ -9985,7 +10006,8 @@ class Claim:
 
     `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
     stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
-    those of the instance and the project. `moved_on` tells that its ref has a pipeline for a later commit.
+    those of the instance and the project. `moved_on` tells that its ref has a pipeline for a later commit,
+    `queue_size` how many jobs of its project were pending.
     """
 
     job: Row
@@ -9993,6 +10015,7 @@ class Claim:
     dependencies: Sequence[Row]
     variables: Sequence[Row] = ()
     moved_on: bool = False
+    queue_size: int = 1
 
 
 class Queue(Retention):
@@ -12506,8 +12529,10 @@ def predefined_variables(claim: Claim, call: Viewer, runner: Row) -> JSON:
     variables['CI_RUNNER_ID'] = runner['id']
     variables['CI_RUNNER_DESCRIPTION'] = runner['description']
     variables['CI_RUNNER_TAGS'] = json.dumps(json.loads(runner['tags']))
-    variables['GITLAB_USER_ID'] = job['user_id']
-    variables['GITLAB_USER_LOGIN'] = variables['GITLAB_USER_NAME'] = job['username']
+    variables['CI_JOB_TAGS'] = json.dumps(json.loads(job['tags']))
+    variables['CI_JOB_TIMEOUT'] = job_timeout(job, runner)
+    variables['CI_PIPELINE_NAME'] = job['pipeline_name']
+    variables.update(user_variables(job['user_id'], job['username'], call.base_url))
     return variables
 
 
@@ -12588,7 +12613,7 @@ def job_payload(claim: Claim, call: Viewer, runner: Row) -> JSON:
     job, spec, timeout = claim.job, stored_spec(claim.job), job_timeout(claim.job, runner)
     variables = job_variables(claim, call, runner)
     payload: JSON = {'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch'])}
-    payload['job_info'] = job_info(job)
+    payload['job_info'] = job_info(claim)
     payload['git_info'] = git_info(claim, repository_url(claim, call), variables)
     payload['runner_info'] = {'timeout': timeout, 'runner_session_url': None}
     payload['variables'] = variables
@@ -12612,11 +12637,17 @@ RUNNER_FEATURES = {
 }
 
 
-def job_info(job: Row) -> JSON:
+def job_info(claim: Claim) -> JSON:
     """Return the `job_info` of a claimed job."""
+    job = claim.job
     info = pick(job, 'id', 'name', 'stage', 'project_id', 'project_name')
     info['project_full_path'] = job['project_path']
     info['pipeline_id'] = job['pipeline_id']
+    info['namespace_id'] = info['root_namespace_id'] = job['project_id']    # as `namespace_entity` has it
+    if job['user_id'] is not None:
+        info['user_id'] = job['user_id']
+    info['queue_size'] = claim.queue_size
+    info['queue_depth'] = 1     # the first job of the queue is taken
     info['time_in_queue_seconds'] = max(0, int(job['claimed_at'] - job['queued_at']))
     info['project_jobs_running_on_instance_runners_count'] = '+Inf'
     return info

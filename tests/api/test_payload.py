@@ -10,7 +10,7 @@ import re
 import subprocess
 
 import pytest
-from support import PLAIN, SHA, Runner
+from support import PLAIN, SHA, Runner, commit
 
 import minici
 
@@ -359,6 +359,33 @@ BRANCH = {
     'CI_JOB_URL': 'http://localhost:80/group/sub/demo/-/jobs/1', 'CI_JOB_STARTED_AT': '2023-11-14T22:13:27Z',
     'CI_RUNNER_ID': '1', 'CI_RUNNER_DESCRIPTION': 'rack 2', 'CI_RUNNER_TAGS': '["gpu", "linux"]',
     'GITLAB_USER_ID': '1', 'GITLAB_USER_LOGIN': 'ada', 'GITLAB_USER_NAME': 'ada', 'CI_JOB_IMAGE': 'ruby:3.3',
+    'GITLAB_USER_EMAIL': '1-ada@users.noreply.localhost', 'GITLAB_FEATURES': '', 'CI_PROJECT_NAMESPACE_ID': '1',
+    'CI_API_GRAPHQL_URL': 'http://localhost:80/api/graphql', 'CI_JOB_TAGS': '[]', 'CI_JOB_TIMEOUT': '3600',
+    'CI_COMMIT_MESSAGE_IS_TRUNCATED': 'false', 'CI_SERVER_VERSION_PATCH': minici.GITLAB_VERSION.split('.')[2],
+}
+#: What GitLab documents beside these, and why it is absent from such a job.
+ABSENT = {
+    'of chats, charts of issues and licenses': (
+        'CHAT_CHANNEL', 'CHAT_INPUT', 'CHAT_USER_ID', 'CI_HAS_OPEN_REQUIREMENTS', 'CI_GITLAB_FIPS_MODE',
+        'CI_PROJECT_CLASSIFICATION_LABEL', 'CI_DEPLOY_FREEZE'),
+    'the runner sets it': (
+        'CI_BUILDS_DIR', 'CI_CONCURRENT_ID', 'CI_CONCURRENT_PROJECT_ID', 'CI_DISPOSABLE_ENVIRONMENT', 'CI_JOB_STATUS',
+        'CI_PROJECT_DIR', 'CI_RUNNER_EXECUTABLE_ARCH', 'CI_RUNNER_REVISION', 'CI_RUNNER_SHORT_TOKEN',
+        'CI_RUNNER_VERSION', 'CI_SERVER_TLS_CA_FILE', 'CI_SERVER_TLS_CERT_FILE', 'CI_SERVER_TLS_KEY_FILE',
+        'CI_SHARED_ENVIRONMENT'),
+    'there is no such service': (
+        'CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX', 'CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX',
+        'CI_DEPENDENCY_PROXY_PASSWORD', 'CI_DEPENDENCY_PROXY_SERVER', 'CI_DEPENDENCY_PROXY_USER', 'CI_DEPLOY_PASSWORD',
+        'CI_DEPLOY_USER', 'CI_KUBERNETES_ACTIVE', 'CI_PAGES_DOMAIN', 'CI_PAGES_URL', 'CI_REGISTRY', 'CI_REGISTRY_IMAGE',
+        'CI_REGISTRY_PASSWORD', 'CI_REGISTRY_USER', 'CI_SERVER_SHELL_SSH_HOST', 'CI_SERVER_SHELL_SSH_PORT',
+        'CI_TEMPLATE_REGISTRY_HOST', 'CI_PROJECT_REPOSITORY_LANGUAGES'),
+    'only sometimes': (
+        'CI_COMMIT_TAG', 'CI_COMMIT_TAG_MESSAGE', 'CI_DEBUG_TRACE', 'CI_DEBUG_SERVICES', 'CI_ENVIRONMENT_NAME',
+        'CI_ENVIRONMENT_SLUG', 'CI_ENVIRONMENT_URL', 'CI_ENVIRONMENT_ACTION', 'CI_ENVIRONMENT_TIER', 'CI_JOB_MANUAL',
+        'CI_NODE_INDEX', 'CI_OPEN_MERGE_REQUESTS', 'CI_PIPELINE_TRIGGERED', 'CI_PIPELINE_NAME', 'TRIGGER_PAYLOAD',
+        'CI_TRIGGER_SHORT_TOKEN', 'CI_PIPELINE_SCHEDULE_DESCRIPTION', 'CI_PROJECT_DESCRIPTION', 'CI_UPSTREAM_JOB_ID',
+        'CI_UPSTREAM_PIPELINE_ID', 'CI_UPSTREAM_PROJECT_ID', 'KUBECONFIG'),
+    'a commit that could not be read has none': ('CI_COMMIT_AUTHOR', 'CI_COMMIT_TIMESTAMP'),
 }
 LEGACY = {
     'CI_BUILD_ID': 'CI_JOB_ID', 'CI_BUILD_REF': 'CI_COMMIT_SHA', 'CI_BUILD_BEFORE_SHA': 'CI_COMMIT_BEFORE_SHA',
@@ -389,6 +416,46 @@ def test_predefined_variables_of_a_branch_are_spelled_as_gitlab_spells_them(ci, 
     assert all(variables[name]['public'] for name in BRANCH)
     assert not {'CI_COMMIT_TAG', 'CI_JOB_MANUAL', 'CI_PIPELINE_TRIGGERED', 'CI_MERGE_REQUEST_IID',
                 'CI_OPEN_MERGE_REQUESTS', 'CI_REGISTRY', 'CI_PROJECT_DIR'} & set(variables)
+
+
+@pytest.mark.parametrize('reason', ABSENT)
+def test_what_gitlab_documents_is_absent_for_a_reason(ci, client, clock, reason):
+    assert not set(ABSENT[reason]) & set(run(ci, client, clock))
+
+
+def test_nothing_is_sent_that_gitlab_does_not_document(ci, client, clock):
+    empty = {'CI_COMMIT_MESSAGE', 'CI_COMMIT_TITLE', 'CI_COMMIT_DESCRIPTION'}      # the commit could not be read
+    secret = {'CI_JOB_TOKEN', 'CI_REPOSITORY_URL'}
+    server = {f'CI_SERVER_{name}' for name in ('FQDN', 'VERSION', 'VERSION_MAJOR', 'VERSION_MINOR', 'REVISION')}
+    assert set(run(ci, client, clock)) - set(LEGACY) == set(BRANCH) | empty | secret | server
+
+
+def test_a_message_that_was_cut_says_so(ci, client, runner, tmp_path):
+    commit(tmp_path / 'repository', 'x' * 100_000, **{'.gitlab-ci.yml': 'test: {script: [make]}'})
+    project = ci.create_project('cut', import_url=f'file://{tmp_path}/repository')
+    ci.create_pipeline(project, 'main')
+    values = {name: item['value'] for name, item in variables_of(claim(client, runner)).items()}
+    assert values['CI_COMMIT_MESSAGE_IS_TRUNCATED'] == 'true'
+    assert 10_000 < len(values['CI_COMMIT_MESSAGE']) < 100_000
+
+
+def test_the_job_names_its_tags_its_timeout_and_the_name_of_its_pipeline(ci, client, project, runner):
+    ci.create_pipeline(project, 'main', sha=SHA, content={
+        'workflow': {'name': 'Nightly'},
+        'test': {'script': ['x'], 'tags': ['linux', 'gpu'], 'timeout': '20 minutes'}})
+    values = {name: item['value'] for name, item in variables_of(claim(client, Runner(ci, **OPTIONAL))).items()}
+    assert [values[name] for name in ('CI_JOB_TAGS', 'CI_JOB_TIMEOUT', 'CI_PIPELINE_NAME')] == [
+        '["gpu", "linux"]', '1200', 'Nightly']
+
+
+def test_the_job_info_names_whose_job_it_is_and_how_long_the_queue_was(ci, client, project):
+    user = ci.find_user(ci.create_private_token('ada'))
+    for _ in range(3):
+        ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN, user=user)
+    answers = [claim(client, Runner(ci)).json['job_info'] for _ in range(2)]
+    assert [info['queue_size'] for info in answers] == [3, 2]
+    names = ('user_id', 'namespace_id', 'root_namespace_id', 'queue_depth')
+    assert [answers[0][name] for name in names] == [user['id'], project['id'], project['id'], 1]
 
 
 @pytest.mark.parametrize('options, there', [
