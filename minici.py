@@ -3786,6 +3786,17 @@ def downstream_of(trigger: Trigger) -> dict[str, Value]:
     }
 
 
+#: The facts of a pipeline that nobody has told.
+UNKNOWN_FACTS: JSON = {
+    'sha': '',
+    'before_sha': '0' * 40,
+    'commit_info': None,
+    'protected': False,
+    'visibility': 'private',
+    'ci_config_path': '',
+}
+
+
 def compile_pipeline(content: str | bytes | Mapping[str, Value], *, ref: str = 'main', tag: bool = False,
                      source: str = 'api', name: str = PIPELINE_FILE, facts: Record | None = None,
                      variables: Mapping[str, str] | None = None, repository: Tree | None = None,
@@ -3800,7 +3811,7 @@ def compile_pipeline(content: str | bytes | Mapping[str, Value], *, ref: str = '
     BadRequest with a list of what is wrong: file, line, column, keyword and what was expected. A
     keyword that minici does not know is refused by name, never ignored.
     """
-    known: dict[str, Value] = {'ref': ref, 'tag': tag, 'source': source, 'sha': '', 'before_sha': '0' * 40}
+    known: dict[str, Value] = {**UNKNOWN_FACTS, 'ref': ref, 'tag': tag, 'source': source}
     if facts is not None:
         known.update({key: facts[key] for key in dict(facts)})
     if predefined is None:
@@ -17361,9 +17372,18 @@ def lint_command(options: argparse.Namespace) -> int:
 def lint_facts(options: argparse.Namespace, default: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what the command line says of a pipeline, and its predefined variables."""
     ref = options.ref or default
-    facts = dict(ref=ref, tag=options.tag, source=options.source, sha='0' * 40, before_sha='0' * 40,
-                 project_id=1, project_path='local/project', project_name='project', default_branch=default,
-                 commit_info=None, protected=ref == default and not options.tag)
+    facts = {
+        **UNKNOWN_FACTS,
+        'ref': ref,
+        'tag': options.tag,
+        'source': options.source,
+        'sha': '0' * 40,
+        'project_id': 1,
+        'project_path': 'local/project',
+        'project_name': 'project',
+        'default_branch': default,
+        'protected': ref == default and not options.tag,
+    }
     predefined = {**texts_of(server_variables('http://localhost')), **known_variables(facts)}
     if options.source == 'merge_request_event':
         predefined.update(CI_MERGE_REQUEST_IID='1', CI_MERGE_REQUEST_SOURCE_BRANCH_NAME=ref,

@@ -218,7 +218,7 @@ def test_options_hold_what_the_job_sets_in_the_shapes_of_2016(ci, v1, project):
     assert build['options'] == {
         'image': 'ruby:2.1', 'services': ['mysql', 'redis:3'], 'after_script': ['rm -r out'], 'dependencies': [],
         'artifacts': {'name': 'app', 'paths': ['out/'], 'untracked': True, 'when': 'always', 'expire_in': '1 week'},
-        'cache': {'key': 'gems', 'paths': ['vendor/'], 'untracked': True}}
+        'cache': {'key': 'gems-protected', 'paths': ['vendor/'], 'untracked': True}}
 
 
 @pytest.mark.parametrize('timeout, expected', [(None, 1800), ('10 minutes', 600), ('2h', 7200)])
@@ -228,7 +228,7 @@ def test_timeout_is_the_jobs_own_or_its_projects(ci, api, timeout, expected):
     assert register(api, run(ci, project, {'test': job})).json['timeout'] == expected
 
 
-def test_build_depends_on_every_latest_build_of_the_stages_before_it(ci, v1, project):
+def test_build_depends_on_every_latest_build_of_the_stages_before_it_or_on_those_it_names(ci, v1, project):
     content = {'stages': ['a', 'b', 'c'], 'one': {'stage': 'a', 'script': ['true'], 'allow_failure': True},
                'two': {'stage': 'b', 'script': ['true']}, 'same': {'stage': 'c', 'script': ['true']},
                'last': {'stage': 'c', 'script': ['true'], 'dependencies': ['two']}}
@@ -237,9 +237,9 @@ def test_build_depends_on_every_latest_build_of_the_stages_before_it(ci, v1, pro
     assert [runner.run() for _ in 'ab'] == ['two', 'one']
     builds = [register(v1, runner).json for _ in 'cc']
     assert [build['name'] for build in builds] == ['same', 'last']
-    for build in builds:
-        two, one = sorted(build['depends_on_builds'], key=lambda item: item['id'])
-        assert (one['id'], one['name'], one['stage'], one['status']) == (5, 'one', 'a', 'success')
+    two, one = sorted(builds[0]['depends_on_builds'], key=lambda item: item['id'])
+    assert (one['id'], one['name'], one['stage'], one['status']) == (5, 'one', 'a', 'success')
+    for two in (two, *builds[1]['depends_on_builds']):
         assert two == {'id': 2, 'ref': 'main', 'tag': False, 'sha': SHA, 'status': 'success', 'name': 'two',
                        'token': two['token'], 'stage': 'b', 'project_id': project['id'], 'project_name': 'demo'}
     assert builds[1]['options']['dependencies'] == ['two']

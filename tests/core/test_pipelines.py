@@ -591,7 +591,7 @@ def test_wait_returns_a_job_that_will_not_run_any_more(ci, make, runner, state):
     ([{'active': False}, {'active': False}], {}, 'pending', 'paused'),
     ([{'active': False}, {'tag_list': ['x'], 'run_untagged': False}], {}, 'pending', 'paused'),
     ([{}], {}, 'pending', 'busy|away|offline'),
-    ([], {'when': 'manual'}, 'manual', 'play'),
+    ([], {'when': 'manual'}, 'manual', 'by hand'),
     ([{}], {'stage': 'deploy'}, 'created', 'first|stages? before deploy'),
 ])
 def test_a_wait_that_times_out_says_the_state_and_why(ci, make, runners, keywords, state, reason):
