@@ -15166,19 +15166,19 @@ def router() -> bottle.Bottle:
     table = bottle.Bottle()
     for kind, pattern in PATH_KINDS.items():
         table.router.add_filter(kind, lambda config, pattern=pattern: (pattern, None, None))
-    table.default_error_handler = no_route
+    table.default_error_handler = lambda error: no_route(error, bottle.request.path)
     for declared in all_routes():
         table.route(declared.path, declared.method, functools.partial(answer, declared))
     return table
 
 
-def no_route(error: bottle.HTTPError) -> bottle.HTTPResponse:
+def no_route(error: bottle.HTTPError, path: str) -> bottle.HTTPResponse:
     """Answer in JSON for addresses and methods that no route has."""
     if error.status_code == 405:
         allowed = {'Allow': error.headers['Allow']}
         return hardened(error_response(MethodNotAllowed(headers=allowed)))
     message = error.status_line
-    if error.status_code == 404 and bottle.request.path.startswith('/api/v4/'):
+    if error.status_code == 404 and path.startswith('/api/v4/'):
         message += ' - minici has no such route'
     return hardened(json_response({'error': message}, error.status_code))
 
@@ -15217,7 +15217,7 @@ class Application:
         try:
             matched, arguments = self._router.router.match(request)
         except bottle.HTTPError as error:
-            return Admission(0, refusal=no_route(error))
+            return Admission(0, refusal=no_route(error, request['PATH_INFO']))
         request['bottle.route'] = matched
         call = Call(self._coordinator, matched.callback.args[0], request)
         try:
