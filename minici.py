@@ -4474,7 +4474,9 @@ class Checkout:
             'GIT_WORK_TREE': str(self.root),
             'GIT_INDEX_FILE': str(self.store / index),
         }
-        outside = Path(self.root.anchor)    # inside the working tree, git would look at a part of it alone
+        outside = self.store
+        if self.store.is_relative_to(self.root):    # there git would look at a part of the working tree alone
+            outside = Path(self.root.anchor)
         done = run_git(arguments, outside, given=given, timeout=GIT_LOCAL_TIMEOUT,
                        environment={**self._configuration, **places, **environment})
         if done.returncode:
