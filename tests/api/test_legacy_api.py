@@ -239,9 +239,11 @@ def test_build_depends_on_every_latest_build_of_the_stages_before_it_or_on_those
     assert [build['name'] for build in builds] == ['same', 'last']
     two, one = sorted(builds[0]['depends_on_builds'], key=lambda item: item['id'])
     assert (one['id'], one['name'], one['stage'], one['status']) == (5, 'one', 'a', 'success')
-    for two in (two, *builds[1]['depends_on_builds']):
-        assert two == {'id': 2, 'ref': 'main', 'tag': False, 'sha': SHA, 'status': 'success', 'name': 'two',
-                       'token': two['token'], 'stage': 'b', 'project_id': project['id'], 'project_name': 'demo'}
+    named, = builds[1]['depends_on_builds']
+    for dependency in (two, named):
+        assert dependency == {'id': 2, 'ref': 'main', 'tag': False, 'sha': SHA, 'status': 'success', 'name': 'two',
+                              'token': dependency['token'], 'stage': 'b', 'project_id': project['id'],
+                              'project_name': 'demo'}
     assert builds[1]['options']['dependencies'] == ['two']
 
 
