@@ -328,7 +328,7 @@ def is_open(route):
 def is_page(route):
     """Tell whether a route is for browsers: a cookie alone opens it, as it opens nothing else."""
     programs = re.match(r'/(api/v[0-9]+|ci/(api|builds|runners|projects)|hooks)(/|$)', route.path)
-    return not programs and (route.method, route.path) not in MONITORED
+    return not programs and '.git/' not in route.path and (route.method, route.path) not in MONITORED
 
 
 def fail_of_silence(ci, clock):
