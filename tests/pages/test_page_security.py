@@ -75,7 +75,8 @@ class Site:
     def address(self, route):
         """Return the path of a page's route, about something that exists."""
         values = {'project': 'group/demo', 'job': 1, 'pipeline': 1, 'runner': 1, 'action': 'cancel',
-                  'path': 'out/a', 'folder': 'out', 'sha': SHA, 'status': 'running', 'rest': 'nothing', 'ref': 'main', 'schedule': 1}
+                  'path': 'out/a', 'folder': 'out', 'sha': SHA, 'status': 'running', 'rest': 'nothing',
+                  'ref': 'main', 'schedule': 1}
         return re.sub(r'<(\w+)(?::\w+)?>', lambda match: str(values[match[1]]), route.path)
 
     def pages(self, method='GET'):
