@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import itertools
 import json
@@ -30,6 +29,7 @@ FAILURES = {
     'unknown_failure': 'the runner gave no reason',
 }
 ICONS = {'cancel': '\u2715', 'retry': '\u21bb', 'play': '\u25b6\ufe0e'}
+PLAY_LABELS = {'manual': 'Run', 'scheduled': 'Run now'}
 #: The kinds that jobs are counted by, most urgent first, and the statuses that each stands for.
 KINDS = {
     'failed': ('failed',),
@@ -45,6 +45,8 @@ KIND_OF = {status: kind for kind, statuses in KINDS.items() for status in status
 ORDER = {kind: place for place, kind in enumerate(KINDS)}
 #: Kinds that stay in view, however many jobs a pipeline has.
 URGENT = ('failed', 'warning', 'running', 'manual')
+#: Statuses of jobs for which a pipeline offers to be retried.
+UNSUCCESSFUL = ('failed', 'warning', 'canceled')
 #: A pipeline of more jobs than this folds what has passed or waits, and names its failures on top.
 LARGE = 40
 #: Copies of one job that a small pipeline shows at once.
@@ -64,8 +66,8 @@ def job_actions(job: Row) -> list[tuple[str, str, str]]:
     """Return what can be done with a job: for each verb its label and the question to confirm first."""
     actions = []
     if job['status'] in PLAYABLE:
-        label = 'Run' if job['status'] == 'manual' else 'Run now'
-        actions.append(('play', label, job['manual_confirmation'] or ''))
+        question = job['manual_confirmation'] or ''
+        actions.append(('play', PLAY_LABELS[job['status']], question))
     if job['status'] in CANCELABLE and job['status'] != 'manual':
         actions.append(('cancel', 'Cancel', ''))
     if job['status'] in RETRYABLE and not job['retried']:
@@ -73,22 +75,22 @@ def job_actions(job: Row) -> list[tuple[str, str, str]]:
     return actions
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Card:
-    """One job as a page shows it; all that its markup depends on, so that the markup can be kept."""
+    """One job as a page shows it."""
 
     number: int
     name: str
-    label: str              # the name, or what tells this copy from the others
     stage: str
-    status: str             # as `job_mark` returns it
-    reason: str             # why it waits or failed, unless its stage says so
-    held: bool              # whether it waits for the stages before its own
-    needs: str
-    since: float | None     # when it started, while it runs
-    seconds: float | None   # how long it ran, once it is finished
-    share: int              # of the longest run in this pipeline, in percent
-    action: tuple[str, str, str] | None
+    status: str                     # as `job_mark` returns it
+    label: str                      # the name, or what tells this copy from the others
+    reason: str = ''                # why it waits or failed, unless its stage says so
+    held: bool = False              # whether it waits for the stages before its own
+    needs: str = ''
+    since: float | None = None      # when it started, while it runs
+    took: str = ''                  # how long it ran, once it is finished
+    share: int = 0                  # of the longest run in this pipeline, in percent
+    action: tuple[str, str, str] | None = None
 
     @property
     def kind(self) -> str:
@@ -183,26 +185,24 @@ def needed_names(job: Row) -> str:
 def make_cards(jobs: Sequence[Row], reasons: Sequence[str | None]) -> list[Card]:
     """Return the cards of a pipeline's jobs; `reasons` say why each of them waits."""
     longest = max((run_time(job) for job in jobs), default=0) or 1
-    cards = []
-    for job, reason in zip(jobs, reasons, strict=True):
+    return [make_card(job, reason, longest) for job, reason in zip(jobs, reasons, strict=True)]
+
+
+def make_card(job: Row, reason: str | None, longest: float) -> Card:
+    """Return the card of a job that waits for a `reason`; `longest` is the longest run of its pipeline in seconds."""
+    name = job['name']
+    card = Card(job['id'], name, job['stage'], job_mark(job), name)
+    card.reason = shown_reason(job, reason)
+    card.needs = needed_names(job)
+    card.held = job['status'] == 'created' and not job['needs']
+    card.action = next(iter(job_actions(job)), None)
+    if job['started_at'] and job['finished_at'] is None:
+        card.since = job['started_at']
+    elif job['started_at']:
         seconds = run_time(job)
-        actions = job_actions(job)
-        running = job['started_at'] and job['finished_at'] is None
-        cards.append(Card(
-            number=job['id'],
-            name=job['name'],
-            label=job['name'],
-            stage=job['stage'],
-            status=job_mark(job),
-            reason=shown_reason(job, reason),
-            held=job['status'] == 'created' and not job['needs'],
-            needs=needed_names(job),
-            since=job['started_at'] if running else None,
-            seconds=seconds if job['started_at'] and not running else None,
-            share=round(100 * seconds / longest),
-            action=actions[0] if actions else None,
-        ))
-    return cards
+        card.took = clock(seconds)
+        card.share = round(100 * seconds / longest)
+    return card
 
 
 def make_stages(cards: Sequence[Card], *, large: bool) -> list[Stage]:
@@ -223,16 +223,33 @@ def make_stages(cards: Sequence[Card], *, large: bool) -> list[Stage]:
 
 def make_stage(name: str, cards: list[Card], unfinished: Sequence[str]) -> Stage:
     """Return a stage that says once what several of its jobs wait for; `unfinished` stages stand before it."""
-    status = composite_status((plain_status(card), card.status == 'warning') for card in cards)
-    held = f'waiting for {", ".join(unfinished)}'
-    counts = collections.Counter(card.reason for card in cards if card.kind == 'waiting' and card.reason)
-    shared = {reason: count for reason, count in counts.items() if count > 1}
+    status = composite_status(map(effect, cards))
     waits = []
-    for reason, count in shared.items():
-        holds = any(card.held and card.reason == reason for card in cards)
-        waits.append((count, held if holds and unfinished else reason))
-    cards = [dataclasses.replace(card, reason='') if card.reason in shared else card for card in cards]
+    for reason, waiting in shared_reasons(cards).items():
+        told = reason
+        if unfinished and any(card.held for card in waiting):
+            stages = ', '.join(unfinished)
+            told = f'waiting for {stages}'
+        waits.append((len(waiting), told))
+        for card in waiting:
+            card.reason = ''
     return Stage(name, status, cards, waits)
+
+
+def shared_reasons(cards: Iterable[Card]) -> dict[str, list[Card]]:
+    """Return the reasons for which several jobs wait, and these jobs."""
+    reasons: dict[str, list[Card]] = {}
+    for card in cards:
+        if card.kind == 'waiting' and card.reason:
+            reasons.setdefault(card.reason, []).append(card)
+    return {reason: waiting for reason, waiting in reasons.items() if len(waiting) > 1}
+
+
+def effect(card: Card) -> tuple[str, bool]:
+    """Return the status of a card's job, and whether its failure is allowed."""
+    if card.status == 'warning':
+        return 'failed', True
+    return card.status, False
 
 
 def group_copies(stage: Stage, *, large: bool) -> None:
@@ -241,22 +258,24 @@ def group_copies(stage: Stage, *, large: bool) -> None:
         if len(copies) == 1:
             stage.singles += copies
             continue
-        labelled = [dataclasses.replace(card, label=card.name[len(family):].lstrip(' :')) for card in copies]
-        opened = not large and len(copies) <= SHOWN_COPIES
-        stage.groups.append(Group(family, sorted(labelled, key=urgency), opened, f'{stage.name}/{family}'))
-
-
-def plain_status(card: Card) -> str:
-    """Return the status of a card's job."""
-    return 'failed' if card.status == 'warning' else card.status
+        for card in copies:
+            suffix = card.name[len(family):]
+            card.label = suffix.lstrip(' :')
+        copies.sort(key=urgency)
+        group = Group(family, copies, key=f'{stage.name}/{family}')
+        group.open = not large and len(copies) <= SHOWN_COPIES
+        stage.groups.append(group)
 
 
 def by_family(cards: Iterable[Card]) -> dict[str, list[Card]]:
     """Return cards by the name that copies of a job share."""
     families: dict[str, list[Card]] = {}
     for card in cards:
-        copy = COPY.fullmatch(card.name)
-        families.setdefault(copy[1] if copy else card.name, []).append(card)
+        family = card.name
+        copy = COPY.fullmatch(family)
+        if copy:
+            family = copy[1]
+        families.setdefault(family, []).append(card)
     return families
 
 
@@ -265,9 +284,12 @@ def fold_kinds(stage: Stage) -> None:
     kinds: dict[str, list[Card]] = {}
     for card in stage.singles:
         kinds.setdefault(card.kind, []).append(card)
-    folded = [kind for kind, cards in kinds.items() if kind not in URGENT and len(cards) > 1]
-    stage.singles = [card for card in stage.singles if card.kind not in folded]
-    stage.groups += [Group('', kinds[kind], key=f'{stage.name}/{kind}') for kind in folded]
+    stage.singles = []
+    for kind, cards in kinds.items():
+        if kind in URGENT or len(cards) == 1:
+            stage.singles += cards
+        else:
+            stage.groups.append(Group('', cards, key=f'{stage.name}/{kind}'))
     stage.singles.sort(key=urgency)
 
 
@@ -277,62 +299,68 @@ def fold_kinds(stage: Stage) -> None:
 CLOCK = '\0'
 
 
-@dataclass(frozen=True)
+@dataclass
 class Board:
     """The markup of a pipeline's jobs; it stays the same until one of them changes."""
 
     kinds: Markup               # how many jobs there are of each kind
-    pieces: tuple[str, ...]     # the jobs; between two pieces belongs the clock of a running one
-    since: tuple[float, ...]    # when those running jobs started
+    pieces: Sequence[str]       # the jobs; between two pieces belongs the clock of a running one
+    since: Sequence[float]      # when those running jobs started
     total: int
     large: bool
-    may_retry: bool
+    may_retry: bool = False
 
     def jobs(self, now: float) -> Markup:
         """Return the markup of the jobs, with their clocks as of now."""
         clocks = [clock(now - started) for started in self.since]
-        texts = itertools.chain.from_iterable(itertools.zip_longest(self.pieces, clocks, fillvalue=''))
-        return Markup(''.join(texts))
+        pairs = itertools.zip_longest(self.pieces, clocks, fillvalue='')
+        return Markup(''.join(itertools.chain.from_iterable(pairs)))
 
 
 @functools.lru_cache(maxsize=32)
-def draw_board(jobs: tuple[Row, ...], reasons: tuple[str | None, ...], base: str, owner: bool,
+def draw_board(jobs: tuple[Row, ...], reasons: tuple[str | None, ...], here: str, owner: bool,
                wanted: str, name: str) -> Board:
     """Return the board of a pipeline, drawn once for each state of its jobs.
 
-    `reasons` say why each job waits. `base` is the address of the project's pages. `wanted` is a kind and `name` a
+    `reasons` say why each job waits. `here` is the address of the pipeline. `wanted` is a kind and `name` a
     part of the names of the jobs to show, '' for all.
     """
     cards = make_cards(jobs, reasons)
     filtered = bool(wanted or name)
     large = len(cards) > LARGE
-    shown = [card for card in cards if wanted in ('', card.kind) and name.lower() in card.name.lower()]
-    here = f'{base}/pipelines/{jobs[0]["pipeline_id"]}' if jobs else base
-    kinds = template('kinds').render(counts=count_kinds(cards), statuses=KINDS, wanted=wanted, here=here,
-                                     filtered=filtered)
-    failures = [card for card in cards if card.kind == 'failed' and large and not filtered]
-    drawn: list[Card] = []
-
-    def draw_card(card: Card) -> Markup:
-        drawn.append(card)
-        return card_markup(card, base, owner)
-
-    text = template('board').render(failures=failures, stages=make_stages(shown, large=large and not filtered),
-                                    card_markup=draw_card, here=here, filtered=filtered)
-    return Board(
-        kinds=Markup(kinds),
-        pieces=tuple(text.split(CLOCK)),
-        since=tuple(card.since for card in drawn if card.since is not None),
-        total=len(cards),
-        large=large,
-        may_retry=any(card.status in ('failed', 'warning', 'canceled') for card in cards),
-    )
+    part = name.lower()
+    shown = [card for card in cards if wanted in ('', card.kind) and part in card.name.lower()]
+    names = dict(here=here, filtered=filtered)
+    counts = count_kinds(cards)
+    kinds = template('kinds').render(names, counts=counts, statuses=KINDS, wanted=wanted)
+    drawing = Drawing(here.rpartition('/pipelines/')[0], owner)
+    stages = make_stages(shown, large=large and not filtered)
+    failures = []
+    if large and not filtered:
+        failures = [card for card in cards if card.kind == 'failed']
+    text = template('board').render(names, failures=failures, stages=stages, draw=drawing.draw)
+    board = Board(Markup(kinds), text.split(CLOCK), drawing.since, len(cards), large)
+    board.may_retry = any(card.status in UNSUCCESSFUL for card in cards)
+    return board
 
 
-def card_markup(card: Card, base: str, owner: bool) -> Markup:
-    """Return the markup of a card; `base` is the address of the project's pages."""
-    icon = ICONS[card.action[0]] if card.action and owner else ''
-    took = '' if card.seconds is None else clock(card.seconds)
-    here = f'{base}/jobs/{card.number}'
-    return Markup(template('card').render(
-        card=card, here=here, icon=icon, took=CLOCK if card.since else took, word=status_words(card.status)))
+class Drawing:
+    """Draws cards below the address of a project's pages, and notes when the jobs that still run began."""
+
+    def __init__(self, base: str, owner: bool) -> None:
+        self._base = base
+        self._owner = owner
+        self._template = template('card')
+        self.since: list[float] = []
+
+    def draw(self, card: Card, label: str) -> Markup:
+        """Return the markup of a card."""
+        icon, took = '', card.took
+        if card.action and self._owner:
+            icon = ICONS[card.action[0]]
+        if card.since:
+            took = CLOCK
+            self.since.append(card.since)
+        here = f'{self._base}/jobs/{card.number}'
+        shown_status = status_words(card.status)
+        return Markup(self._template.render(card=card, label=label, here=here, icon=icon, took=took, word=shown_status))

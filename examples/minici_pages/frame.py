@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import types
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import bottle
 
 from minici import (
     Call,
     CIError,
-    NotFound,
     Route,
     Row,
     Unauthorized,
@@ -67,7 +66,6 @@ LABELS = {
 }
 #: The pages' own routes, in the order of their declaration.
 ROUTES: list[Route] = []
-T = TypeVar('T')
 
 
 # -- templates
@@ -98,56 +96,59 @@ def project_path_of(project: Row) -> str:
     return f'/{project["path"]}/-'
 
 
-#: What every template may use.
-HELPERS: dict[str, object] = {
-    'about': markup.about,
-    'clock': markup.clock,
-    'mark': markup.mark,
-    'moment': markup.moment,
-    'page_link': page_link,
-    'project_path': project_path,
-    'quote': urllib.parse.quote,
-    'size_text': markup.size_text,
-    'span': markup.span,
-    'tag_marks': markup.tag_marks,
-    'trend': markup.trend,
-    'trend_text': markup.trend_text,
-    'version': ASSETS_VERSION,
-    'word': status_words,
-}
+#: What every template may use, by name.
+HELPERS: dict[str, object] = {helper.__name__: helper for helper in (
+    markup.about, markup.clock, markup.mark, markup.moment, markup.size_text, markup.span, markup.tag_marks,
+    markup.trend, markup.trend_text, page_link, project_path)}
+HELPERS.update(quote=urllib.parse.quote, version=ASSETS_VERSION, word=status_words)
 
 
 # -- pages
 
-def page(call: Call, name: str, title: str, /, *, below: str = '', status: str = '', refusal: CIError | None = None,
-         **values: object) -> bottle.HTTPResponse:
-    """Return a page: the template `name`, which sees `values`, within the frame that all pages share.
+class View(types.SimpleNamespace):
+    """The values that a template sees, by name."""
+
+
+def page(call: Call, name: str, title: str, view: View | None = None, /, *, below: str = '', status: str = '',
+         refusal: CIError | None = None, **values: object) -> bottle.HTTPResponse:
+    """Return a page: the template `name`, which sees `view` and `values`, within the frame that all pages share.
 
     `below` is the item of the navigation that the page belongs to, if that is not its title. The browser's tab shows
     `status`. `refusal` says what was wrong with the form that came. A page that has not changed is answered with 304.
     """
-    user = call.actor
-    names: dict[str, object] = dict(
-        call=call,
-        root=root(call),
-        user=user,
-        owner=is_owner(user),
-        csrf=csrf_token(call) if user else '',
-        public=call.ci.settings.public,
-        now=call.ci.clock(),
-        title=title,
-        below=below or title,
-        status=status,
-        problem=complaint(refusal) if refusal else '',
-    )
+    names = common_names(call)
+    names.update(title=title, below=below or title, status=status)
+    names['problem'] = complaint(refusal) if refusal else ''
+    names.update(vars(view or View()))
     names.update(values)
     content = markup.Markup(template(name).render(names))
     body = template('layout').render(names, content=content).encode()
+    return page_response(call, body, refusal)
+
+
+def common_names(call: Call) -> dict[str, object]:
+    """Return what every template sees of a call."""
+    user = call.actor
+    return {
+        'call': call,
+        'root': root(call),
+        'user': user,
+        'owner': is_owner(user),
+        'csrf': csrf_token(call) if user else '',
+        'public': call.ci.settings.public,
+        'now': call.ci.clock(),
+    }
+
+
+def page_response(call: Call, body: bytes, refusal: CIError | None) -> bottle.HTTPResponse:
+    """Return a page as an answer: 304 when the browser has it, the refusal's status when there is one."""
+    headers = dict(PAGE_HEADERS)
     if refusal:
-        return bottle.HTTPResponse(body, refusal.status, {**PAGE_HEADERS, **refusal.headers})
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {**PAGE_HEADERS, 'ETag': etag}
-    if call.header('If-None-Match') == etag:
+        headers.update(refusal.headers)
+        return bottle.HTTPResponse(body, refusal.status, headers)
+    digest = hashlib.sha256(body).hexdigest()[:32]
+    headers['ETag'] = f'"{digest}"'
+    if call.header('If-None-Match') == headers['ETag']:
         return empty_response(304, headers)
     return bottle.HTTPResponse(body, 200, headers)
 
@@ -194,10 +195,3 @@ def seen(call: Call, path: str, headers: Mapping[str, str] | None = None) -> bot
 
 #: Declares the handler of a page or form: as `minici.route` does, with refusals that people can read.
 web = functools.partial(route, refuse=page_refusal, table=ROUTES)
-
-
-def perform(action: str, **verbs: Callable[[], T]) -> T:
-    """Do what the last part of a form's address asks for, one of `verbs`."""
-    if action not in verbs:
-        raise NotFound('Action')
-    return verbs[action]()

@@ -23,13 +23,16 @@ from minici import (
 
 from .archives import list_entries
 from .board import failure_text, job_actions, job_mark
-from .frame import page, perform, project_path, seen, web
+from .frame import View, page, project_path, seen, web
 from .logs import ERROR_LINE, find_lines, text_pattern
 from .markup import Markup, clock, escape
 from .reports import tests_panel
 from .sessions import page_form, page_reader, page_user
 
 JOB_PATH = '/<project:project_path>/-/jobs/<job:job>'
+#: What a ref is, by the column `tag`.
+REF_KINDS = ('Branch', 'Tag')
+PLAIN_HEADERS = {'Content-Type': 'text/plain; charset=utf-8', 'Content-Security-Policy': 'sandbox'}
 #: Hits that a search of a log returns at most.
 MAX_HITS = 1000
 
@@ -51,29 +54,29 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     variables = [*spec['variables'].items(), *((item['key'], None) for item in given)]
     pipeline = call.ci.find_pipeline(job['pipeline_id'])
     number, project = job['id'], job['project_path']
-    return page(
-        call, 'job', f'{status_words(job["status"])} · {job["name"]} #{number} · {project}',
-        below='Pipelines',
-        status=job_mark(job),
-        job=shown,
-        facts=job_facts(job, spec),
-        commit=commit_of(job),
-        runner_info=json.loads(job['runner_info'] or '{}'),
-        artifacts=json.loads(job['artifacts']),
-        variables=variables,
-        reason=call.ci.pending_reason(job),
-        failure=failure_text(job),
-        trace_size=call.ci.traces.size(job['id']),
-        attempts=call.ci.list_jobs(pipeline=pipeline, name=job['name'], limit=20),
-        tests=tests_panel(call, job),
-        job_mark=job_mark,
-        job_actions=job_actions,
-    )
+    view = View()
+    view.job = shown
+    view.facts = job_facts(job, spec)
+    view.commit = commit_of(job)
+    view.runner_info = json.loads(job['runner_info'] or '{}')
+    view.artifacts = json.loads(job['artifacts'])
+    view.variables = variables
+    view.reason = call.ci.pending_reason(job)
+    view.failure = failure_text(job)
+    view.trace_size = call.ci.traces.size(job['id'])
+    view.attempts = call.ci.list_jobs(pipeline=pipeline, name=job['name'], limit=20)
+    view.tests = tests_panel(call, job)
+    view.job_mark = job_mark
+    view.job_actions = job_actions
+    shown_status = status_words(job['status'])
+    title = f'{shown_status} · {job["name"]} #{number} · {project}'
+    return page(call, 'job', title, view, below='Pipelines', status=job_mark(job))
 
 
 def environment_link(environment: dict[str, Any]) -> str:
     """Return an environment's name, as a link if its address is one of the web without open variables."""
-    name, address = environment.get('name') or '', environment.get('url') or ''
+    name = environment.get('name') or ''
+    address = environment.get('url') or ''
     if not re.fullmatch(r'(?i)https?://[^\s$]+', address):
         return name
     return Markup(f'<a href="{escape(address)}" rel="noopener noreferrer">{escape(name)}</a>')
@@ -88,7 +91,8 @@ def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
     facts['Stage'] = job['stage']
     if spec['needs'] is not None:
         facts['Needs'] = ', '.join(need['name'] for need in spec['needs']) or 'nothing'
-    facts['Tag' if job['tag'] else 'Branch'] = job['ref']
+    kind = REF_KINDS[job['tag']]
+    facts[kind] = job['ref']
     if spec['environment']:
         facts['Environment'] = environment_link(spec['environment'])
     if job['coverage'] is not None:
@@ -101,14 +105,19 @@ def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
 def job_action_route(call: Call, job: Row, action: str) -> bottle.HTTPResponse:
     """Cancel, retry, play or erase a job, or keep its artifacts."""
     ci = call.ci
-    job = perform(
-        action,
-        cancel=lambda: ci.cancel_job(job),
-        retry=lambda: ci.retry_job(job, call.actor),
-        play=lambda: ci.play_job(job, call.actor),
-        erase=lambda: ci.erase_job(job),
-        keep=lambda: ci.keep_artifacts(job),
-    )
+    match action:
+        case 'cancel':
+            ci.cancel_job(job)
+        case 'retry':
+            job = ci.retry_job(job, call.actor)
+        case 'play':
+            job = ci.play_job(job, call.actor)
+        case 'erase':
+            ci.erase_job(job)
+        case 'keep':
+            ci.keep_artifacts(job)
+        case _:
+            raise NotFound('Action')
     if call.text('back') == 'pipeline':
         return seen(call, f'{project_path(job)}/pipelines/{job["pipeline_id"]}')
     return seen(call, f'{project_path(job)}/jobs/{job["id"]}')
@@ -128,12 +137,12 @@ def raw_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
 @web('GET', f'{JOB_PATH}/plain', auth=page_reader)
 def plain_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's log without colours and section marks."""
-    lines = call.ci.traces.plain(job['id'], call.ci.secrets_of(job)) if call.ci.traces.size(job['id']) else iter(())
-    return bottle.HTTPResponse(lines, 200, {
-        'Content-Type': 'text/plain; charset=utf-8',
-        'Content-Security-Policy': 'sandbox',
-        'Content-Disposition': f'inline; filename="{job["id"]}.txt"',
-    })
+    headers = dict(PLAIN_HEADERS)
+    headers['Content-Disposition'] = f'inline; filename="{job["id"]}.txt"'
+    if not call.ci.traces.size(job['id']):
+        return empty_response(200, headers)
+    lines = call.ci.traces.plain(job['id'], call.ci.secrets_of(job))
+    return bottle.HTTPResponse(lines, 200, headers)
 
 
 @web('GET', f'{JOB_PATH}/lines', auth=page_reader)
@@ -149,9 +158,12 @@ def log_lines_route(call: Call, job: Row) -> dict[str, list[tuple[int, int]]]:
         raise InvalidParameter('number, offset, search, errors are missing, exactly one parameter must be provided')
     if not call.ci.traces.size(job['id']):
         return {'lines': []}
-    limit = MAX_HITS if search else 1
-    found = find_lines(call.ci.traces, job['id'], hidden=call.ci.secrets_of(job), number=number, offset=offset,
-                       pattern=pattern, limit=limit)
+    limit = 1
+    if search:
+        limit = MAX_HITS
+    hidden = call.ci.secrets_of(job)
+    found = find_lines(call.ci.traces, job['id'], hidden=hidden, number=number, offset=offset, pattern=pattern,
+                       limit=limit)
     return {'lines': found}
 
 
@@ -164,8 +176,8 @@ def artifacts_route(call: Call, job: Row, folder: str = '') -> bottle.HTTPRespon
     if folder:
         folder = folder.rstrip('/') + '/'
     entries = list_entries(call.ci.artifacts, artifact['stored_as'], folder)
-    return page(call, 'artifacts', f'Artifacts · {job["name"]} #{job["id"]}', below='Pipelines',
-                job=job, folder=folder, artifact=artifact, entries=entries)
+    title = f'Artifacts · {job["name"]} #{job["id"]}'
+    return page(call, 'artifacts', title, below='Pipelines', job=job, folder=folder, artifact=artifact, entries=entries)
 
 
 @web('GET', f'{JOB_PATH}/artifacts/file/<path:path>', auth=page_user)

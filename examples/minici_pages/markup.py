@@ -64,7 +64,8 @@ def moment(seconds: float | None) -> Markup:
     text = iso_time(seconds, 'seconds')
     if not text:
         return Markup()
-    return Markup(f'<time datetime="{text}">{text[:10]} {text[11:16]} UTC</time>')
+    day, clock_time = text[:10], text[11:16]
+    return Markup(f'<time datetime="{text}">{day} {clock_time} UTC</time>')
 
 
 def clock(seconds: float) -> str:
@@ -72,7 +73,8 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(max(0, int(seconds)), 60)
     if minutes < 60:
         return f'{minutes}:{rest:02d}'
-    return f'{minutes // 60}:{minutes % 60:02d}:{rest:02d}'
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{rest:02d}'
 
 
 def span(row: Row, now: float) -> Markup:
@@ -94,7 +96,8 @@ def about(info: Mapping[str, object]) -> str:
 def tag_marks(row: Row) -> Markup:
     """Return the tags of a runner or job."""
     tags = json.loads(row['tags'])
-    return Markup(' '.join(f'<span class="tag">{html.escape(tag)}</span>' for tag in tags))
+    marks = [f'<span class="tag">{html.escape(tag)}</span>' for tag in tags]
+    return Markup(' '.join(marks))
 
 
 def size_text(size: int) -> str:
@@ -112,11 +115,12 @@ def trend(pipelines: Sequence[Row]) -> Markup:
     longest = max(times, default=0) or 1
     for place, (pipeline, seconds) in enumerate(zip(reversed(pipelines), reversed(times), strict=True)):
         height = 4 + round(18 * seconds / longest)
-        bars.append(f'<rect class="{pipeline["status"]}" x="{7 * place}" y="{22 - height}" width="5" '
-                    f'height="{height}"/>')
+        status = pipeline['status']
+        bars.append(f'<rect class="{status}" x="{7 * place}" y="{22 - height}" width="5" height="{height}"/>')
     width = 7 * len(pipelines)
+    told, drawn = trend_text(pipelines), ''.join(bars)
     return Markup(f'<svg class="trend" viewBox="0 0 {width} 22" width="{width}" height="22" role="img" '
-                  f'aria-label="{escape(trend_text(pipelines))}">{"".join(bars)}</svg>')
+                  f'aria-label="{escape(told)}">{drawn}</svg>')
 
 
 def trend_text(pipelines: Sequence[Row]) -> str:

@@ -23,7 +23,7 @@ from minici import (
 )
 
 from .board import KINDS, draw_board
-from .frame import complaint, page, perform, project_path, seen, web
+from .frame import View, complaint, page, project_path, seen, web
 from .jobs import commit_of
 from .reports import summary
 from .sessions import is_owner, page_form, page_owner, page_reader, root
@@ -38,7 +38,9 @@ def pipelines_route(call: Call) -> bottle.HTTPResponse:
     wanted = {name: call.text(name) for name in ('project', 'ref', 'status', 'sha')}
     number, per_page = page_of(call)
     first = (number - 1) * per_page
-    project = call.ci.find_project(wanted['project']) if wanted['project'] else None
+    project = None
+    if wanted['project']:
+        project = call.ci.find_project(wanted['project'])
     pipelines, total = call.ci.list_pipelines(
         project, limit=per_page, offset=first, count_to=first + per_page + 1,
         ref=wanted['ref'] or None, status=wanted['status'] or None, sha=wanted['sha'] or None)
@@ -47,19 +49,17 @@ def pipelines_route(call: Call) -> bottle.HTTPResponse:
         wanted['project'] = project['path']
         projects = [project, *(row for row in projects if row['id'] != project['id'])]
     newest = pipelines[0]['status'] if pipelines and number == 1 else ''
-    return page(
-        call, 'pipelines', 'Pipelines',
-        status=newest,
-        wanted=wanted,
-        pipelines=pipelines,
-        commit_of=commit_of,
-        stages=call.ci.list_stages(pipelines),
-        statuses=FILTERED_STATUSES,
-        number=number,
-        more=total > first + per_page,
-        projects=projects,
-        runners=call.ci.list_runners(),
-    )
+    view = View()
+    view.wanted = wanted
+    view.pipelines = pipelines
+    view.commit_of = commit_of
+    view.stages = call.ci.list_stages(pipelines)
+    view.statuses = FILTERED_STATUSES
+    view.number = number
+    view.more = total > first + per_page
+    view.projects = projects
+    view.runners = call.ci.list_runners()
+    return page(call, 'pipelines', 'Pipelines', view, status=newest)
 
 
 @web('GET', '/-/pipelines/new', auth=page_owner)
@@ -75,18 +75,17 @@ def new_pipeline_page_route(call: Call, refusal: CIError | None = None) -> bottl
             choices = call.ci.list_choices(project, ref)
         except CIError as error:
             unread = complaint(error)
-    return page(
-        call, 'new_pipeline', 'New pipeline',
-        below='Pipelines',
-        refusal=refusal,
-        projects=projects,
-        project=project,
-        ref=ref,
-        choices=choices,
-        unread='' if refusal else unread,
-        given=call.text,
-        own_file=call.has('sha') or call.has('content') or project is not None and not project['import_url'],
-    )
+    view = View()
+    view.projects = projects
+    view.project = project
+    view.ref = ref
+    view.choices = choices
+    view.unread = '' if refusal else unread
+    view.given = call.text
+    view.own_file = call.has('sha') or call.has('content')
+    if project is not None and not project['import_url']:
+        view.own_file = True
+    return page(call, 'new_pipeline', 'New pipeline', view, below='Pipelines', refusal=refusal)
 
 
 def chosen_project(call: Call, projects: Sequence[Row]) -> Row | None:
@@ -119,7 +118,8 @@ def new_pipeline_route(call: Call) -> bottle.HTTPResponse:
 
 def given_variables(call: Call) -> list[dict[str, str]]:
     """Return the variables of the form: those of the file with what was chosen, and others, a line NAME=value each."""
-    variables = [{'key': name, 'value': str(value)} for name, value in call.mapping('variable').items()]
+    chosen = call.mapping('variable')
+    variables = [{'key': name, 'value': str(value)} for name, value in chosen.items()]
     for line in call.text('variables').splitlines():
         name, equals, value = line.strip().partition('=')
         if equals:
@@ -150,30 +150,30 @@ def pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     name = call.text('name') or ''
     jobs = tuple(call.ci.list_cards(pipeline))
     reasons = tuple(call.ci.pending_reasons(jobs).values())
-    base = root(call) + project_path(pipeline)
-    board = draw_board(jobs, reasons, base, is_owner(call.actor), wanted, name)
-    title = f'{status_words(pipeline["status"])} · #{pipeline["id"]} · {pipeline["ref"]} · {pipeline["project_path"]}'
-    return page(
-        call, 'pipeline', title,
-        below='Pipelines',
-        status=pipeline['status'],
-        pipeline=pipeline,
-        commit=commit_of(pipeline),
-        board=board,
-        tests=summary(call.ci.list_test_reports(pipeline)),
-        wanted=wanted,
-        name=name,
-    )
+    here = f'{root(call)}{project_path(pipeline)}/pipelines/{pipeline["id"]}'
+    board = draw_board(jobs, reasons, here, is_owner(call.actor), wanted, name)
+    shown_status = status_words(pipeline['status'])
+    title = f'{shown_status} · #{pipeline["id"]} · {pipeline["ref"]} · {pipeline["project_path"]}'
+    view = View()
+    view.pipeline = pipeline
+    view.commit = commit_of(pipeline)
+    view.board = board
+    view.tests = summary(call.ci.list_test_reports(pipeline))
+    view.wanted = wanted
+    view.name = name
+    return page(call, 'pipeline', title, view, below='Pipelines', status=pipeline['status'])
 
 
 @web('POST', '/<project:project_path>/-/pipelines/<pipeline:pipeline>/<action>', auth=page_form)
 def pipeline_action_route(call: Call, pipeline: Row, action: str) -> bottle.HTTPResponse:
     """Cancel or retry a pipeline."""
-    perform(
-        action,
-        cancel=lambda: call.ci.cancel_pipeline(pipeline),
-        retry=lambda: call.ci.retry_pipeline(pipeline, call.actor),
-    )
+    match action:
+        case 'cancel':
+            call.ci.cancel_pipeline(pipeline)
+        case 'retry':
+            call.ci.retry_pipeline(pipeline, call.actor)
+        case _:
+            raise NotFound('Action')
     return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
 
 

@@ -17,7 +17,7 @@ from minici import (
     show_coverage_badge_route,
 )
 
-from .frame import page, seen, web
+from .frame import View, page, seen, web
 from .jobs import commit_of
 from .sessions import page_form, page_reader
 
@@ -31,15 +31,13 @@ def projects_route(call: Call, refusal: CIError | None = None) -> bottle.HTTPRes
     number, per_page = page_of(call)
     search = call.text('search')
     rows, total = call.ci.list_projects(search=search, limit=per_page, offset=(number - 1) * per_page)
-    return page(
-        call, 'projects', 'Projects',
-        refusal=refusal,
-        projects=rows,
-        search=search,
-        newest=call.ci.newest_pipelines(rows),
-        number=number,
-        more=total > number * per_page,
-    )
+    view = View()
+    view.projects = rows
+    view.search = search
+    view.newest = call.ci.newest_pipelines(rows)
+    view.number = number
+    view.more = total > number * per_page
+    return page(call, 'projects', 'Projects', view, refusal=refusal)
 
 
 @web('POST', '/-/projects', auth=page_form)
@@ -72,21 +70,21 @@ def coverage_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPRespo
 def project_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """Show a project: its newest pipelines, badge, variables, triggers and tokens."""
     pipelines, _ = call.ci.list_pipelines(project, limit=5, count_to=1)
-    return page(
-        call, 'project', project['path'],
-        below='Projects',
-        status=pipelines[0]['status'] if pipelines else '',
-        project=project,
-        address=redacted_url(project['import_url']),
-        pipelines=pipelines,
-        commit_of=commit_of,
-        stages=call.ci.list_stages(pipelines),
-        variables=call.ci.list_variables(project),
-        triggers=call.ci.list_triggers(project),
-        history=branch_history(call, project),
-        badge=badge_url(call, project, 'pipeline'),
-        coverage_badge=badge_url(call, project, 'coverage'),
-    )
+    view = View()
+    view.project = project
+    view.address = redacted_url(project['import_url'])
+    view.pipelines = pipelines
+    view.commit_of = commit_of
+    view.stages = call.ci.list_stages(pipelines)
+    view.variables = call.ci.list_variables(project)
+    view.triggers = call.ci.list_triggers(project)
+    view.history = branch_history(call, project)
+    view.badge = badge_url(call, project, 'pipeline')
+    view.coverage_badge = badge_url(call, project, 'coverage')
+    status = ''
+    if pipelines:
+        status = pipelines[0]['status']
+    return page(call, 'project', project['path'], view, below='Projects', status=status)
 
 
 def branch_history(call: Call, project: Row) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from minici import Call, Row
 
-from .frame import project_path, template
+from .frame import View, project_path, template
 from .markup import Markup
 from .sessions import root
 
@@ -24,7 +24,11 @@ def summary(reports: Iterable[Row]) -> str:
     for report in reports:
         for status in WORDS:
             counts[status] += report[status]
-    return ', '.join(f'{counts[status]:,} {text}' for status, text in WORDS.items() if counts[status])
+    told = []
+    for status, text in WORDS.items():
+        if counts[status]:
+            told.append(f'{counts[status]:,} {text}')
+    return ', '.join(told)
 
 
 def tests_panel(call: Call, job: Row) -> Markup:
@@ -35,13 +39,13 @@ def tests_panel(call: Call, job: Row) -> Markup:
     cases = []
     if call.actor:      # what tests print is an artifact, which visitors do not get
         cases = call.ci.list_test_cases(job, ('failed', 'error'), limit=SHOWN_CASES + 1)
+    view = View()
     counts = summary([report]) or 'no test in the report'
-    return Markup(template('tests').render(
-        counts=f'{counts} · {report["total_time"]:.1f} s',
-        suite_error=report['suite_error'],
-        cases=cases,
-        shown=SHOWN_CASES,
-        excerpt=EXCERPT,
-        files=f'{root(call)}{project_path(job)}/jobs/{job["id"]}/artifacts/file',
-        total=report['failed'] + report['error'],
-    ))
+    view.counts = f'{counts} · {report["total_time"]:.1f} s'
+    view.suite_error = report['suite_error']
+    view.cases = cases
+    view.shown = SHOWN_CASES
+    view.excerpt = EXCERPT
+    view.files = f'{root(call)}{project_path(job)}/jobs/{job["id"]}/artifacts/file'
+    view.total = report['failed'] + report['error']
+    return Markup(template('tests').render(vars(view)))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import bottle
 
-from minici import Call, Row, runner_status
+from minici import Call, NotFound, Row, runner_status
 
-from .frame import page, perform, seen, web
+from .frame import View, page, seen, web
 from .sessions import page_form, page_reader
 
 #: Waiting jobs that the page lists.
@@ -23,50 +23,54 @@ def runners_route(call: Call) -> bottle.HTTPResponse:
     """Show the runners, what they run, and the queue."""
     now = call.ci.clock()
     queue = call.ci.list_queue(limit=SHOWN_JOBS + 1)
-    runners = [(row, json.loads(row['info']), runner_state(row, now)) for row in call.ci.list_runners()]
-    return page(
-        call, 'runners', 'Runners',
-        runners=runners,
-        running=call.ci.list_running(),
-        queue=queue[:SHOWN_JOBS],
-        more=len(queue) > SHOWN_JOBS,
-        reasons=call.ci.pending_reasons(queue),
-        registration_token=call.ci.registration_token,
-    )
+    runners = []
+    for row in call.ci.list_runners():
+        info = json.loads(row['info'])
+        runners.append((row, info, runner_state(row, now)))
+    view = View()
+    view.runners = runners
+    view.running = call.ci.list_running()
+    view.queue = queue[:SHOWN_JOBS]
+    view.more = len(queue) > SHOWN_JOBS
+    view.reasons = call.ci.pending_reasons(queue)
+    view.registration_token = call.ci.registration_token
+    return page(call, 'runners', 'Runners', view)
 
 
 def runner_state(row: Row, now: float) -> str:
     """Return the word that stands for a runner's state: ``paused``, ``online``, ``offline``, ..."""
     state = runner_status(row['active'], row['contacted_at'], now)
-    return 'paused' if state['paused'] else state['status']
+    if state['paused']:
+        return 'paused'
+    return state['status']
 
 
 @web('GET', '/-/runners/<runner:runner>', auth=page_reader)
 def runner_route(call: Call, runner: Row) -> bottle.HTTPResponse:
     """Show a runner: what it runs, which jobs of the queue it could take, and why not the others."""
     queue = call.ci.list_queue(limit=MAX_QUEUE)
-    running = [job for job in call.ci.list_running() if job['runner_id'] == runner['id']]
+    number = runner['id']
+    running = [job for job in call.ci.list_running() if job['runner_id'] == number]
     fit, unfit = sort_queue(call, runner, queue)
     title = runner_title(runner)
-    return page(
-        call, 'runner', f'{title} · Runners',
-        below='Runners',
-        runner=runner,
-        heading=title,
-        info=json.loads(runner['info']),
-        state=runner_state(runner, call.ci.clock()),
-        managers=call.ci.list_managers(runner),
-        running=running,
-        fit=fit,
-        unfit=unfit,
-        shown=SHOWN_JOBS,
-        limit=MAX_QUEUE if len(queue) == MAX_QUEUE else None,
-    )
+    view = View()
+    view.runner = runner
+    view.heading = title
+    view.info = json.loads(runner['info'])
+    view.state = runner_state(runner, call.ci.clock())
+    view.managers = call.ci.list_managers(runner)
+    view.running = running
+    view.fit = fit
+    view.unfit = unfit
+    view.shown = SHOWN_JOBS
+    view.limit = MAX_QUEUE if len(queue) == MAX_QUEUE else None
+    return page(call, 'runner', f'{title} · Runners', view, below='Runners')
 
 
 def runner_title(runner: Row) -> str:
     """Return a runner's number and name."""
-    name = runner['description'] or json.loads(runner['info']).get('name') or 'runner'
+    info = json.loads(runner['info'])
+    name = runner['description'] or info.get('name') or 'runner'
     return f'#{runner["id"]} {name}'
 
 
@@ -87,12 +91,15 @@ def sort_queue(call: Call, runner: Row, queue: Sequence[Row]) -> tuple[list[Row]
 def runner_action_route(call: Call, runner: Row, action: str) -> bottle.HTTPResponse:
     """Pause a runner, let it go on, or remove it."""
     ci = call.ci
-    perform(
-        action,
-        pause=lambda: ci.edit_runner(runner, active=False),
-        resume=lambda: ci.edit_runner(runner, active=True),
-        remove=lambda: ci.unregister_runner(runner),
-    )
+    match action:
+        case 'pause':
+            ci.edit_runner(runner, active=False)
+        case 'resume':
+            ci.edit_runner(runner, active=True)
+        case 'remove':
+            ci.unregister_runner(runner)
+        case _:
+            raise NotFound('Action')
     if call.text('back') == 'runner' and action != 'remove':
         return seen(call, f'/-/runners/{runner["id"]}')
     return seen(call, '/-/runners')

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bottle
 
-from minici import BadRequest, Call, CIError, Row
+from minici import BadRequest, Call, CIError, NotFound, Row
 
-from .frame import page, perform, project_path_of, seen, web
+from .frame import page, project_path_of, seen, web
 from .sessions import page_form, page_owner
 
 SCHEDULES = '/<project:project_path>/-/pipeline_schedules'
@@ -41,13 +41,16 @@ def add_schedule_route(call: Call, project: Row) -> bottle.HTTPResponse:
 def schedule_action_route(call: Call, project: Row, schedule: Row, action: str) -> bottle.HTTPResponse:
     """Run the pipeline of a schedule now, pause the schedule, resume or remove it."""
     ci, here = call.ci, project_path_of(project)
-    if action == 'play':
-        pipeline = ci.play_schedule(schedule, call.actor)
-        return seen(call, f'{here}/pipelines/{pipeline["id"]}')
-    perform(
-        action,
-        pause=lambda: ci.edit_schedule(schedule, active=False),
-        resume=lambda: ci.edit_schedule(schedule, active=True),
-        remove=lambda: ci.delete_schedule(schedule),
-    )
+    match action:
+        case 'play':
+            pipeline = ci.play_schedule(schedule, call.actor)
+            return seen(call, f'{here}/pipelines/{pipeline["id"]}')
+        case 'pause':
+            ci.edit_schedule(schedule, active=False)
+        case 'resume':
+            ci.edit_schedule(schedule, active=True)
+        case 'remove':
+            ci.delete_schedule(schedule)
+        case _:
+            raise NotFound('Action')
     return seen(call, f'{here}/pipeline_schedules')

@@ -79,9 +79,9 @@ def names_bound(statement):
     return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
 
 
-def docstrings():
+def docstrings(tree=TREE):
     """Return the constants that are docstrings."""
-    return {id(node.body[0].value) for node in ast.walk(TREE)
+    return {id(node.body[0].value) for node in ast.walk(tree)
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
             and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)}
 
@@ -187,10 +187,10 @@ def test_no_section_is_longer_than_900_lines():
 SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return, ast.Raise, ast.Assert)
 
 
-def statements():
+def statements(tree=TREE):
     """Yield the simple statements of the module, docstrings left out."""
-    told = docstrings()
-    return (node for node in ast.walk(TREE) if isinstance(node, SIMPLE)
+    told = docstrings(tree)
+    return (node for node in ast.walk(tree) if isinstance(node, SIMPLE)
             and not (isinstance(node, ast.Expr) and id(node.value) in told))
 
 
@@ -220,6 +220,34 @@ def test_no_statement_outside_tables_has_more_than_60_expressions():
 def test_conditional_expressions_are_few():
     conditional = sum(isinstance(node, ast.IfExp) for node in ast.walk(TREE))
     assert conditional * 1000 / sum(1 for _ in statements()) <= CONDITIONALS
+
+
+PACKAGES = Path(minici.__file__).parent / 'examples'
+
+
+def test_the_pages_are_written_by_the_same_rules():
+    files = (PACKAGES / 'minici_pages').glob('*.py')
+    trees = {path.name: ast.parse(path.read_text(encoding='utf-8')) for path in files}
+    sizes = [expressions_in(statement) for tree in trees.values() for statement in statements(tree)]
+    assert len(sizes) > 500
+    assert sum(sizes) / len(sizes) <= 7.0
+    large = [(name, statement.lineno) for name, tree in trees.items() for statement in statements(tree)
+             if expressions_in(statement) > 60 and not is_table(statement)]
+    assert large == []
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    assert sum(isinstance(node, ast.IfExp) for node in nodes) * 1000 / len(sizes) <= 45
+    long = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60]
+    assert long == []
+    handlers = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and any(
+        ast.unparse(decorator).startswith('web(') for decorator in node.decorator_list)]
+    assert len(handlers) > 20
+    assert [name for name in handlers if not name.endswith('_route')] == []
+
+
+def test_templates_decide_nothing_about_escaping():
+    templates = list((PACKAGES / 'minici_pages' / 'templates').glob('*.tpl'))
+    assert len(templates) > 10
+    assert [path.name for path in templates if '{{!' in path.read_text(encoding='utf-8')] == []
 
 
 def hidden_names():

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import gzip
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,10 @@ import minici  # noqa: E402
 
 PIPELINE = """\
 stages: [build, test, package, deploy]
+
+variables:
+  TESTS: {value: quick, options: [quick, full, nightly], description: How much is tested}
+  RELEASE_NOTE: {description: What to say about this release}
 
 default:
   interruptible: true
@@ -60,7 +65,7 @@ staging:
   when: manual
   resource_group: staging
   script: [make deploy]
-  environment: {name: staging}
+  environment: {name: staging, url: https://staging.example.com}
 
 production:
   stage: deploy
@@ -94,6 +99,18 @@ PASSED = ('44 tests passed; lines: 87%\n'
           'section_end:{2}:step_script\r\x1b[0K\x1b[32;1mJob succeeded\n\x1b[0;m')
 
 
+REPORT = """<testsuites><testsuite name="engine">
+<testcase classname="engine.Alarm" name="test_1202_restarts" file="tests/test_alarm.py" time="0.25">
+<failure message="expected 1201, got 1202">Traceback (most recent call last):
+  File "tests/test_alarm.py", line 120, in test_1202_restarts
+    assert alarm.code == 1201
+AssertionError: expected 1201, got 1202</failure></testcase>
+<testcase classname="engine.Relay" name="test_no_moth" file="tests/test_relay.py" time="1.5">
+<error message="MothError: a moth is in panel F"/></testcase>
+""" + ''.join(f'<testcase classname="engine.Mill" name="test_{number}" time="0.1"/>' for number in range(42)) + """
+</testsuite></testsuites>"""
+
+
 def git(path, *arguments):
     subprocess.run(['git', '-C', str(path), *arguments], check=True, capture_output=True)
 
@@ -122,6 +139,11 @@ def work(ci, runner, *, broken='', leave_running=False, seconds=0, clock=None):
     job, now = ci.authenticate_job(claim.job['id'], claim.token), int(ci.clock())
     text = TRACE + ('' if leave_running else FAILED if state == 'failed' else PASSED)
     ci.append_trace(job, 0, text.format(now, now + 2, now + 2 + seconds).encode())
+    if state == 'failed':
+        part = ci.artifacts.receive()
+        part.write(gzip.compress(REPORT.encode()))
+        ci.store_artifacts(job, part, file_type='junit', file_format='gzip')
+        part.discard()
     if claim.job['name'] == 'compile':
         part = ci.artifacts.receive()
         part.filename = 'artifacts.zip'
@@ -134,6 +156,38 @@ def work(ci, runner, *, broken='', leave_running=False, seconds=0, clock=None):
         ci.update_job(job, state, failure_reason='script_failure' if state == 'failed' else None,
                       exit_code=2 if state == 'failed' else None)
     return claim
+
+
+def large(ci, runner, clock):
+    """Start a pipeline of 150 jobs in which some failed and some run; return it."""
+    stages = ['build', 'lint', 'test', 'package', 'deploy']
+    jobs = {}
+    for name in ('core', 'web', 'cli', 'docs', 'api', 'db', 'mail', 'auth', 'jobs', 'ui'):
+        jobs[f'build {name}'] = {'stage': 'build'}
+    for name in ('py', 'js', 'css', 'sql', 'sh', 'md', 'yml', 'c'):
+        jobs[f'lint {name}'] = {'stage': 'lint'}
+    jobs['lint py']['allow_failure'] = True
+    jobs['e2e'] = {'stage': 'test', 'parallel': 60}
+    jobs['unit'] = {'stage': 'test', 'parallel': {'matrix': [
+        {'OS': ['linux', 'macos', 'windows'], 'PY': ['3.10', '3.11', '3.12', '3.13']}]}}
+    jobs.update((f'integration-{number:02d}', {'stage': 'test'}) for number in range(20))
+    jobs.update((f'package-{number:02d}', {'stage': 'package'}) for number in range(25))
+    jobs.update((f'deploy-{number:02d}', {'stage': 'deploy'}) for number in range(15))
+    for job in jobs.values():
+        job['script'] = ['make']
+    pipeline = ci.create_pipeline(ci.create_project('analytical/monorepo'), 'main', sha='4f9c2d17' * 5,
+                                  content={'stages': stages, **jobs})
+    broken = ('lint py', 'e2e 7/60', 'e2e 33/60', 'unit: [windows, 3.13]', 'integration-04')
+    for number in range(100):
+        claim = ci.request_job(runner.row, pipeline=pipeline)
+        failed = claim.job['name'] in broken
+        clock.now += 3 + number * 37 % 90
+        ci.update_job(ci.authenticate_job(claim.job['id'], claim.token), 'failed' if failed else 'success',
+                      failure_reason='script_failure' if failed else None)
+    for _ in range(4):
+        claim = ci.request_job(runner.row, pipeline=pipeline)
+        ci.append_trace(ci.authenticate_job(claim.job['id'], claim.token), 0, b'$ make\n')
+    return pipeline
 
 
 class History:
@@ -176,6 +230,12 @@ def example(directory, **settings):
                 ids['failed' if index == 2 and name == 'unit tests' else name] = claim.job['id']
             if index < len(shas) - 1:
                 clock.now += 5400
+        ci.create_schedule(project, user, description='Nightly tests', ref='main', cron='0 3 * * 1-5',
+                           cron_timezone='Europe/London')
+        ci.edit_schedule(ci.create_schedule(project, user, description='Release candidates', ref='main',
+                                            cron='30 12 * * 5'), active=False)
+        clock.now = time.time() - 5000
+        wide = large(ci, linux, clock)
         clock.now = time.time() - 95
         ci.contact(linux.row, said, '192.0.2.7')
         running = work(ci, linux, leave_running=True)
@@ -183,16 +243,20 @@ def example(directory, **settings):
         ci.create_pipeline(project, 'feature/mill', sha='4f9c2d17' * 5, content={
             'compile': {'script': ['make'], 'tags': ['sparc']}, 'check': {'stage': 'deploy', 'script': ['make check']}})
         clock.now = time.time()
+        ids['large'] = wide['id']
         yield ci, ids
 
 
 def pages(ids):
     """Return the pages worth a picture: name and address."""
     base = '/analytical/engine'
-    return {'pipelines': '/', 'pipeline': f'{base}/-/pipelines/{ids["pipeline"]}',
+    wide = f'/analytical/monorepo/-/pipelines/{ids["large"]}'
+    return {'large-pipeline': wide, 'large-pipeline-found': f'{wide}?name=unit', 'runner': '/-/runners/1',
+            'schedules': f'{base}/-/pipeline_schedules', 'pipelines': '/',
+            'pipeline': f'{base}/-/pipelines/{ids["pipeline"]}',
             'job': f'{base}/-/jobs/{ids["failed"]}', 'running-job': f'{base}/-/jobs/{ids["running"]}',
             'runners': '/-/runners', 'projects': '/-/projects',
-            'project': base, 'new-pipeline': '/-/pipelines/new', 'tokens': '/-/tokens',
+            'project': base, 'new-pipeline': '/-/pipelines/new?project=analytical/engine', 'tokens': '/-/tokens',
             'artifacts': f'{base}/-/jobs/{ids["compile"]}/artifacts/browse/build', 'sign-in': '/-/sign_in',
             'error': f'{base}/-/jobs/99999'}
 

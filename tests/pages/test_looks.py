@@ -61,6 +61,18 @@ def test_no_page_has_a_serious_fault_in_light_or_dark(window, gallery, width):
     assert faults(browser, gallery[2].values()) == []
 
 
+@pytest.mark.parametrize('width, height', [(1280, 800), (390, 844)])
+def test_pipeline_of_150_jobs_fits_three_screens_with_all_failures_on_the_first(window, gallery, width, height):
+    browser = window('api')
+    browser.size(width, height)
+    browser.open(gallery[2]['large-pipeline'])
+    assert '150 jobs' in browser.page.locator('.head').inner_text()
+    assert browser.page.evaluate('document.documentElement.scrollHeight') <= 3 * height
+    failures = browser.page.locator('.failures .job').all()
+    assert len(failures) == 4
+    assert all(failure.bounding_box()['y'] + failure.bounding_box()['height'] <= height for failure in failures)
+
+
 def test_long_names_make_no_page_wider_than_a_phone(chromium, browser, ci, token, server):
     project = ci.create_project('a-group-with-a-long-name/' + 'and-a-project-with-a-longer-one-' * 3)
     ci.create_pipeline(project, 'a-branch-with-a-name-of-some-length' * 2, sha='1' * 40, content={

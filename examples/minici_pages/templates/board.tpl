@@ -5,7 +5,7 @@
 <section class="failures" aria-label="Failed jobs"><h2>Failed</h2>
 <ul class="cards">
 % for card in failures:
-{{card_markup(card)}}
+{{draw(card, card.name)}}
 % end
 </ul></section>
 % end
@@ -26,7 +26,7 @@
 </div>
 <ul class="cards">
 % for card in stage.singles:
-{{card_markup(card)}}
+{{draw(card, card.label)}}
 % end
 % for group in stage.groups:
 <li class="group"><details id="{{group.key}}"{{' open' if group.open else ''}}><summary>
@@ -41,13 +41,13 @@
 </span></summary>
 <ul class="cards">
 % for card in group.folded:
-{{card_markup(card)}}
+{{draw(card, card.label)}}
 % end
 </ul></details>
 % if group.urgent:
 <ul class="cards">
 % for card in group.urgent:
-{{card_markup(card)}}
+{{draw(card, card.label)}}
 % end
 </ul>
 % end

@@ -1,13 +1,13 @@
 <li class="job {{card.status}}"><a href="{{here}}" title="{{card.name}}: {{word}}">{{mark(card.status)}}<span
-class="sr">{{word}}: </span> <span class="name">{{card.label}}</span></a>
+class="sr">{{word}}: </span> <span class="name">{{label}}</span></a>
 % if card.since:
 <span class="span" data-since="{{int(card.since)}}">{{took}}</span>
 % elif took:
 <span class="span">{{took}}</span>
 % end
 % if icon:
-%     action, label, question = card.action
-<button class="icon" formaction="{{here}}/{{action}}" title="{{label}}" aria-label="{{label}} {{card.name}}"
+%     action, verb, question = card.action
+<button class="icon" formaction="{{here}}/{{action}}" title="{{verb}}" aria-label="{{verb}} {{card.name}}"
 data-confirm="{{question}}">{{icon}}</button>
 % end
 % if card.reason:

@@ -11,7 +11,7 @@
 % for row in schedules:
 %     name, turn = row['description'], 'Pause' if row['active'] else 'Resume'
 <li class="schedule"><div class="what"><span class="title">{{name}}</span>
-<p class="meta"><code>{{row['cron']}}</code> {{row['cron_timezone']}} · <span class="ref">{{row['ref']}}</span>
+<p class="meta"><code>{{row['cron']}}</code> {{row['cron_timezone']}} · <span class="ref">{{row['ref'].removeprefix('refs/heads/').removeprefix('refs/tags/')}}</span>
 {{f'· {row["username"]}' if row['username'] else ''}}</p></div>
 <span class="hint">
 % if not row['active']:
