@@ -36,7 +36,9 @@ def favicon_route(call: Call, status: str = '') -> bottle.HTTPResponse:
     """Draw a status for the browser's tab."""
     if status not in MARKS:
         status = 'created'
-    colour = BADGE_COLOURS.get('pending' if status == 'warning' else status, '#868f99')
+    colour = BADGE_COLOURS.get(status, '#868f99')
+    if status == 'warning':
+        colour = BADGE_COLOURS['pending']
     return asset(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
                  f'<circle cx="8" cy="8" r="7.5" fill="{colour}"/><path d="{MARKS[status]}" fill="none" stroke="#fff" '
                  'stroke-width="1.8" stroke-linecap="round" stroke-linejoin="round"/></svg>', 'image/svg+xml')

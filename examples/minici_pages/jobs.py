@@ -51,7 +51,9 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     shown = dict(job)
     shown['manual_confirmation'] = spec['manual_confirmation']
     given = json.loads(job['pipeline_variables']) + json.loads(job['variables'])
-    variables = [*spec['variables'].items(), *((item['key'], None) for item in given)]
+    variables = list(spec['variables'].items())
+    for item in given:
+        variables.append((item['key'], None))
     pipeline = call.ci.find_pipeline(job['pipeline_id'])
     number, project = job['id'], job['project_path']
     view = View()
@@ -90,7 +92,8 @@ def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
         facts['Queued for'] = clock(taken - job['queued_at'])
     facts['Stage'] = job['stage']
     if spec['needs'] is not None:
-        facts['Needs'] = ', '.join(need['name'] for need in spec['needs']) or 'nothing'
+        names = [need['name'] for need in spec['needs']]
+        facts['Needs'] = ', '.join(names) or 'nothing'
     kind = REF_KINDS[job['tag']]
     facts[kind] = job['ref']
     if spec['environment']:

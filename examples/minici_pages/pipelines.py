@@ -150,7 +150,8 @@ def pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     name = call.text('name') or ''
     jobs = tuple(call.ci.list_cards(pipeline))
     reasons = tuple(call.ci.pending_reasons(jobs).values())
-    here = f'{root(call)}{project_path(pipeline)}/pipelines/{pipeline["id"]}'
+    base = root(call) + project_path(pipeline)
+    here = f'{base}/pipelines/{pipeline["id"]}'
     board = draw_board(jobs, reasons, here, is_owner(call.actor), wanted, name)
     shown_status = status_words(pipeline['status'])
     title = f'{shown_status} · #{pipeline["id"]} · {pipeline["ref"]} · {pipeline["project_path"]}'
