@@ -181,6 +181,7 @@ MAX_FIELD = 64 * KIB                # bytes of one ordinary field beside an uplo
 MAX_FIELDS = 20                     # parts of one upload
 MAX_ZIP_ENTRIES = 100_000           # entries of an archive that is opened for a single file
 MAX_ZIP_DIRECTORY = 16 * MIB        # bytes of that archive's directory
+MAX_PLAIN_TRACE = 16 * MIB          # bytes of a trace that are shown as plain text; of a longer one, its end
 MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claims count as lost
 MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
 ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
@@ -6140,8 +6141,19 @@ class TraceStore:
                 yield from reversed(block.text.split(b'\n'))
 
     def plain(self, job_id: int, hidden: Secrets | None = None) -> Iterator[bytes]:
-        """Yield a trace without time stamps, colours and section marks; of a line rewritten with CR, its last state."""
+        """Yield a trace without time stamps, colours and section marks; of a line rewritten with CR, its last state.
+
+        Of a trace longer than MAX_PLAIN_TRACE only the end is yielded, behind a line that says so.
+        """
+        start = (self.size(job_id) or 0) - MAX_PLAIN_TRACE
+        left_out = 0
         for block in self.blocks(job_id, hidden):
+            if block.offset + len(block.data) <= start:
+                left_out = block.first_line - 1 + block.count_ends()
+                continue
+            if left_out:
+                yield b'[%d lines are left out here: the whole log is its raw form]\n' % left_out
+                left_out = 0
             text = remove_section_marks(ESCAPES.sub(b'', block.text))
             lines = [line.rstrip(b'\r') for line in text.split(b'\n')]
             yield b'\n'.join(line.rpartition(b'\r')[2] for line in lines)

@@ -164,3 +164,12 @@ def test_plain_text_holds_no_escape_of_a_hostile_log(traces):
     for _ in range(1500):
         write(traces, b''.join(chance.choices(pieces, k=12)))
         assert b'\x1b' not in b''.join(traces.plain(1))
+
+
+def test_plain_text_of_a_huge_log_is_its_end_and_says_how_much_is_left_out(traces, monkeypatch):
+    monkeypatch.setattr(minici, 'MAX_PLAIN_TRACE', 2 * MIB)
+    write(traces, b''.join(b'line %07d\n' % number for number in range(400_000)))
+    first, *lines = b''.join(traces.plain(1)).splitlines()
+    left_out = int(re.match(rb'\[(\d+) lines are left out here', first)[1])
+    assert lines == [b'line %07d' % number for number in range(left_out, 400_000)]
+    assert 2 * MIB <= len(lines) * 13 <= 4 * MIB

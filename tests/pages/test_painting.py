@@ -36,7 +36,7 @@ TRACES = st.lists(PIECES, max_size=14).map(''.join)
 
 #: The beginning of an escape sequence, of which more may come.
 UNFINISHED = re.compile(r'\x1b(\[[0-?]*)?[ -/]*\Z')
-MARK = re.compile(r'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\]]*\])?\Z')
+MARK = re.compile(r'section_(?:start|end):[0-9]+:[A-Za-z0-9_.-]+(?:\[[^\[\]]*\])?\Z')
 
 
 def after_escape(text, at):
@@ -204,7 +204,8 @@ def test_codes_of_a_terminal_become_classes_and_colours(canary):
 def test_endless_lines_and_styles_stay_quick(canary):
     """Each would take minutes if its cost grew with the square of its length."""
     for text, count in (('\x1b[1;3;31;44mx\x1b[0my', 40000), ('progress 10%\r', 40000), ('\x1b[', 200000),
-                        ('\x1b]8;;', 50000), ('section_start:1:', 30000), ('section_start:1:a\r', 3000)):
+                        ('\x1b]8;;', 50000), ('section_start:1:', 30000), ('section_start:1:a\r', 3000),
+                        ('section_start:1:a[', 17000)):
         canary.evaluate("""([text, count]) => {
             const painter = new minici.Painter(document.createElement('div'), 1);
             for (let turn = 0; turn < 4; turn += 1) painter.feed(text.repeat(count / 4));

@@ -70,7 +70,7 @@ async function keep(action, pause) {
 
 // A log: what a terminal would show, as elements; no text of it is ever taken for markup.
 const ESCAPE = /\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])/g;
-const SECTION = /section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(\[[^\]]*\])?$/;
+const SECTION = /section_(start|end):([0-9]+):([A-Za-z0-9_.-]+)(\[[^[\]]*\])?$/;
 const FLAGS = {1: 'b', 2: 'd', 3: 'i', 4: 'u', 7: 'r', 9: 's'},
   ENDS = {22: 'bd', 23: 'i', 24: 'u', 27: 'r', 29: 's'};
 const ERASE = /\x1b\[[0-2]?K/;
