@@ -35,7 +35,6 @@ from .sessions import page_form, page_reader, page_user
 JOB_PATH = '/<project:project_path>/-/jobs/<job:job>'
 #: What a ref is, by the column `tag`.
 REF_KINDS = ('Branch', 'Tag')
-PLAIN_HEADERS = {'Content-Type': 'text/plain; charset=utf-8', 'Content-Security-Policy': 'sandbox'}
 #: Hits that a search of a log returns at most.
 MAX_HITS = 1000
 
@@ -143,14 +142,6 @@ def raw_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
 @web('GET', f'{JOB_PATH}/plain', auth=page_reader)
 def plain_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's log without colours and section marks."""
-<<<<<<< HEAD
-    headers = dict(PLAIN_HEADERS)
-    headers['Content-Disposition'] = f'inline; filename="{job["id"]}.txt"'
-    if not call.ci.traces.size(job['id']):
-        return empty_response(200, headers)
-    lines = call.ci.traces.plain(job['id'], call.ci.secrets_of(job))
-    return bottle.HTTPResponse(lines, 200, headers)
-=======
     text = tempfile.SpooledTemporaryFile(MIB, dir=str(call.ci.artifacts.incoming))  # a slow reader holds no thread
     if call.ci.traces.size(job['id']):
         for piece in call.ci.traces.plain(job['id'], call.ci.secrets_of(job)):
@@ -159,7 +150,6 @@ def plain_log_route(call: Call, job: Row) -> bottle.HTTPResponse:
     text.seek(0)
     return file_response(call, text, size, content_type='text/plain; charset=utf-8',
                          disposition=f'inline; filename="{job["id"]}.txt"')
->>>>>>> 1deb138 (fix: plain text of a log is capped and kept in a file, so that slow readers hold no thread; hostile section marks cost the page no more than their length)
 
 
 @web('GET', f'{JOB_PATH}/lines', auth=page_reader)
