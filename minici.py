@@ -10031,16 +10031,14 @@ class Claim:
 
     `token` is the only readable copy of the job's token. `dependencies` are the jobs of earlier
     stages, each with `artifacts_filename` and `artifacts_size` (NULL without an archive), `variables`
-    those of the instance and the project. `moved_on` tells that its ref has a pipeline for a later commit,
-    `queue_size` how many jobs of its project were pending.
+    those of the instance and the project. The job has two columns more: `moved_on` tells that its ref
+    has a pipeline for a later commit, `queue_size` how many jobs of its project were pending.
     """
 
     job: Row
     token: str
     dependencies: Sequence[Row]
     variables: Sequence[Row] = ()
-    moved_on: bool = False
-    queue_size: int = 1
 
 
 class Queue(Retention):
@@ -10094,10 +10092,19 @@ class Queue(Retention):
 
     @staticmethod
     def _claimed_job(c: sqlite3.Connection, job_id: int, now: float) -> Row:
-        """Return the row of a job within the transaction that claims it."""
+        """Return the row of a job within the transaction that claims it, with what only its runner is told."""
         return c.execute(f"""
-            {JOB_ROWS}
-             WHERE job.id = :id
+            SELECT claimed.*,
+                   EXISTS (SELECT 1
+                             FROM pipeline INDEXED BY pipeline_of_project_ref
+                            WHERE project_id = claimed.project_id AND ref = claimed.ref
+                              AND id > claimed.pipeline_id AND sha <> claimed.sha) AS moved_on,
+                   (SELECT jobs
+                      FROM job_tally
+                     WHERE project_id = claimed.project_id AND status = 'pending')
+                   + (claimed.status <> 'pending') AS queue_size
+              FROM ({JOB_ROWS}
+                     WHERE job.id = :id) AS claimed
             """, dict(id=job_id, now=now)).fetchone()
 
     def _refuse(self, c: sqlite3.Connection, job: Row, runner: Row, lacking: Sequence[str]) -> None:
@@ -12638,8 +12645,8 @@ def job_payload(claim: Claim, call: Viewer, runner: Row) -> JSON:
     job, spec, timeout = claim.job, stored_spec(claim.job), job_timeout(claim.job, runner)
     variables = job_variables(claim, call, runner)
     payload: JSON = {'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch'])}
-    payload['job_info'] = job_info(claim)
-    payload['git_info'] = git_info(claim, repository_url(claim, call), variables)
+    payload['job_info'] = job_info(job)
+    payload['git_info'] = git_info(job, repository_url(claim, call), variables)
     payload['runner_info'] = {'timeout': timeout, 'runner_session_url': None}
     payload['variables'] = variables
     payload['steps'] = job_steps(spec, timeout)
@@ -12662,43 +12669,40 @@ RUNNER_FEATURES = {
 }
 
 
-def job_info(claim: Claim) -> JSON:
+def job_info(job: Row) -> JSON:
     """Return the `job_info` of a claimed job."""
-    job = claim.job
     info = pick(job, 'id', 'name', 'stage', 'project_id', 'project_name')
     info['project_full_path'] = job['project_path']
     info['pipeline_id'] = job['pipeline_id']
     info['namespace_id'] = info['root_namespace_id'] = job['project_id']    # as `namespace_entity` has it
     if job['user_id'] is not None:
         info['user_id'] = job['user_id']
-    info['queue_size'] = claim.queue_size
+    info['queue_size'] = job['queue_size']
     info['queue_depth'] = 1     # the first job of the queue is taken
     info['time_in_queue_seconds'] = max(0, int(job['claimed_at'] - job['queued_at']))
     info['project_jobs_running_on_instance_runners_count'] = '+Inf'
     return info
 
 
-def git_info(claim: Claim, repo_url: str, variables: Sequence[JSON]) -> JSON:
+def git_info(job: Row, repo_url: str, variables: Sequence[JSON]) -> JSON:
     """Return the `git_info` of a claimed job: what its runner fetches, and from where."""
-    job = claim.job
     info: JSON = {'repo_url': repo_url}
     info.update(pick(job, 'ref', 'sha', 'before_sha'))
     info['ref_type'] = 'tag' if job['tag'] else 'branch'
     info['repo_object_format'] = {40: 'sha1', 64: 'sha256'}[len(job['sha'])]
-    info['depth'] = git_depth(claim, variables)
+    info['depth'] = git_depth(job, variables)
     info['refspecs'] = refspecs(job, info['depth'])
     info['protected'] = bool(job['protected'])
     return info
 
 
-def git_depth(claim: Claim, variables: Sequence[JSON]) -> int:
+def git_depth(job: Row, variables: Sequence[JSON]) -> int:
     """Return how many commits a runner fetches, 0 for all.
 
     A shallow copy of a ref may lack the commit once the ref has moved on; then its whole history is
     fetched, unless the commit can be fetched by its id.
     """
-    job = claim.job
-    lost = job['fetched_by'] == 'history' or job['fetched_by'] == 'ref' and claim.moved_on
+    lost = job['fetched_by'] == 'history' or job['fetched_by'] == 'ref' and job['moved_on']
     given = [variable['value'] for variable in variables if variable['key'] == 'GIT_DEPTH']
     if lost or not given or not re.fullmatch('[0-9]{1,9}', given[-1]):
         return 0
