@@ -1800,14 +1800,20 @@ def evaluate(tree: Node, scope: Scope, budget: Budget) -> Value:
 
 def is_match(text: Value, pattern: Value, budget: Budget) -> bool:
     """Tell whether a pattern, or a text that may hold one, occurs in a text; nothing counts as an empty text."""
+    written = ''
     if isinstance(pattern, str):
-        pattern = written_pattern(pattern) or pattern
+        written = 'of a variable'   # its text may be a secret
+        try:
+            pattern = written_pattern(pattern) or pattern
+        except ValueError:
+            raise BadRequest({'base': ['a variable that a rule uses as a pattern is not a regular expression with '
+                                       'RE2 syntax']}) from None
     text = '' if text is None else text
     if isinstance(pattern, str) and isinstance(text, str):
         return text in pattern
     if not isinstance(pattern, regex.Pattern) or not isinstance(text, str):
         return False
-    return any(budget.find_all(pattern, text))
+    return any(budget.find_all(pattern, text, written))
 
 
 # -- patterns and globs

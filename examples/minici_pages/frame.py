@@ -42,6 +42,8 @@ PAGE_HEADERS = {
     'Content-Security-Policy': "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "
                                "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
+#: The pages that show tokens or values of variables: no browser keeps them.
+SECRET_PAGES = ('project', 'runners', 'tokens')
 #: What an error page says when the refusal itself names nothing but its status.
 EXPLANATIONS = {
     404: 'There is nothing at this address; it may have been removed.',
@@ -123,7 +125,10 @@ def page(call: Call, name: str, title: str, view: View | None = None, /, *, belo
     names.update(values)
     content = markup.Markup(template(name).render(names))
     body = template('layout').render(names, content=content).encode()
-    return page_response(call, body, refusal)
+    response = page_response(call, body, refusal)
+    if name in SECRET_PAGES:
+        response.headers['Cache-Control'] = 'private, no-store'
+    return response
 
 
 def common_names(call: Call) -> dict[str, object]:

@@ -26,6 +26,4 @@ def change_tokens_route(call: Call) -> bottle.HTTPResponse:
     description = call.text('description')[:200]
     token = call.ci.create_private_token(call.actor['username'], call.text('scope') or 'api', description=description,
                                          lifetime=TOKEN_LIFETIME)
-    response = tokens_route(call, token)
-    response.headers['Cache-Control'] = 'no-store'
-    return response
+    return tokens_route(call, token)

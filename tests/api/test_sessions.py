@@ -108,3 +108,21 @@ def test_the_sign_in_link_is_printed_to_a_terminal_alone(ci, capsys, monkeypatch
 def test_a_trusted_proxy_must_be_an_address(tmp_path, text):
     with pytest.raises(ValueError, match='does not appear'):
         minici.Coordinator(tmp_path / 'ci.sqlite', trusted_proxies=text)
+
+
+def test_pages_with_secrets_are_kept_by_no_browser(ci, client, token, project):
+    headers = cookie_of(ci, ci.sign_in_with(token))
+    for path in ('/group/demo', '/-/runners', '/-/tokens'):
+        answer = client.call('GET', path, headers=headers, status=200)
+        assert 'no-store' in answer.headers['Cache-Control']
+
+
+@pytest.mark.parametrize('value', ['/secret-(value/', '/secret-(?=value)/', '/^(a|aa)+$/'])
+def test_no_message_quotes_a_pattern_that_came_from_a_variable(ci, project, monkeypatch, value):
+    monkeypatch.setattr(minici, 'PATTERN_TIMEOUT', 0.05)
+    ci.set_variable(project, 'PATTERN', value, masked=True)
+    content = {'test': {'script': ['make'], 'rules': [{'if': f'"{"a" * 60}!" =~ $PATTERN'}]}}
+    with pytest.raises(minici.BadRequest) as refusal:
+        ci.create_pipeline(project, 'main', sha='1' * 40, content=content)
+    assert value.strip('/$') not in str(refusal.value)
+    assert 'variable' in str(refusal.value)
