@@ -127,7 +127,7 @@ def page(call: Call, name: str, title: str, view: View | None = None, /, *, belo
     body = template('layout').render(names, content=content).encode()
     response = page_response(call, body, refusal)
     if name in SECRET_PAGES:
-        response.headers['Cache-Control'] = 'private, no-store'
+        response.headers['Cache-Control'] = 'no-store'
     return response
 
 
