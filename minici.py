@@ -5908,7 +5908,7 @@ class TraceStore:
             path = self._name(job_id)
             read_at = self._last_read(path)
             with contextlib.suppress(FileExistsError):
-                os.mkdir(os.path.dirname(path), 0o700)
+                os.mkdir(os.path.dirname(path), mode=0o700)
             with self._open(path, 'ab') as file:
                 size = file.tell()
                 if start != size:
@@ -15911,7 +15911,7 @@ class ShellJob:
     def _prepare(self) -> None:
         """Set up the variables, the sources, the caches and the artifacts of earlier jobs."""
         self._output.note(f'Running with minici {__version__} on this machine, in a plain shell', '1')
-        self._files.mkdir(parents=True)
+        self._files.mkdir(mode=0o700, parents=True)
         self._environment = self._job_environment()
         with self._output.section('get_sources', 'Getting source from Git repository'):
             self._get_sources()
@@ -15958,7 +15958,7 @@ class ShellJob:
         strategy = self._environment.get('GIT_STRATEGY', 'clone')
         if strategy in ('none', 'empty'):
             self._output.line(f'No sources: GIT_STRATEGY is {strategy}')
-            self._directory.mkdir()
+            self._directory.mkdir(mode=0o700)
             return
         self._git('clone', '--quiet', '--shared', '--no-checkout', '--template=', '--end-of-options',
                   str(self._place.store), str(self._directory))
@@ -16257,9 +16257,9 @@ def unpack(archive: IO[bytes], directory: Path) -> int:
             if not target.is_relative_to(top) or not target.parent.resolve().is_relative_to(top):
                 raise JobEnded(f'the archive has an entry that leads outside: {entry.filename}')
             if entry.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
+                target.mkdir(mode=0o700, parents=True, exist_ok=True)
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if target.is_symlink() or target.is_file():
                 target.unlink()
             unpack_entry(bundle, entry, target)
