@@ -7732,37 +7732,6 @@ class Jobs(Runners):
             'kind': kind,
         }
 
-    def render_jobs(self, expression: str, jobs: Iterable[tuple[Row, str | None]], **values: Any) -> str:
-        """Return jobs as JSON, with commas between: SQLite renders each by the SELECT expression of an entity.
-
-        `jobs` are pairs of a row and why the job waits, `values` the parameters of the expression. It finds
-        these as columns of `wanted`: `reason`, and `trace_size` in bytes.
-        """
-        wanted = [{'id': job['id'], 'reason': reason, 'trace_size': self._started_trace_size(job)}
-                  for job, reason in jobs]
-        found = self._all(f"""
-            SELECT group_concat(entity) AS entities
-              FROM (WITH wanted AS (
-                        SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.reason') AS reason,
-                               json_extract(value, '$.trace_size') AS trace_size
-                          FROM json_each(:wanted))
-                    SELECT {expression} AS entity
-                      FROM wanted
-                     CROSS JOIN job ON job.id = wanted.id
-                     CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
-                     CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
-                     CROSS JOIN project ON project.id = job.project_id
-                      LEFT JOIN user ON user.id = job.user_id
-                      LEFT JOIN runner ON runner.id = job.runner_id)
-            """, **values, wanted=json.dumps(wanted), now=self.clock())
-        return found[0]['entities'] or ''
-
-    def _started_trace_size(self, job: Row) -> int:
-        """Return the length of a job's trace in bytes, 0 for a job that never started."""
-        if job['started_at'] is None:
-            return 0
-        return self.trace_size(job)
-
     def list_bridges(self, pipeline: Row, scope: Sequence[str] = ()) -> list[tuple[Row, int | None]]:
         """Return the latest bridges of a pipeline in one of the statuses `scope`, newest first.
 
@@ -8114,7 +8083,38 @@ UNCLAIMED = f"""
 
 
 class Waiting(Tests):
-    """Why a job is not running yet, in words."""
+    """Jobs as answers show them: as JSON, and in words why one is not running yet."""
+
+    def render_jobs(self, expression: str, jobs: Iterable[tuple[Row, str | None]], **values: Any) -> str:
+        """Return jobs as JSON, with commas between: SQLite renders each by the SELECT expression of an entity.
+
+        `jobs` are pairs of a row and why the job waits, `values` the parameters of the expression. It finds
+        these as columns of `wanted`: `reason`, and `trace_size` in bytes.
+        """
+        wanted = [{'id': job['id'], 'reason': reason, 'trace_size': self._started_trace_size(job)}
+                  for job, reason in jobs]
+        found = self._all(f"""
+            SELECT group_concat(entity) AS entities
+              FROM (WITH wanted AS (
+                        SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.reason') AS reason,
+                               json_extract(value, '$.trace_size') AS trace_size
+                          FROM json_each(:wanted))
+                    SELECT {expression} AS entity
+                      FROM wanted
+                     CROSS JOIN job ON job.id = wanted.id
+                     CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
+                     CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
+                     CROSS JOIN project ON project.id = job.project_id
+                      LEFT JOIN user ON user.id = job.user_id
+                      LEFT JOIN runner ON runner.id = job.runner_id)
+            """, **values, wanted=json.dumps(wanted), now=self.clock())
+        return found[0]['entities'] or ''
+
+    def _started_trace_size(self, job: Row) -> int:
+        """Return the length of a job's trace in bytes, 0 for a job that never started."""
+        if job['started_at'] is None:
+            return 0
+        return self.trace_size(job)
 
     def pending_reason(self, job: Row) -> str | None:
         """Return in words why a job is not running, or None when it is or has finished."""
