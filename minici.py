@@ -139,10 +139,19 @@ if TYPE_CHECKING:
     import regex
     import yaml
 else:
-    argparse, graphlib, gzip, lzma = Later('argparse'), Later('graphlib'), Later('gzip'), Later('lzma')
-    difflib, shlex, zipfile, zoneinfo = Later('difflib'), Later('shlex'), Later('zipfile'), Later('zoneinfo')
-    futures, expat = Later('concurrent.futures'), Later('xml.parsers.expat')
-    cronsim, multipart, regex = Later('cronsim'), Later('multipart'), Later('regex')
+    argparse = Later('argparse')
+    graphlib = Later('graphlib')
+    gzip = Later('gzip')
+    lzma = Later('lzma')
+    difflib = Later('difflib')
+    shlex = Later('shlex')
+    zipfile = Later('zipfile')
+    zoneinfo = Later('zoneinfo')
+    futures = Later('concurrent.futures')
+    expat = Later('xml.parsers.expat')
+    cronsim = Later('cronsim')
+    multipart = Later('multipart')
+    regex = Later('regex')
     try:
         yaml = Later('yaml')
     except ModuleNotFoundError:  # the extra `yaml` is not installed: pipeline files are then JSON
@@ -288,7 +297,8 @@ def parse_duration(text: str) -> float | None:
             words = f'{large} hours {small} minutes {seconds} seconds'
     if re.fullmatch(r'[0-9]{1,12}(\.[0-9]{1,6})?', words):
         words += 's'
-    total, position = 0.0, 0
+    total = 0.0
+    position = 0
     while position < len(words) or not words:
         match = DURATION_PART.match(words, position)
         if not match or match[2] not in SECONDS_PER:
@@ -477,7 +487,8 @@ class CIError(Exception):
 
 class BadRequest(CIError):
     """The request breaks a rule."""
-    status, phrase = 400, 'Bad request'
+    status = 400
+    phrase = 'Bad request'
 
 
 class InvalidParameter(BadRequest):
@@ -491,12 +502,14 @@ class InvalidParameter(BadRequest):
 
 class Unauthorized(CIError):
     """The request has no valid credentials."""
-    status, phrase = 401, 'Unauthorized'
+    status = 401
+    phrase = 'Unauthorized'
 
 
 class Forbidden(CIError):
     """The credentials do not allow this, or the state of the thing does not."""
-    status, phrase = 403, 'Forbidden'
+    status = 403
+    phrase = 'Forbidden'
 
 
 class JobNotRunning(Forbidden):
@@ -509,7 +522,8 @@ class JobNotRunning(Forbidden):
 
 class NotFound(CIError):
     """There is no such thing; `detail` names the kind of thing, as in ``404 Project Not Found``."""
-    status, phrase = 404, 'Not Found'
+    status = 404
+    phrase = 'Not Found'
 
     @property
     def message(self) -> str | Mapping[str, Any]:
@@ -520,33 +534,40 @@ class NotFound(CIError):
 
 class MethodNotAllowed(CIError):
     """The address exists, but not for this method."""
-    status, phrase = 405, 'Not Allowed'
+    status = 405
+    phrase = 'Not Allowed'
     body_key = 'error'
 
 
 class Conflict(CIError):
     """The request conflicts with what somebody else did first."""
-    status, phrase = 409, 'Conflict'
+    status = 409
+    phrase = 'Conflict'
 
 
 class TooLarge(CIError):
     """A body or file is larger than its limit."""
-    status, phrase = 413, 'Request Entity Too Large'
+    status = 413
+    phrase = 'Request Entity Too Large'
 
 
 class ChecksumMismatch(CIError):
     """The stored trace differs from the one that its runner sent; the runner is to send it all again."""
-    status, phrase = 412, 'Precondition Failed'
+    status = 412
+    phrase = 'Precondition Failed'
 
 
 class Misdirected(CIError):
     """The pages do not answer to this host name: another site may have pointed it here."""
-    status, phrase = 421, 'Misdirected Request'
+    status = 421
+    phrase = 'Misdirected Request'
 
 
 class RangeMismatch(CIError):
     """A trace chunk does not start at `size`, the number of bytes that are stored."""
-    status, phrase, body_key = 416, 'Range Not Satisfiable', 'error'
+    status = 416
+    phrase = 'Range Not Satisfiable'
+    body_key = 'error'
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -555,7 +576,8 @@ class RangeMismatch(CIError):
 
 class Busy(CIError):
     """The server has trouble that may pass; a runner retries, instead of killing its job as on 403 or 404."""
-    status, phrase = 503, 'Service Unavailable'
+    status = 503
+    phrase = 'Service Unavailable'
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, {'Retry-After': str(RETRY_AFTER)})
@@ -948,7 +970,8 @@ def scope_fits(scope: str, environment: str | None) -> bool:
     if not others:
         return scope == environment
     last = others.pop()
-    position, end = len(first), len(environment) - len(last)
+    position = len(first)
+    end = len(environment) - len(last)
     if not environment.startswith(first) or not environment.endswith(last) or position > end:
         return False
     for part in others:
@@ -1317,7 +1340,9 @@ class Report:
 
 def place_of(mark: Mark | None) -> str:
     """Return a mark as it stands in front of a message."""
-    return '{}:{}:{}: '.format(*mark) if mark else ''
+    if mark:
+        return '{}:{}:{}: '.format(*mark)
+    return ''
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
@@ -1335,7 +1360,8 @@ class Marked:
     def __init__(self, values: Iterable[Value] = (), mark: Mark | None = None,
                  marks: Mapping[Value, Mark | None] | None = None) -> None:
         super().__init__(values)  # type: ignore[call-arg]
-        self.mark, self.marks = mark, dict(marks or {})
+        self.mark = mark
+        self.marks = dict(marks or {})
 
 
 class Map(Marked, dict):  # type: ignore[type-arg]
@@ -1401,7 +1427,9 @@ def plain_scalar(text: str) -> Value:
         return text
     if text.startswith(':') and len(text) > 1:
         quoted = re.match(r''':(["'])(.*)\1''', text)
-        return quoted[2].removeprefix(':') if quoted else text[1:]
+        if quoted:
+            return quoted[2].removeprefix(':')
+        return text[1:]
     return number_of(text)
 
 
@@ -1443,9 +1471,13 @@ def text_of(value: bool | int | float | str) -> str:
     if value != value:
         return 'NaN'
     if value in (float('inf'), -float('inf')):
-        return 'Infinity' if value > 0 else '-Infinity'
+        if value > 0:
+            return 'Infinity'
+        return '-Infinity'
     text = repr(value)
-    return text if '.' in text else text.replace('e', '.0e')
+    if '.' in text:
+        return text
+    return text.replace('e', '.0e')
 
 
 # -- documents
@@ -1460,7 +1492,9 @@ class YamlFile:
     """YAML text on its way to Map and Seq, event by event."""
 
     def __init__(self, text: str, name: str, report: Report) -> None:
-        self._text, self._name, self._report = text, name, report
+        self._text = text
+        self._name = name
+        self._report = report
         self._anchors: dict[str, tuple[Value, int, int]] = {}   # a value, the values in it, and its characters
         self._open: dict[str, Value] = {}       # where the anchors around this place stand
 
@@ -1485,7 +1519,8 @@ class YamlFile:
 
     def _fault(self, error: yaml.MarkedYAMLError) -> BadRequest:
         """Return a syntax error as a refusal that says what to do about the common ones."""
-        mark, problem = error.problem_mark or error.context_mark, error.problem or 'is not YAML'
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or 'is not YAML'
         lines = self._text.splitlines()
         line = lines[mark.line] if mark and mark.line < len(lines) else ''
         if 'quoted scalar' in (error.context or ''):
@@ -1501,13 +1536,16 @@ class YamlFile:
         return BadRequest({'base': [place_of(self._mark(mark)) + complaint]})
 
     def _mark(self, mark: Value) -> Mark:
-        return (self._name, mark.line + 1, mark.column + 1) if mark else (self._name, 1, 1)
+        if mark:
+            return (self._name, mark.line + 1, mark.column + 1)
+        return (self._name, 1, 1)
 
     def _value(self, event: Value, depth: int) -> Value:
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         budget = self._report.budget
-        values, characters = budget.values, budget.characters
+        values = budget.values
+        characters = budget.characters
         if isinstance(event, yaml.ScalarEvent):
             value = self._scalar(event)
         else:
@@ -1528,7 +1566,8 @@ class YamlFile:
         return value
 
     def _scalar(self, event: Value) -> Value:
-        text, tag = event.value, event.tag
+        text = event.value
+        tag = event.tag
         self._report.budget.spend(1, len(text))
         if not text.isascii() and NO_TEXT.search(text) or '\0' in text:
             raise self._refusal(event.start_mark, 'NUL and unpaired surrogates are not allowed')
@@ -1568,9 +1607,11 @@ class YamlFile:
         return result
 
     def _mapping(self, event: Value, depth: int) -> Map:
-        result, written = Map(mark=self._mark(event.start_mark)), dict[str, int]()
+        result = Map(mark=self._mark(event.start_mark))
+        written = dict[str, int]()
         while not isinstance(key := self._next(), yaml.MappingEndEvent):
-            name, mark = self._key(key), self._mark(key.start_mark)
+            name = self._key(key)
+            mark = self._mark(key.start_mark)
             item = self._next()
             value = self._value(item, depth)
             if name == '<<':
@@ -1614,7 +1655,9 @@ def decoded(content: object, name: str) -> str | Mapping[str, Value]:
     if len(content) > MAX_FILE_SIZE:
         raise BadRequest({'base': [f'{name}: has {len(content)} bytes; {MAX_FILE_SIZE} are allowed']})
     try:
-        return content.decode('utf-8-sig') if isinstance(content, bytes) else content
+        if isinstance(content, bytes):
+            return content.decode('utf-8-sig')
+        return content
     except UnicodeDecodeError:
         raise BadRequest({'base': [f'{name}: is not UTF-8 text']}) from None
 
@@ -1694,7 +1737,9 @@ class ExpressionParser:
 
     def __init__(self, text: str) -> None:
         self._tokens: list[Token] = []
-        self._depth, position, text = 0, 0, text.strip()
+        self._depth = 0
+        position = 0
+        text = text.strip()
         while position < len(text):
             match = TOKENS.match(text, position)
             if not match or not match.lastgroup:
@@ -1791,7 +1836,9 @@ def evaluate(tree: Node, scope: Scope, budget: Budget) -> Value:
     value = evaluate(left, scope, budget)
     if kind in ('&&', '||'):
         decided = (value is None or value is False) == (kind == '&&')
-        return value if decided else evaluate(rest[0], scope, budget)
+        if decided:
+            return value
+        return evaluate(rest[0], scope, budget)
     other = evaluate(rest[0], scope, budget)
     if kind in ('==', '!='):
         return (value == other) is (kind == '==')
@@ -1848,7 +1895,9 @@ def re2_pattern(pattern: str, flags: str = '') -> regex.Pattern[str]:
 
 def with_end_of_text(match: re.Match[str]) -> str:
     """Return part of a pattern with ``$`` as the end of the whole text."""
-    return r'\Z' if match[0] == '$' else match[0]
+    if match[0] == '$':
+        return r'\Z'
+    return match[0]
 
 
 def written_pattern(text: str) -> regex.Pattern[str] | None:
@@ -1868,7 +1917,8 @@ GLOB_MEANINGS = {'**/': r'(?:[^\x00]*/)?', '?': r'[^/\x00]', '{': '(?:', '}': ')
 @functools.lru_cache(4096)
 def glob_pattern(glob: str) -> regex.Pattern[str]:
     """Return a glob (``**/``, ``*``, ``?``, ``[a-z]``, ``{a,b}``) as a pattern for paths with NULs between them."""
-    parts, depth = [], 0
+    parts = []
+    depth = 0
     for token in GLOB_PARTS.findall(glob):
         depth += (token == '{') - (token == '}')
         if token in GLOB_MEANINGS:
@@ -1905,7 +1955,8 @@ class Scope:
 
     def __init__(self, *layers: Mapping[str, str], raw: Container[str] = ()) -> None:
         self._layers = layers[::-1]
-        self._raw, self._expanded = raw, dict[str, str]()
+        self._raw = raw
+        self._expanded = dict[str, str]()
 
     def get(self, name: str) -> str | None:
         """Return the value of a variable as it was written, None when it is not known."""
@@ -1985,7 +2036,9 @@ def sort_and_expand_all(variables: Sequence[Mapping[str, Value]]) -> list[dict[s
             return value_of(name, above)
 
         result = RUNNER_REFERENCES.sub(replacement, value)
-        return result if len(result) <= MAX_VARIABLE else value
+        if len(result) <= MAX_VARIABLE:
+            return result
+        return value
 
     try:
         return [{**item, 'value': expanded(item, (str(item['key']),))} for item in variables]
@@ -2001,7 +2054,8 @@ def environment_slug(name: str) -> str:
     text = re.sub('-+', '-', text)
     if len(text) <= 24 and text == name:
         return text.removesuffix('-')
-    number, suffix = int(hashlib.sha256(name.encode()).hexdigest(), 16), ''
+    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+    suffix = ''
     for _ in range(6):
         number, digit = divmod(number, 36)
         suffix = '0123456789abcdefghijklmnopqrstuvwxyz'[digit] + suffix
@@ -2023,7 +2077,10 @@ class Spot:
     __slots__ = ('mark', 'path', 'report', 'value')
 
     def __init__(self, value: Value, mark: Mark | None, report: Report, path: tuple[str, ...] = ()) -> None:
-        self.value, self.mark, self.report, self.path = value, mark, report, path
+        self.value = value
+        self.mark = mark
+        self.report = report
+        self.path = path
 
     def __getitem__(self, key: Value) -> Spot:
         return Spot(self.value[key], self.value.marks.get(key) or self.mark, self.report, (*self.path, str(key)))
@@ -2467,7 +2524,8 @@ def read_ref(spot: Spot) -> RefName:
         return RefName('')
     word, _, project = spot.value.partition('@')
     if spot.value.startswith('/') and re.search(r'/[ismU]*$', spot.value):
-        word, project = spot.value, ''
+        word = spot.value
+        project = ''
     try:
         return RefName(word, written_pattern(word), project)
     except ValueError as error:
@@ -2517,7 +2575,9 @@ def read_globs(spot: Spot) -> Globs:
 
 def read_inherited(spot: Spot) -> bool | list[str]:
     """Return which defaults or global variables a job takes over: all, none, or those it names."""
-    return spot.value if isinstance(spot.value, bool) else spot.texts()
+    if isinstance(spot.value, bool):
+        return spot.value
+    return spot.texts()
 
 
 WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
@@ -2757,7 +2817,9 @@ class RuleEvaluator:
     """Decides by the facts of a pipeline which rule applies."""
 
     def __init__(self, facts: Facts, report: Report, name: str) -> None:
-        self._facts, self._report, self._name = facts, report, name
+        self._facts = facts
+        self._report = report
+        self._name = name
         self._changes: dict[str, Sequence[str] | BadRequest | None] = {}
         self._files = functools.cache(self._paths)
 
@@ -2843,7 +2905,8 @@ def reason_of(rule: Rule, notes: Sequence[str], file: str) -> str:
     """Return in words which rule decided, by which clause, and where it stands if not in `file` itself."""
     if rule.spot is None:
         return 'no condition'
-    name, mark = ':'.join(rule.spot.path[-2:]), rule.spot.mark
+    name = ':'.join(rule.spot.path[-2:])
+    mark = rule.spot.mark
     if mark is None:
         place = ''
     elif mark[0] == file:
@@ -2885,7 +2948,8 @@ class InputReader:
     """Reads the header of a file, ``spec:inputs``, and puts the inputs into the rest of it."""
 
     def __init__(self, header: Spot, scope: Scope, component: Mapping[str, str]) -> None:
-        self._scope, self._component = scope, component
+        self._scope = scope
+        self._component = component
         spec = header.fields({'spec': mapping(SPEC_FIELDS)}).get('spec') or {}
         self._declared: Spot | None = spec.get('inputs')
         self._header = header
@@ -2914,9 +2978,13 @@ class InputReader:
         if name not in given:
             if 'default' not in fields:
                 spot.wrong(f'must give the input {name}: it has no default')
-            value, place, word = fields.get('default'), declared, 'default'
+            value = fields.get('default')
+            place = declared
+            word = 'default'
         else:
-            value, place, word = as_input(given[name], fields.get('type', 'string')), spot, 'value'
+            value = as_input(given[name], fields.get('type', 'string'))
+            place = spot
+            word = 'value'
         self._check(value, fields, place, f'has a {word} of the input {name}')
         return value
 
@@ -2949,7 +3017,9 @@ class InputReader:
                 self._header.wrong(f'is used with more than three functions in {match[0]}')
             for call in calls[:3]:
                 value = self._apply(call, value)
-            return value if isinstance(value, str) else json.dumps(value)
+            if isinstance(value, str):
+                return value
+            return json.dumps(value)
 
         return BLOCK.sub(replacement, text)
 
@@ -2959,7 +3029,9 @@ class InputReader:
         if name not in known:
             self._header.wrong(f'has no {access}, which the file uses', name, known)
         value = known.get(name)
-        return '' if value is None else value
+        if value is None:
+            return ''
+        return value
 
     def _apply(self, call: str, value: Value) -> Value:
         """Return what one of the functions makes of a value."""
@@ -3002,7 +3074,9 @@ class Includes:
     """Puts a pipeline file and all that it includes together."""
 
     def __init__(self, facts: Facts, report: Report, evaluator: RuleEvaluator) -> None:
-        self._facts, self._report, self._evaluator = facts, report, evaluator
+        self._facts = facts
+        self._report = report
+        self._evaluator = evaluator
         self._scope = Scope(facts.predefined, facts.variables)
         self._count = 0
         self._readers: dict[str, Callable[[Fields, Place, Spot], Iterator[Found]]] = {
@@ -3136,7 +3210,8 @@ class Includes:
                    f'nor templates/{name}/template.yml')
 
     def _remote(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
-        url, integrity = fields['remote'], fields.get('integrity', '')
+        url = fields['remote']
+        integrity = fields.get('integrity', '')
         if not is_yaml(urllib.parse.urlsplit(url).path):
             spot.wrong(f'names {url}, and a pipeline file ends in .yml or .yaml')
             return
@@ -3200,7 +3275,8 @@ class Resolver:
             return own
         if name in self._done:
             return self._done[name]
-        base, spot = Map(mark=own.mark), root[name]['extends']
+        base = Map(mark=own.mark)
+        spot = root[name]['extends']
         for parent in spot.texts():
             if not isinstance(root.value.get(parent), Map):
                 jobs = (key for key in root.value if key not in GLOBAL_FIELDS)
@@ -3279,7 +3355,9 @@ class JobReader:
     """Reads the jobs of a resolved file: keywords, what they inherit, copies and variables."""
 
     def __init__(self, facts: Facts, report: Report, stages: Sequence[str]) -> None:
-        self._facts, self._report, self._stages = facts, report, stages
+        self._facts = facts
+        self._report = report
+        self._stages = stages
         self._file = functools.cache(self._blob)
 
     def read(self, spot: Spot, name: str, defaults: Fields, variables: Mapping[str, Variable]) -> list[Draft]:
@@ -3304,7 +3382,8 @@ class JobReader:
 
     def _check(self, draft: Draft, own: Fields) -> None:
         """Complain about what the keywords of a job may not be together."""
-        spot, keywords = draft.spot, draft.keywords
+        spot = draft.spot
+        keywords = draft.keywords
         if not 0 < len(draft.name) <= 255:
             spot.wrong('must have a name of 1 to 255 characters')
         if 'trigger' not in spot and not spot.value.get('script') and not own.get('run'):
@@ -3351,7 +3430,8 @@ class JobReader:
         """Return the key of a cache; one of files changes with what they hold, as in GitLab."""
         if isinstance(key, str):
             return key
-        place, paths = self._facts.place, []
+        place = self._facts.place
+        paths = []
         for name in key['files']:
             if '*' in name:
                 text = '\0'.join(place.tree.files(place.sha))
@@ -3407,7 +3487,9 @@ class JobReader:
             return text
         scope = self.scope_of(draft)
         try:
-            return scope.expand_known(text) if keep else scope.expand(text)
+            if keep:
+                return scope.expand_known(text)
+            return scope.expand(text)
         except ValueError as error:
             draft.wrong(str(error), keyword)
             return text
@@ -3568,7 +3650,8 @@ class Compiler:
     """One pipeline file on its way to a PipelineSpec."""
 
     def __init__(self, facts: Facts, name: str = PIPELINE_FILE) -> None:
-        self._facts, self._name = facts, name
+        self._facts = facts
+        self._name = name
         self._report = Report()
         self._evaluator = RuleEvaluator(facts, self._report, name)
         self._decisions: dict[str, str] = {}
@@ -3580,7 +3663,8 @@ class Compiler:
         names = [key for key in merged if key not in GLOBAL_FIELDS and not key.startswith('.')]
         found = {key: read(spot[key]) for key, read in GLOBAL_FIELDS.items() if key in spot}
         stages = stages_of(found)
-        workflow, variables = found.get('workflow', {}), found.get('variables', {})
+        workflow = found.get('workflow', {})
+        variables = found.get('variables', {})
         decision = self._workflow(workflow, variables)
         variables = {**variables, **decision.rule.variables}
         reader = JobReader(self._facts, self._report, stages)
@@ -3688,7 +3772,8 @@ class Compiler:
 
     def _is_ref(self, ref: RefName) -> bool:
         """Tell whether one word fits: a name, a pattern, or a kind of pipeline."""
-        facts, word = self._facts, ref.word
+        facts = self._facts
+        word = ref.word
         if ref.project and ref.project.lower() != facts.project_path.lower():
             return False
         if word in SOURCE_WORDS or word == facts.source.removesuffix('_event'):     # `schedule` is `schedules` too
@@ -3704,7 +3789,9 @@ class Compiler:
     def _specs(self, included: Sequence[Draft], jobs: Mapping[str, Sequence[Draft]], stages: Sequence[str],
                reader: JobReader) -> list[JobSpec]:
         """Return the jobs that will be created, each with the names of those that it needs."""
-        linker, size, specs = Linker(included, jobs, stages), 0, []
+        linker = Linker(included, jobs, stages)
+        size = 0
+        specs = []
         for draft in included:
             self._report.budget.check()
             linker.check(draft)
@@ -3884,7 +3971,9 @@ def read_choices(content: str | bytes | Mapping[str, Value]) -> tuple[list[Choic
 def member(value: Value, name: str) -> Mapping[str, Value]:
     """Return a mapping within a mapping, {} where there is none."""
     found = value.get(name) if isinstance(value, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    if isinstance(found, Mapping):
+        return found
+    return {}
 
 
 def read_choice(name: str, fields: Mapping[str, Value], value: Value, **more: Any) -> Choice:
@@ -3907,7 +3996,9 @@ def plain_text(value: Value) -> str:
     """Return a value as people would type it."""
     if value is None:
         return ''
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)
 
 
 # Repositories #################################################################################
@@ -4091,7 +4182,8 @@ def read_both(process: subprocess.Popen[bytes], limit: int | None, ends: float) 
     """
     assert process.stdout is not None
     assert process.stderr is not None
-    printed, said = bytearray(), bytearray()
+    printed = bytearray()
+    said = bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, printed)
         selector.register(process.stderr, selectors.EVENT_READ, said)
@@ -4418,7 +4510,9 @@ class Checkout:
         """Return where git keeps its files; in a linked working tree `.git` is a file that names the place."""
         entry = self.root / '.git'
         if not entry.is_file():
-            return entry if entry.is_dir() else None
+            if entry.is_dir():
+                return entry
+            return None
         pointer = entry.read_text(errors='replace').strip()
         return self.root / pointer.removeprefix('gitdir: ')
 
@@ -4573,7 +4667,8 @@ class Checkout:
         listing.unlink(missing_ok=True)
         if self._git_directory and (self._git_directory / 'index').exists():
             shutil.copyfile(self._git_directory / 'index', listing)
-        tracked, modules = set(), []
+        tracked = set()
+        modules = []
         for entry in self.git('ls-files', '-z', '--stage', index=listing.name).split(b'\0')[:-1]:
             facts, _, path = entry.partition(b'\t')
             if facts.startswith(b'160000 '):    # a submodule: the commit is all that belongs to this repository
@@ -4589,9 +4684,11 @@ class Checkout:
 
     def _commit(self, tree: str, head: str) -> str:
         """Commit a tree on top of the commit that is checked out; the same files make the same commit."""
-        parents, date = [], '@0 +0000'
+        parents = []
+        date = '@0 +0000'
         if head:
-            parents, date = ['-p', head], self.git('show', '--no-patch', '--format=%cI', head).decode().strip()
+            parents = ['-p', head]
+            date = self.git('show', '--no-patch', '--format=%cI', head).decode().strip()
         committed = self.git('commit-tree', tree, *parents, '-m', 'Uncommitted changes',
                              GIT_AUTHOR_NAME='minici', GIT_AUTHOR_EMAIL='minici@localhost', GIT_AUTHOR_DATE=date,
                              GIT_COMMITTER_NAME='minici', GIT_COMMITTER_EMAIL='minici@localhost',
@@ -4657,7 +4754,9 @@ class CachedTree:
     """The files of a repository at a version that never changes; the repository is opened for what is not cached."""
 
     def __init__(self, cache: FileCache, key: str, find: Callable[[], tuple[Repository, str]]) -> None:
-        self._cache, self._key, self._find = cache, key, functools.cache(find)
+        self._cache = cache
+        self._key = key
+        self._find = functools.cache(find)
 
     @property
     def sha(self) -> str:
@@ -4697,7 +4796,9 @@ class IncludeLibrary:
 
     def __init__(self, scratch: Path, cache: FileCache, find_url: Callable[[str], str | None], hosts: str,
                  mapped: str, read_artifact: Callable[[str, str], bytes] | None = None) -> None:
-        self._scratch, self._cache, self._find_url = scratch, cache, find_url
+        self._scratch = scratch
+        self._cache = cache
+        self._find_url = find_url
         self._hosts = set(hosts.split(','))
         self._mapped = [pair.split('=', 1) for pair in mapped.split()]
         self._read_artifact = read_artifact
@@ -4800,7 +4901,9 @@ class IncludeLibrary:
         if not re.fullmatch(r'[A-Za-z0-9_+-][A-Za-z0-9_.+-]*(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]*)*', name):
             raise BadRequest({'base': ['that is not the name of a template']})
         kept = self._cache.get(TEMPLATES + name)
-        return kept if kept is not None else self.remote(TEMPLATES + name, '')
+        if kept is not None:
+            return kept
+        return self.remote(TEMPLATES + name, '')
 
     def artifact(self, job: str, path: str) -> bytes:
         """Return a file out of the artifacts of a job of the parent pipeline."""
@@ -4811,7 +4914,8 @@ class IncludeLibrary:
     def _fetch(self, url: str) -> bytes:
         """Return what is at an https address; raise BadRequest when it may not be asked, OSError when it fails."""
         self._check_address(url)
-        ends, content = time.monotonic() + FETCH_TIMEOUT, bytearray()
+        ends = time.monotonic() + FETCH_TIMEOUT
+        content = bytearray()
         with open_address(url, self._check_address) as answer:
             while chunk := answer.read1(COPY_CHUNK):
                 content += chunk
@@ -4863,7 +4967,9 @@ def newest_version(wanted: str, tags: Iterable[str]) -> str | None:
     if wanted != '~latest':
         prefix = wanted.removeprefix('v') + '.'
         found = [(numbers, tag) for numbers, tag in found if tag.removeprefix('v').startswith(prefix)]
-    return max(found)[1] if found else None
+    if found:
+        return max(found)[1]
+    return None
 
 
 # Schema #######################################################################################
@@ -5669,7 +5775,9 @@ def remove_section_marks(text: bytes) -> bytes:
     """Return text without section marks, and without the lines that hold nothing else."""
     def rest(found: re.Match[bytes]) -> bytes:
         first = found.start() == 0 or found.string[found.start() - 1] == ord(b'\n')
-        return b'\n' if found[0].endswith(b'\n') and not first else b''
+        if found[0].endswith(b'\n') and not first:
+            return b'\n'
+        return b''
 
     return SECTION_MARKS.sub(rest, text)
 
@@ -5735,7 +5843,9 @@ class TraceDecoder:
     @staticmethod
     def _line_end(found: re.Match[bytes]) -> bytes:
         """Return what is left of section marks: the end of their line."""
-        return b'\n' if found[0].endswith(b'\n') else b''
+        if found[0].endswith(b'\n'):
+            return b'\n'
+        return b''
 
     def _without_stamps(self, data: bytes, final: bool) -> bytes:
         """Return `data` without stamps; keep back what cannot be told yet."""
@@ -6071,7 +6181,9 @@ class TraceStore:
             file = self._open(self.path(job_id), 'rb')
         except FileNotFoundError:
             raise NotFound('Trace') from None
-        return cast('IO[bytes]', MaskedFile(file, hidden)) if hidden else file
+        if hidden:
+            return cast('IO[bytes]', MaskedFile(file, hidden))
+        return file
 
     @staticmethod
     def _open(path: Path | str, mode: str) -> IO[bytes]:
@@ -6088,7 +6200,8 @@ class TraceStore:
 
         What is `hidden` is masked. Raises NotFound when there is no trace.
         """
-        offset, first_line = 0, 1
+        offset = 0
+        first_line = 1
         with self.open(job_id, hidden) as file:
             stamped = self._is_stamped(file)
             while data := self._read_block(file, stamped):
@@ -6523,7 +6636,8 @@ class JunitReader:
         if len(self._suites) != len(self._path) - 1:
             return  # only suites and their cases count, and only within suites
         if name == 'testcase' and self._suites:
-            self._case, self._parts = attributes, {}
+            self._case = attributes
+            self._parts = {}
         elif name == 'testsuite' or self._path == ['testsuites']:
             self._suites.append(attributes.get('name', ''))
 
@@ -6571,7 +6685,8 @@ class JunitReader:
         if attached:
             attachment = attached[1][:MAX_TEST_NAME]
         flaky = any(name in self._parts for name in FLAKY_ELEMENTS)
-        message, output = self._parts.get(f'{element} message', ''), self._parts.get(element, '').strip()
+        message = self._parts.get(f'{element} message', '')
+        output = self._parts.get(element, '').strip()
         self.report.cases.append(TestCase(
             status=status,
             suite=self._suites[-1][:MAX_TEST_NAME],
@@ -6616,7 +6731,8 @@ class MemberReader:
     """Unpacks the members of a gzip file one after another, within a limit on the bytes of all of them."""
 
     def __init__(self, packed: IO[bytes], limit: int) -> None:
-        self._packed, self._left = packed, limit
+        self._packed = packed
+        self._left = limit
         self._rest = b''
         self._complete = False      # the member that was read last ended well
 
@@ -6753,7 +6869,9 @@ class Store:
     def new_token(self, prefix: str = '') -> str:
         """Return a fresh secret of 160 random bits behind `prefix`, which tells people what it is for."""
         secret = self.random_hex(20)
-        return f'{prefix}-{secret}' if prefix else secret
+        if prefix:
+            return f'{prefix}-{secret}'
+        return secret
 
     def random_hex(self, size: int) -> str:
         """Return `size` random bytes in hexadecimal; a test double overrides this to make the same ones in each run."""
@@ -6834,7 +6952,8 @@ class Accounts(Store):
             raise BadRequest({'scope': ['must be api or read_api']})
         if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}', username):
             raise BadRequest({'username': ['must be letters, digits, "_", "-" and "."']})
-        token, now = self.new_token('mcp'), self.clock()
+        token = self.new_token('mcp')
+        now = self.clock()
         expires_at = lifetime and now + lifetime
         with self.db.write() as c:
             self._insert_private_token(c, token, username, scope, description, expires_at)
@@ -6922,7 +7041,8 @@ class Accounts(Store):
 
     def _insert_session(self, c: sqlite3.Connection, user_id: int, scope: str, digest: str | None) -> str:
         """Store a new session and return what its browser keeps; sessions that have expired go."""
-        session, now = self.new_token('mcc'), self.clock()
+        session = self.new_token('mcc')
+        now = self.clock()
         c.execute('DELETE FROM session WHERE expires_at <= :now', dict(now=now))
         insert(c, 'session', session_hash=token_hash(session), user_id=user_id, scope=scope, token_hash=digest,
                created_at=now, expires_at=now + SIGNED_IN_FOR)
@@ -7515,10 +7635,13 @@ class Runners(Projects):
 
         `runner` comes from `find_runner` for the same `system_id`.
         """
-        before, last = runner['info'], runner['contacted_at']
+        before = runner['info']
+        last = runner['contacted_at']
         if system_id:
-            before, last = runner['manager_info'], runner['manager_contacted_at']
-        known, now = json.loads(before or '{}'), self.clock()
+            before = runner['manager_info']
+            last = runner['manager_contacted_at']
+        known = json.loads(before or '{}')
+        now = self.clock()
         said = known.copy()
         said.update((name, value) for name, value in info.items() if value)
         if last is not None and said == known and now - last < CONTACT_INTERVAL:
@@ -7648,9 +7771,11 @@ class Jobs(Runners):
         """
         values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
         values.update(before=before, limit=limit, offset=offset, reach=limit + offset, now=self.clock())
-        columns, joins = JOB_COLUMNS, JOB_JOINS
+        columns = JOB_COLUMNS
+        joins = JOB_JOINS
         if brief:
-            columns, joins = BRIEF_JOB_COLUMNS, BRIEF_JOB_JOINS
+            columns = BRIEF_JOB_COLUMNS
+            joins = BRIEF_JOB_JOINS
         return self._all(f"""
             {columns}
               FROM ({self._page_of_jobs(values)}) AS page
@@ -7801,7 +7926,9 @@ class Jobs(Runners):
         known = [same_secret(digest, row['token_hash'])]
         if holder and row['token_hash']:
             known += [same_secret(digest, row['holder_hash']), same_secret(token, row['runners_token'])]
-        return row if any(known) else None
+        if any(known):
+            return row
+        return None
 
     def find_job_by_token(self, token: str) -> Row | None:
         """Return the running job that a token belongs to, or None."""
@@ -7814,9 +7941,11 @@ class Jobs(Runners):
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
         """Return the jobs whose artifacts and variables `job` gets: all it waited for, unless it names some."""
         values = dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'], now=self.clock())
-        index, waited_for = 'job_of_pipeline', 'job.stage_idx < :stage_idx'
+        index = 'job_of_pipeline'
+        waited_for = 'job.stage_idx < :stage_idx'
         if job['needs'] is not None:
-            index, waited_for = 'job_name', 'job.name IN (SELECT value FROM json_each(:needs))'
+            index = 'job_name'
+            waited_for = 'job.name IN (SELECT value FROM json_each(:needs))'
         rows = c.execute(f"""
             SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
                    artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
@@ -8354,10 +8483,13 @@ class Processing(Waiting):
 
         It reads only the jobs that may follow, so it costs the same in a pipeline of ten jobs or a thousand.
         """
-        pipeline_id, names, grouped = finished['pipeline_id'], {finished['name']}, finished['resource_group']
+        pipeline_id = finished['pipeline_id']
+        names = {finished['name']}
+        grouped = finished['resource_group']
         while names:    # a skipped job may free later ones
             following = [*self._next_of_stage(c, pipeline_id), *self._next_of_needs(c, pipeline_id, names)]
-            statuses, names = {}, set()
+            statuses = {}
+            names = set()
             for job, status in following:
                 if status != 'created':
                     statuses[job['id']] = status
@@ -8931,7 +9063,8 @@ class Pipelines(Compiling):
     def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
                          given: Sequence[Mapping[str, Any]], spec: PipelineSpec) -> Row:
         """Store a pipeline and its jobs, cancel what it supersedes, and start it."""
-        now, user_id = self.clock(), id_of(user)
+        now = self.clock()
+        user_id = id_of(user)
         places = {stage: place for place, stage in enumerate(spec.stages)}
         columns = {name: facts[name] for name in PIPELINE_FACTS}
         with self.db.write() as c:
@@ -9252,7 +9385,9 @@ class BridgeEnded(Exception):
 
     def __init__(self, status: str, reason: str, note: str) -> None:
         super().__init__(note)
-        self.status, self.reason, self.note = status, reason, note
+        self.status = status
+        self.reason = reason
+        self.note = note
 
 
 class Bridges(Pipelines):
@@ -9381,7 +9516,8 @@ class Bridges(Pipelines):
 
     def _forwarded(self, bridge: Row, trigger: Mapping[str, Any], scope: Scope) -> list[JSON]:
         """Return the variables that a bridge gives to its pipeline, the variables in them replaced."""
-        spec, found = stored_spec(bridge), []
+        spec = stored_spec(bridge)
+        found = []
         if trigger['forward'].get('yaml_variables', True):
             for key, value in spec['variables'].items():
                 raw = key in spec['raw_variables']
@@ -9677,7 +9813,9 @@ class Releases(Schedules):
         """
         with self._repository(project) as repository:
             refs = repository.list_refs(kind)
-        start, end, part = search.startswith('^'), search.endswith('$'), search.removeprefix('^').removesuffix('$')
+        start = search.startswith('^')
+        end = search.endswith('$')
+        part = search.removeprefix('^').removesuffix('$')
         return {name: sha for name, sha in refs.items()
                 if part in name and (not start or name.startswith(part)) and (not end or name.endswith(part))}
 
@@ -10054,7 +10192,8 @@ class Queue(Retention):
                  clock: Callable[[], float], fsync: bool, settings: Settings) -> None:
         super().__init__(db, data, clock, fsync, settings)
         self._listening_since = self._swept_at = clock()
-        self._ticked_at, self._tidied_at = time.monotonic(), 0.0
+        self._ticked_at = time.monotonic()
+        self._tidied_at = 0.0
 
     def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
                     system_id: str | None = None, pipeline: Row | None = None,
@@ -10233,7 +10372,8 @@ class Queue(Retention):
 
     def _check_trace(self, job: Row, checksum: str | None, bytesize: int | None) -> None:
         """Compare a trace with the runner's checksum; on mismatch ask for it again, at most twice, then record it."""
-        size, stored = self.trace_size(job), self.traces.checksum(job['id'])
+        size = self.trace_size(job)
+        stored = self.traces.checksum(job['id'])
         if bytesize in (None, size) and checksum in (None, stored):
             self.traces.settle(job['id'], complete=True)
             return
@@ -10368,7 +10508,8 @@ class Queue(Retention):
         asleep = now - self._swept_at - (time.monotonic() - self._ticked_at)
         if self.clock is time.time and abs(asleep) > CONTACT_INTERVAL:
             self._listening_since = now
-        self._swept_at, self._ticked_at = now, time.monotonic()
+        self._swept_at = now
+        self._ticked_at = time.monotonic()
 
     def listen_anew(self) -> None:
         """Count the silence of runners from now on, because this process could not hear them until now."""
@@ -10501,7 +10642,9 @@ class Uploads(Queue):
             insert(c, 'artifact', job_id=job['id'], **columns)
             if tests is not None:
                 self._store_tests(c, job['id'], tests)
-        return [before['stored_as']] if before else []
+        if before:
+            return [before['stored_as']]
+        return []
 
     def _check_artifact_budget(self, c: sqlite3.Connection, job: Row, size: int) -> None:
         """Raise TooLarge when a job's artifacts would be too many, or too large together."""
@@ -10785,7 +10928,8 @@ def restore(source: str | os.PathLike[str], db: str | os.PathLike[str],
     restored one. Raises Conflict when there is a database that `force` does not replace or while a server
     uses it, BadRequest when `source` is no backup or is damaged.
     """
-    kept, path = Path(source), Path(db)
+    kept = Path(source)
+    path = Path(db)
     directory = Path(data) if data is not None else default_data(path)
     if not (kept / BACKUP_DATABASE).is_file() or not (kept / BACKUP_DATA).is_dir():
         raise BadRequest({'source': [f'{kept} is not a backup: it has no {BACKUP_DATABASE} and {BACKUP_DATA}']})
@@ -11297,7 +11441,9 @@ class Body:
     @property
     def body_limit(self) -> int:
         """The bytes that the body may have once the caller is trusted."""
-        return self.ci.settings.max_artifacts_size + MIB if self.route.upload else self.route.limit
+        if self.route.upload:
+            return self.ci.settings.max_artifacts_size + MIB
+        return self.route.limit
 
     @property
     def body_length(self) -> int | None:
@@ -11313,7 +11459,8 @@ class Body:
         """Read the start of the body, and return whether that is all of it."""
         length = self.body_length
         wanted = MAX_UNTRUSTED_BODY if length is None else min(length, MAX_UNTRUSTED_BODY)
-        pieces, size = [self._start], len(self._start)
+        pieces = [self._start]
+        size = len(self._start)
         while size < wanted:
             piece = self.environ['wsgi.input'].read(wanted - size)
             if not piece:
@@ -11323,12 +11470,15 @@ class Body:
         self._start = b''.join(pieces)
         if self.arriving:
             return False
-        return size < MAX_UNTRUSTED_BODY if length is None else length <= MAX_UNTRUSTED_BODY
+        if length is None:
+            return size < MAX_UNTRUSTED_BODY
+        return length <= MAX_UNTRUSTED_BODY
 
     def _read(self, size: int) -> bytes:
         """Return up to `size` further bytes of the body."""
         if self._start:
-            piece, self._start = self._start[:size], self._start[size:]
+            piece = self._start[:size]
+            self._start = self._start[size:]
             return piece
         return self.environ['wsgi.input'].read(size)
 
@@ -11445,7 +11595,9 @@ class Body:
                     return
                 for event in parser.parse(piece):
                     if isinstance(event, multipart.MultipartSegment):
-                        segment, value, sink = event, bytearray(), sink_of(event)
+                        segment = event
+                        value = bytearray()
+                        sink = sink_of(event)
                     elif event is None:
                         if segment.filename is None:
                             yield segment.name, value.decode()
@@ -11605,7 +11757,9 @@ class Call(Body):
     def text(self, name: str, default: str = '') -> str:
         """Return a text parameter, or `default` if it is absent."""
         value = self.optional(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        return value
 
     def optional_choice(self, name: str, choices: Sequence[str]) -> str | None:
         """Return a text parameter that must be one of `choices`, or None if it is absent or empty."""
@@ -11630,7 +11784,9 @@ class Call(Body):
     def integer(self, name: str, default: int = 0) -> int:
         """Return a whole number, or `default` if the parameter is absent or empty."""
         value = self.optional_integer(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        return value
 
     def moment(self, name: str) -> float | None:
         """Return a moment in ISO 8601, as seconds since 1970, or None if the parameter is absent or empty."""
@@ -11657,7 +11813,9 @@ class Call(Body):
     def flag(self, name: str, default: bool = False) -> bool:
         """Return a boolean, or `default` if the parameter is absent or empty."""
         value = self.optional_flag(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        return value
 
     def words(self, name: str) -> list[str]:
         """Return a list of texts, given as a list, as one text with commas, or under a name that is repeated."""
@@ -11740,7 +11898,9 @@ class FileBody:
     """A window of a file: what a WSGI server needs to send a range, and no more."""
 
     def __init__(self, file: IO[bytes], start: int, stop: int) -> None:
-        self._file, self._start, self._stop = file, start, stop
+        self._file = file
+        self._start = start
+        self._stop = stop
         file.seek(start)
 
     def read(self, size: int = -1) -> bytes:
@@ -12300,11 +12460,14 @@ def pipeline_detail(row: Row, call: Viewer) -> JSON:
 def runner_status(active: int, contacted_at: float | None, now: float) -> JSON:
     """Return a runner's `active`, `paused`, `online` and `status`, as GitLab derives them."""
     if contacted_at is None:
-        online, status = None, 'never_contacted'
+        online = None
+        status = 'never_contacted'
     elif now - contacted_at < ONLINE_FOR:
-        online, status = True, 'online'
+        online = True
+        status = 'online'
     else:
-        online, status = False, 'offline'
+        online = False
+        status = 'offline'
     return {'active': bool(active), 'paused': not active, 'online': online, 'status': status}
 
 
@@ -12482,7 +12645,8 @@ def job_entity(row: Row, call: Viewer) -> JSON:
 def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a project; in `detail` with the token that registers its own runners."""
     namespace, _, path = row['path'].rpartition('/')
-    url, import_url = f'{call.base_url}/{row["path"]}', redacted_url(row['import_url'])
+    url = f'{call.base_url}/{row["path"]}'
+    import_url = redacted_url(row['import_url'])
     project = pick(row, 'id', 'name', 'description', 'visibility', 'default_branch', 'build_timeout')
     project['path'] = path
     project['path_with_namespace'] = row['path']
@@ -12523,9 +12687,13 @@ PROJECT_CONSTANTS: JSON = {
 
 def namespace_entity(namespace_id: int, path: str, call: Viewer) -> JSON:
     """Return the namespace of a project: a group, or root's own when the project's path has none."""
-    kind, shown, url = 'group', path, f'{call.base_url}/groups/{path}'
+    kind = 'group'
+    shown = path
+    url = f'{call.base_url}/groups/{path}'
     if not path:
-        kind, shown, url = 'user', 'root', f'{call.base_url}/root'
+        kind = 'user'
+        shown = 'root'
+        url = f'{call.base_url}/root'
     name = shown.rpartition('/')[2]
     namespace = {'id': namespace_id, 'name': name, 'path': name, 'kind': kind, 'full_path': shown}
     return {**namespace, 'parent_id': None, 'avatar_url': None, 'web_url': url}
@@ -12542,7 +12710,8 @@ def redacted_url(url: str | None) -> str | None:
 TOKEN_MASK_PREFIXES = ('mcb-', 'mcp-', 'mcg-', 'glrt-')
 def predefined_variables(claim: Claim, call: Viewer, runner: Row) -> JSON:
     """Return the predefined variables of a job, by their modern and their old names; None means "not set"."""
-    job, spec = claim.job, stored_spec(claim.job)
+    job = claim.job
+    spec = stored_spec(claim.job)
     project_url = f'{call.base_url}/{job["project_path"]}'
     variables = server_variables(call.base_url)
     variables.update(pipeline_variables(job))
@@ -12599,7 +12768,8 @@ def runner_variable(key: str, value: str, *, shown: bool = False, masked: bool =
 
 def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
     """Return all variables of a job in the shape that runners receive, expanded, later ones winning."""
-    job, spec = claim.job, stored_spec(claim.job)
+    job = claim.job
+    spec = stored_spec(claim.job)
     variables = [runner_variable(name, claim.token, masked=True) for name in ('CI_JOB_TOKEN', 'CI_BUILD_TOKEN')]
     for name, value in predefined_variables(claim, call, runner).items():
         if value is not None:
@@ -12648,7 +12818,9 @@ def job_timeout(job: Row, runner: Row) -> int:
 
 def job_payload(claim: Claim, call: Viewer, runner: Row) -> JSON:
     """Return a claimed job as `gitlab-runner` 9.0 and later expect it; every number is an integer."""
-    job, spec, timeout = claim.job, stored_spec(claim.job), job_timeout(claim.job, runner)
+    job = claim.job
+    spec = stored_spec(claim.job)
+    timeout = job_timeout(claim.job, runner)
     variables = job_variables(claim, call, runner)
     payload: JSON = {'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch'])}
     payload['job_info'] = job_info(job)
@@ -12720,7 +12892,8 @@ def refspecs(job: Row, depth: int) -> list[str]:
 
     With a `depth` it is the ref of the pipeline, without one every branch and tag, as in GitLab.
     """
-    ref, specs = job['ref'], []
+    ref = job['ref']
+    specs = []
     if job['fetched_by'] == 'sha':
         specs.append(f'+{job["sha"]}:refs/pipelines/{job["pipeline_id"]}')
     if job['merge_request']:
@@ -12823,8 +12996,10 @@ def token_entity(token: str, **more: Any) -> JSON:
 def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
                    nothing: Callable[[Mapping[str, str]], bottle.HTTPResponse]) -> bottle.HTTPResponse:
     """Hand the runner a job, or answer `nothing` with the queue's value, which it sends along next time."""
-    runner, info = call.actor, runner_info(call)
-    system_id, last_update = call.text('system_id'), call.optional('last_update')
+    runner = call.actor
+    info = runner_info(call)
+    system_id = call.text('system_id')
+    last_update = call.optional('last_update')
     job_age = call.optional_integer('job_age')
     call.ci.contact(runner, info, call.remote_address, system_id)
     claim = call.ci.request_job(runner, last_update=last_update, job_age=job_age, system_id=system_id or None,
@@ -12875,14 +13050,17 @@ def trace_response(call: Call, job: Row) -> bottle.HTTPResponse:
 
     The `Range` of the answer counts one past the last byte: runners go on from that number.
     """
-    start, data = trace_offset(call.header('Content-Range')), call.body
-    job_status, status = job['status'], 202
+    start = trace_offset(call.header('Content-Range'))
+    data = call.body
+    job_status = job['status']
+    status = 202
     try:
         size = call.ci.append_trace(job, start, data)
         if job_status == 'pending':
             job_status = 'running'  # the first piece accepted it
     except JobNotRunning as gone:
-        job_status, status = gone.job_status, call.dialect.patch_gone_status
+        job_status = gone.job_status
+        status = call.dialect.patch_gone_status
         if job_status == 'failed':
             status = 403    # the one answer that stops runners before 1.8
         size = call.ci.trace_size(job)
@@ -12903,7 +13081,8 @@ def store_upload(call: Call, job: Row) -> None:
         raise JobNotRunning(job['status'])
     if call.upload is None:
         raise call.dialect.missing_file()
-    file_type, file_format = call.text('artifact_type') or 'archive', call.text('artifact_format') or 'zip'
+    file_type = call.text('artifact_type') or 'archive'
+    file_format = call.text('artifact_format') or 'zip'
     if file_type in ARTIFACT_TYPES and file_format != ARTIFACT_FORMATS.get(file_type, 'raw'):
         raise BadRequest(f'artifacts of the type {file_type} do not come as {file_format}')
     call.ci.store_artifacts(job, call.upload, file_type=file_type, file_format=file_format,
@@ -13280,7 +13459,8 @@ def list_project_jobs_route(call: Call, project: Row) -> bottle.HTTPResponse:
 @route('GET', *(f'{path}/<pipeline_id:pipeline>/jobs' for path in PIPELINES), auth=job_or_private_token)
 def list_pipeline_jobs_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     """List a pipeline's jobs, newest first."""
-    scope, include_retried = call.choices('scope', KNOWN_STATUSES), call.flag('include_retried')
+    scope = call.choices('scope', KNOWN_STATUSES)
+    include_retried = call.flag('include_retried')
     return jobs_response(call, scope, pipeline=pipeline, include_retried=include_retried)
 
 
@@ -13714,7 +13894,8 @@ def protect_ref_route(call: Call, project: Row, kind: str) -> JSON:
     """Protect a branch or tag, or all whose names match a pattern with ``*``."""
     call.require('name')
     name = call.text('name')
-    patterns, wanted = protected_patterns(project), ref_prefix(kind) + name
+    patterns = protected_patterns(project)
+    wanted = ref_prefix(kind) + name
     if wanted in patterns:
         raise Conflict(f'{name} is protected already')
     call.ci.edit_project(project, protected_refs=[*patterns, wanted])
@@ -13724,7 +13905,8 @@ def protect_ref_route(call: Call, project: Row, kind: str) -> JSON:
 @route('DELETE', f'{PROJECT}/protected_<kind>/<name:path>', auth=private_token)
 def unprotect_ref_route(call: Call, project: Row, kind: str, name: str) -> None:
     """Protect a branch, a tag or a pattern no longer."""
-    patterns, unwanted = protected_patterns(project), ref_prefix(kind) + name
+    patterns = protected_patterns(project)
+    unwanted = ref_prefix(kind) + name
     if unwanted not in patterns:
         raise NotFound('Protected ref')
     call.ci.edit_project(project, protected_refs=[pattern for pattern in patterns if pattern != unwanted])
@@ -13956,7 +14138,8 @@ def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
 
     With `dry_run` a file that makes no pipeline for the ref is invalid; with `include_jobs` its jobs are listed.
     """
-    dry_run, include_jobs = call.flag('dry_run'), call.flag('include_jobs')
+    dry_run = call.flag('dry_run')
+    include_jobs = call.flag('include_jobs')
     result: JSON = {'valid': True, 'status': 'valid', 'errors': [], 'warnings': [], 'merged_yaml': None, 'includes': []}
     if include_jobs:
         result['jobs'] = []
@@ -14056,7 +14239,8 @@ RUNNER_STATES = ('online', 'offline', 'stale', 'never_contacted', 'active', 'pau
 
 def wanted_runners(call: Call) -> JSON:
     """Return the fields that a runner must have to be in a list: `type` and `scope` are older words for some."""
-    scope, status = call.optional_choice('scope', RUNNER_SCOPES), call.optional_choice('status', RUNNER_STATES)
+    scope = call.optional_choice('scope', RUNNER_SCOPES)
+    status = call.optional_choice('status', RUNNER_STATES)
     kinds = {'shared': 'instance_type', 'specific': 'project_type', None: None}
     wanted = {
         'runner_type': call.optional_choice('type', ('instance_type', 'group_type', 'project_type')),
@@ -14075,7 +14259,9 @@ def wanted_runners(call: Call) -> JSON:
 
 def runners_response(call: Call, rows: list[Row]) -> bottle.HTTPResponse:
     """Return a page of runners, by kind, state and tags."""
-    wanted, tags, version = wanted_runners(call), set(call.words('tag_list')), call.text('version_prefix')
+    wanted = wanted_runners(call)
+    tags = set(call.words('tag_list'))
+    version = call.text('version_prefix')
     found = []
     for row in rows:
         runner = runner_entity(row, call)
@@ -14239,7 +14425,8 @@ def create_schedule_route(call: Call, project: Row) -> JSON:
     """Create a schedule."""
     for name in ('description', 'ref', 'cron'):
         call.require(name)
-    zone, inputs = call.text('cron_timezone') or 'UTC', given_inputs(call, {}) or {}
+    zone = call.text('cron_timezone') or 'UTC'
+    inputs = given_inputs(call, {}) or {}
     schedule = call.ci.create_schedule(
         project, call.actor, description=call.text('description'), ref=call.text('ref'), cron=call.text('cron'),
         cron_timezone=zone, active=call.flag('active', True), inputs=inputs)
@@ -14510,7 +14697,8 @@ def merge_request_pipeline(call: Call, project: Row, event: JSON) -> Row:
     action = part_of(event, shape.action)
     if action not in NEW_COMMITS or action == 'update' and not part_of(event, 'object_attributes.oldrev'):
         raise NothingToDo(f'nothing to do for a merge request that is {action or "as it was"}')
-    request, sha = read_request(event, shape), required(event, shape.sha)
+    request = read_request(event, shape)
+    sha = required(event, shape.sha)
     if SKIP_CI.search(str(part_of(event, 'object_attributes.last_commit.message'))):
         raise NothingToDo('the commit says to skip CI')
     source, target = (part_of(event, side) for side in shape.sides)
@@ -14575,7 +14763,8 @@ class GitAnswer:
     """The body of an answer: what git prints, as it prints it. `close` ends git and removes its directory."""
 
     def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
-        self._process, self._directory = process, directory
+        self._process = process
+        self._directory = directory
         self._timer = threading.Timer(GIT_LOCAL_TIMEOUT, process.kill)
         self._timer.start()
 
@@ -15052,7 +15241,9 @@ def sample(name: str, value: float, **labels: str) -> str:
     """Return one line of Prometheus's text format."""
     escaped = [(label, text.translate({92: r'\\', 34: r'\"', 10: r'\n'})) for label, text in labels.items()]
     inner = ','.join(f'{label}="{text}"' for label, text in escaped)
-    return f'{name}{{{inner}}} {value!r}' if inner else f'{name} {value!r}'
+    if inner:
+        return f'{name}{{{inner}}} {value!r}'
+    return f'{name} {value!r}'
 
 
 def single(name: str, kind: str, explanation: str, value: float) -> Iterator[str]:
@@ -15282,9 +15473,12 @@ class Application:
 
     def _note(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
         """Count an answer, and log it with --access-log."""
-        method, path = '', ''   # of all addresses that have no route together
+        # of all addresses that have no route together
+        method = ''
+        path = ''
         if 'bottle.route' in environ:
-            method, path = environ['REQUEST_METHOD'], environ['bottle.route'].rule
+            method = environ['REQUEST_METHOD']
+            path = environ['bottle.route'].rule
         given = environ.get('CONTENT_LENGTH') or ''
         received = int(given) if given.isdecimal() else 0
         self._metrics.count(method, path, status, seconds, received, sent)
@@ -15598,7 +15792,9 @@ class Strangers:
     def _neighbourhood(channel: Channel) -> str:
         """Return a client's address; of an IPv6 address the /64, all of which one client can have."""
         address = channel.addr[0]
-        return ':'.join(address.split(':')[:4]) if ':' in address else address
+        if ':' in address:
+            return ':'.join(address.split(':')[:4])
+        return address
 
 
 def admit_everything(environ: Environ, start: bytes | None) -> Admission:
@@ -15778,7 +15974,8 @@ class JobEnded(Exception):
 
     def __init__(self, message: str, reason: str = 'runner_system_failure', exit_code: int | None = None) -> None:
         super().__init__(message)
-        self.reason, self.exit_code = reason, exit_code
+        self.reason = reason
+        self.exit_code = exit_code
 
 
 def section_mark(kind: str, name: str) -> bytes:
@@ -15794,15 +15991,19 @@ class JobOutput:
 
     def __init__(self, ci: Coordinator, job: Row, secret_values: Iterable[str],
                  listen: Callable[[bytes], None]) -> None:
-        self._ci, self._job, self._listen = ci, job, listen
+        self._ci = ci
+        self._job = job
+        self._listen = listen
         self._secrets = sorted({value.encode() for value in secret_values if value}, key=len, reverse=True)
         self._held = b''            # the beginning of what may turn out to be a secret
         self._unsaved = bytearray()
-        self._size, self._saved_at = 0, 0.0
+        self._size = 0
+        self._saved_at = 0.0
 
     def write(self, data: bytes) -> None:
         """Add to the trace; what may be the beginning of a secret is held back until more comes."""
-        data, self._held = self._held + data, b''
+        data = self._held + data
+        self._held = b''
         for secret in self._secrets:
             data = data.replace(secret, b'[MASKED]')
         keep = max((self._overlap(data, secret) for secret in self._secrets), default=0)
@@ -15833,12 +16034,14 @@ class JobOutput:
 
     def flush(self) -> None:
         """Pass on what was held back: nothing more comes."""
-        held, self._held = self._held, b''
+        held = self._held
+        self._held = b''
         self._pass_on(held)
 
     def save(self) -> None:
         """Append what has come since the last time to the stored trace; nothing is a sign of life."""
-        data, self._unsaved = bytes(self._unsaved), bytearray()
+        data = bytes(self._unsaved)
+        self._unsaved = bytearray()
         self._saved_at = time.monotonic()
         self._size = self._ci.append_trace(self._job, self._size, data)
 
@@ -15857,7 +16060,10 @@ class ShellJob:
 
     def __init__(self, ci: Coordinator, claim: Claim, payload: Mapping[str, Any], place: Workshop, *,
                  secret_values: Iterable[str] = (), listen: Callable[[bytes], None]) -> None:
-        self._ci, self._job, self._payload, self._place = ci, claim.job, payload, place
+        self._ci = ci
+        self._job = claim.job
+        self._payload = payload
+        self._place = place
         folder = place.work / f'{claim.job["id"]}-{slug(claim.job["name"])}'
         self._directory = folder / slug(claim.job['project_path'].rpartition('/')[2])
         self._files = folder / 'minici.tmp'
@@ -16014,9 +16220,11 @@ class ShellJob:
     def _pump(self, process: subprocess.Popen[bytes]) -> int:
         """Pass on what a process prints until it ends; raise JobEnded when it takes too long or is interrupted."""
         assert process.stdout
-        pipe, open_ended = process.stdout.fileno(), True
+        pipe = process.stdout.fileno()
+        open_ended = True
         while open_ended or process.poll() is None:
-            readable, data = self._wait_for(pipe if open_ended else None), b''
+            readable = self._wait_for(pipe if open_ended else None)
+            data = b''
             if readable:
                 data = os.read(pipe, COPY_CHUNK)
                 open_ended = bool(data)
@@ -16068,7 +16276,8 @@ class ShellJob:
 
     def _upload(self, item: Mapping[str, Any]) -> None:
         """Keep one archive or report; none of its files being there is told and no failure."""
-        files, kind = self._find_files(item), item['artifact_type']
+        files = self._find_files(item)
+        kind = item['artifact_type']
         if not files:
             self._output.line('ERROR: No files to upload', '31;1')
             return
@@ -16132,7 +16341,8 @@ class ShellJob:
             if item.get('policy') == 'pull' or not wanted_after(item.get('when'), passed):
                 continue
             with self._output.section('archive_cache', 'Saving cache'):
-                files, path = self._find_files(item), self._cache_path(item['key'])
+                files = self._find_files(item)
+                path = self._cache_path(item['key'])
                 if not files:
                     continue
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -16147,7 +16357,9 @@ class ShellJob:
 def fill_in(text: str, variables: Mapping[str, str]) -> str:
     """Return a text with ``$NAME`` and ``${NAME}`` replaced as GitLab Runner does: what is unknown becomes nothing."""
     def value_of(match: re.Match[str]) -> str:
-        return '$' if match[0] == '$$' else variables.get(match[1] or match[2], '')
+        if match[0] == '$$':
+            return '$'
+        return variables.get(match[1] or match[2], '')
 
     return re.sub(r'\$\$|\$([A-Za-z_]\w*)|\$\{(\w+)\}', value_of, text)
 
@@ -16239,7 +16451,8 @@ def pack_zip(target: IO[bytes] | PartFile, directory: Path, files: Sequence[str]
                 full = directory / path
                 if full.is_symlink():
                     entry = zipfile.ZipInfo(path)
-                    entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+                    entry.create_system = 3
+                    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
                     bundle.writestr(entry, os.readlink(full))
                 elif full.is_file():
                     bundle.write(full, path)
@@ -16250,7 +16463,8 @@ def pack_zip(target: IO[bytes] | PartFile, directory: Path, files: Sequence[str]
 
 def unpack(archive: IO[bytes], directory: Path) -> int:
     """Unpack a zip archive below a directory and return how many files it had; nothing gets outside of it."""
-    count, top = 0, directory.resolve()
+    count = 0
+    top = directory.resolve()
     with zipfile.ZipFile(archive) as bundle:
         for entry in bundle.infolist():
             target = Path(os.path.normpath(top / entry.filename))
@@ -16357,7 +16571,9 @@ class Screen:
     """
 
     def __init__(self, out: IO[str], *, colours: bool | None = None) -> None:
-        self._out, self._lock, self._progress = out, threading.RLock(), ''
+        self._out = out
+        self._lock = threading.RLock()
+        self._progress = ''
         self.is_terminal = out.isatty()
         self.colours = bool(colours)
         if colours is None:
@@ -16411,7 +16627,9 @@ class JobView:
     """One job on the screen: its lines with its name in front, its sections folded when they pass."""
 
     def __init__(self, screen: Screen, prefix: str) -> None:
-        self._screen, self._prefix, self._rest = screen, prefix, b''
+        self._screen = screen
+        self._prefix = prefix
+        self._rest = b''
         self._sections: list[tuple[str, int, bytes]] = []      # name, start and title of those that are open
         self._folded: list[bytes] = []
 
@@ -16469,7 +16687,8 @@ class JobView:
             opened, started, title = self._sections.pop()
         if self._is_folded():
             return
-        lines, self._folded = self._folded, []
+        lines = self._folded
+        self._folded = []
         if name not in STEPS + CHORES:
             said = self._screen.clean(ESCAPES.sub(b'', title)).strip() or name
             text = f'▸ {said}'
@@ -16488,7 +16707,8 @@ class JobView:
 
     def _unfold(self) -> None:
         """Show what was folded after all."""
-        lines, self._folded = self._folded, []
+        lines = self._folded
+        self._folded = []
         for line in lines:
             self._print(line)
 
@@ -16623,7 +16843,9 @@ class LocalRun:
     """One run of the pipeline of a checkout; `options` are those of the command `run`."""
 
     def __init__(self, ci: Coordinator, options: argparse.Namespace, screen: Screen) -> None:
-        self.ci, self._options, self._screen = ci, options, screen
+        self.ci = ci
+        self._options = options
+        self._screen = screen
         self.base_url = ci.settings.external_url or 'http://127.0.0.1:8080'     # where `minici` would serve it
         checkout = Checkout(Path(options.path), Path())
         if not (checkout.root / PIPELINE_FILE).exists():
@@ -16732,7 +16954,8 @@ class LocalRun:
         self._show_heading(plan)
         tags = sorted({tag for job in plan.spec.jobs for tag in job.tag_list})
         self._runner, _ = self.ci.create_runner(self.project, description='minici run', tag_list=tags)
-        self._started, self._known = time.monotonic(), 1
+        self._started = time.monotonic()
+        self._known = 1
         ended = True
         with tempfile.TemporaryDirectory(prefix='minici-run-', ignore_cleanup_errors=True) as work:
             place = Path(self._options.keep or work).resolve()
@@ -17089,7 +17312,8 @@ def open_coordinator(options: argparse.Namespace) -> Coordinator:
 
 def split_paths(options: argparse.Namespace) -> None:
     """Tell the directory in front of the names of jobs from these."""
-    options.path, options.names = '.', [*options.paths]
+    options.path = '.'
+    options.names = [*options.paths]
     if options.names and Path(options.names[0]).is_dir():
         options.path = options.names.pop(0)
 
@@ -17156,7 +17380,8 @@ def port_number(text: str) -> int:
 def add_setting(parser: argparse.ArgumentParser, item: dataclasses.Field) -> None:
     """Add the option of one field of `Settings`."""
     option = '--' + item.name.replace('_', '-')
-    parse, meaning = item.metadata['parser'], item.metadata['help']
+    parse = item.metadata['parser']
+    meaning = item.metadata['help']
     if parse is bool:
         parser.add_argument(option, action='store_true', help=meaning)
         return
@@ -17513,8 +17738,11 @@ class FollowedJob:
     """The trace of one job that runs somewhere else, shown as it grows."""
 
     def __init__(self, ci: Coordinator, job: Row, view: JobView) -> None:
-        self._ci, self._id, self._view = ci, job['id'], view
-        self._decoder, self._position = TraceDecoder(), 0
+        self._ci = ci
+        self._id = job['id']
+        self._view = view
+        self._decoder = TraceDecoder()
+        self._position = 0
 
     def read(self, *, final: bool = False) -> None:
         """Show what the trace has grown by; its runner then sends more of it more often."""
@@ -17573,7 +17801,8 @@ def follow(ci: Coordinator, pipeline: Row, screen: Screen) -> int:
             if job['status'] in FINISHED:
                 reader.end(screen, prefix)
                 ended.add(job['id'])
-        before, reason = reason, waiting_line(ci, jobs)
+        before = reason
+        reason = waiting_line(ci, jobs)
         if reason and reason != before:
             screen.line(reason)
         if status in (*FINISHED, 'manual'):
@@ -17590,7 +17819,9 @@ class Hook:
     PAUSES = (1, 5, 25)     # seconds before each further try
 
     def __init__(self, ci: Coordinator, base_url: str, command: str) -> None:
-        self.ci, self.base_url, self._command = ci, base_url, command
+        self.ci = ci
+        self.base_url = base_url
+        self._command = command
 
     def __call__(self, kind: str, row: Row, before: str) -> None:
         """Run the command with the job or pipeline as JSON on its standard input."""
