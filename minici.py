@@ -167,7 +167,8 @@ __all__ = [
 log = logging.getLogger('minici')
 access_log = logging.getLogger('minici.access')
 JSON = dict[str, Any]       # a JSON object
-Record = Mapping[str, Any] | sqlite3.Row    # values by name, whether read from the database or not
+Members = Mapping[str, Any]  # one that is only read
+Record = Members | sqlite3.Row      # values by name, whether read from the database or not
 
 
 # Settings #####################################################################################
@@ -434,7 +435,7 @@ class Settings:
     access_log: bool = setting(False, bool, 'log one line for each request')
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Settings:
+    def read(cls, given: Members) -> Settings:
         """Return settings with the `given` values; raise TypeError for an unknown name, ValueError for a bad value."""
         parsers = {item.name: item.metadata['parser'] for item in dataclasses.fields(cls)}
         values = {}
@@ -459,7 +460,7 @@ class CIError(Exception):
     phrase = 'Internal Server Error'
     body_key = 'message'
 
-    def __init__(self, detail: str | Mapping[str, Any] = '', headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, detail: str | Members = '', headers: Mapping[str, str] | None = None) -> None:
         self.detail = detail
         self.headers = dict(headers or {})
         shown = self.message
@@ -475,7 +476,7 @@ class CIError(Exception):
         return [text for texts in self.message.values() for text in texts]
 
     @property
-    def message(self) -> str | Mapping[str, Any]:
+    def message(self) -> str | Members:
         """What the answer says: GitLab's ``403 Forbidden - reason``, or the validation errors."""
         if not isinstance(self.detail, str):
             return self.detail
@@ -496,7 +497,7 @@ class InvalidParameter(BadRequest):
     body_key = 'error'
 
     @property
-    def message(self) -> str | Mapping[str, Any]:
+    def message(self) -> str | Members:
         return self.detail
 
 
@@ -526,7 +527,7 @@ class NotFound(CIError):
     phrase = 'Not Found'
 
     @property
-    def message(self) -> str | Mapping[str, Any]:
+    def message(self) -> str | Members:
         if self.detail:
             return f'404 {self.detail} Not Found'
         return '404 Not Found'
@@ -659,39 +660,39 @@ class JobSpec:
     allow_failure_exit_codes: Sequence[int] = ()
     tag_list: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-    image: Mapping[str, Any] | None = None
-    services: Sequence[Mapping[str, Any]] = ()
-    artifacts: Sequence[Mapping[str, Any]] = ()
-    cache: Sequence[Mapping[str, Any]] = ()
+    image: Members | None = None
+    services: Sequence[Members] = ()
+    artifacts: Sequence[Members] = ()
+    cache: Sequence[Members] = ()
     dependencies: Sequence[str] | None = None
-    needs: Sequence[Mapping[str, Any]] | None = None
+    needs: Sequence[Members] | None = None
     timeout: int | None = None
     start_in: int | None = None
-    retry: Mapping[str, Any] | None = None
+    retry: Members | None = None
     interruptible: bool = False
     resource_group: str | None = None
     coverage: str | None = None
-    environment: Mapping[str, Any] | None = None
+    environment: Members | None = None
     hooks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     raw_variables: Sequence[str] = ()
     manual_confirmation: str | None = None
-    release: Mapping[str, Any] | None = None
-    pages: bool | Mapping[str, Any] | None = None
-    trigger: Mapping[str, Any] | None = None
-    cross_needs: Sequence[Mapping[str, Any]] = ()
+    release: Members | None = None
+    pages: bool | Members | None = None
+    trigger: Members | None = None
+    cross_needs: Sequence[Members] = ()
     id_tokens: Sequence[str] = ()
 
 
 JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
 
 
-def stored_spec(job: Row) -> dict[str, Any]:
+def stored_spec(job: Row) -> JSON:
     """Return the fields of a stored job's JobSpec, to be read only; what an older version left out has its default."""
     return parsed_spec(job['spec'])
 
 
 @functools.lru_cache(maxsize=64)
-def parsed_spec(text: str) -> dict[str, Any]:
+def parsed_spec(text: str) -> JSON:
     """Return a stored spec; a claim asks for the same one at many places."""
     return {**JOB_SPEC_DEFAULTS, **json.loads(text)}
 
@@ -714,7 +715,7 @@ class PipelineSpec:
     filtered: bool = False              # its workflow rules want no pipeline
     warnings: Sequence[str] = ()
     decisions: Mapping[str, str] = field(default_factory=dict)
-    merged: Mapping[str, Any] | None = None     # the file, with all that it includes, extends and refers to in place
+    merged: Members | None = None     # the file, with all that it includes, extends and refers to in place
 
 
 def matches_ref(patterns: str | None, ref: str, tag: bool, default_branch: str) -> bool:
@@ -734,7 +735,7 @@ def clean_ref_patterns(patterns: Iterable[str]) -> str:
     return json.dumps(sorted(set(full)))
 
 
-def check_variable(variable: Mapping[str, Any]) -> JSON:
+def check_variable(variable: Members) -> JSON:
     """Return a variable given as `key`, `value` and `variable_type`; raise BadRequest if it is not one."""
     key = variable.get('key')
     value = variable.get('value')
@@ -892,7 +893,15 @@ def merge_request_variables(request: JSON, facts: Record) -> JSON:
     if not request:
         return {}
     project_path = facts['project_path']
-    targets_default = request['target_branch'] == facts['default_branch']
+    projects = {
+        'CI_MERGE_REQUEST_SOURCE_PROJECT_PATH': request.get('source_project_path') or project_path,
+        'CI_MERGE_REQUEST_SOURCE_PROJECT_URL': request.get('source_project_url'),
+        'CI_MERGE_REQUEST_PROJECT_ID': facts['project_id'],
+        'CI_MERGE_REQUEST_PROJECT_PATH': project_path,
+        'CI_MERGE_REQUEST_PROJECT_URL': request.get('project_url'),
+    }
+    target_protected = str(request['target_branch'] == facts['default_branch']).lower()
+    draft = str(bool(request.get('draft'))).lower()
     labels = ','.join(request.get('labels') or ())
     return {
         'CI_MERGE_REQUEST_ID': request['iid'],
@@ -902,17 +911,13 @@ def merge_request_variables(request: JSON, facts: Record) -> JSON:
         'CI_MERGE_REQUEST_TITLE': request.get('title'),
         'CI_MERGE_REQUEST_DESCRIPTION': request.get('description'),
         'CI_MERGE_REQUEST_LABELS': labels or None,
-        'CI_MERGE_REQUEST_DRAFT': str(bool(request.get('draft'))).lower(),
+        'CI_MERGE_REQUEST_DRAFT': draft,
         'CI_MERGE_REQUEST_SOURCE_BRANCH_NAME': request['source_branch'],
         'CI_MERGE_REQUEST_TARGET_BRANCH_NAME': request['target_branch'],
-        'CI_MERGE_REQUEST_TARGET_BRANCH_PROTECTED': str(targets_default).lower(),
-        'CI_MERGE_REQUEST_SOURCE_PROJECT_PATH': request.get('source_project_path') or project_path,
-        'CI_MERGE_REQUEST_SOURCE_PROJECT_URL': request.get('source_project_url'),
-        'CI_MERGE_REQUEST_PROJECT_ID': facts['project_id'],
-        'CI_MERGE_REQUEST_PROJECT_PATH': project_path,
-        'CI_MERGE_REQUEST_PROJECT_URL': request.get('project_url'),
+        'CI_MERGE_REQUEST_TARGET_BRANCH_PROTECTED': target_protected,
         'CI_MERGE_REQUEST_DIFF_BASE_SHA': request.get('base_sha'),
         'CI_MERGE_REQUEST_SQUASH_ON_MERGE': 'false',
+        **projects,
     }
 
 
@@ -1312,7 +1317,7 @@ class Report:
             return
         hint = ''
         if len(self._problems) < MAX_PROBLEMS:
-            hint = nearest(word, known)
+            hint = nearest_word(word, known)
         subject = ':'.join(path)
         if subject:
             subject += ' '
@@ -1345,7 +1350,7 @@ def place_of(mark: Mark | None) -> str:
     return ''
 
 
-def nearest(word: object, known: Iterable[str]) -> str:
+def nearest_word(word: object, known: Iterable[str]) -> str:
     """Return ``; did you mean "x"?`` for the known word that is most like `word`, or an empty text."""
     others = [name for name in known if name != word]
     found = difflib.get_close_matches(str(word)[:100], others, 1, 0.6)
@@ -1430,7 +1435,7 @@ def plain_scalar(text: str) -> Value:
         if quoted:
             return quoted[2].removeprefix(':')
         return text[1:]
-    return number_of(text)
+    return yaml_number(text)
 
 
 def is_date(text: str) -> bool:
@@ -1444,7 +1449,7 @@ def is_date(text: str) -> bool:
         return False
 
 
-def number_of(text: str) -> int | float | str:
+def yaml_number(text: str) -> int | float | str:
     """Return the number that Psych sees in an unquoted scalar, or the text when it is none."""
     sexagesimal = SEXAGESIMALS.fullmatch(text)
     if sexagesimal:
@@ -1646,7 +1651,7 @@ class YamlFile:
             result.put_all(other)
 
 
-def decoded(content: object, name: str) -> str | Mapping[str, Value]:
+def decoded_text(content: object, name: str) -> str | Mapping[str, Value]:
     """Return a pipeline file as text, or the mapping that it is already; raise BadRequest for anything else."""
     if isinstance(content, Mapping):
         return content
@@ -1684,7 +1689,7 @@ def load_text(text: str, name: str, report: Report) -> Value:
     """
     try:
         if yaml is None or text.lstrip()[:1] in ('{', '['):
-            return marked(json.loads(text), name)
+            return marked_value(json.loads(text), name)
     except ValueError as error:
         if yaml is None:
             raise BadRequest({'base': [f'{name}: is not JSON: {error}; reading YAML needs PyYAML: '
@@ -1694,7 +1699,7 @@ def load_text(text: str, name: str, report: Report) -> Value:
     return YamlFile(text, name, report).document()
 
 
-def marked(value: object, name: str) -> Value:
+def marked_value(value: object, name: str) -> Value:
     """Return plain mappings and lists as Map and Seq; raise BadRequest when they go too deep."""
     try:
         return mark_plain(value)
@@ -1774,8 +1779,8 @@ class ExpressionParser:
 
     def _comparison(self) -> Node:
         tree = self._operand()
-        while operator := self._take('==', '!=', '=~', '!~'):
-            tree = (operator, tree, self._operand())
+        while sign := self._take('==', '!=', '=~', '!~'):
+            tree = (sign, tree, self._operand())
         return tree
 
     def _operand(self) -> Node:
@@ -2203,7 +2208,7 @@ def one_of(*choices: str) -> Reader:
     return read
 
 
-def number(low: int, high: int) -> Reader:
+def number_between(low: int, high: int) -> Reader:
     """Return a reader of a whole number between two others, both included."""
     def read(spot: Spot) -> int:
         if isinstance(spot.value, int) and not isinstance(spot.value, bool) and low <= spot.value <= high:
@@ -2384,7 +2389,7 @@ def read_caches(spot: Spot) -> list[Fields]:
 def read_allow_failure(spot: Spot) -> bool | list[int]:
     """Return whether any failure is allowed, or the exit codes with which one is."""
     if isinstance(spot.value, dict):
-        codes: list[int] = spot.fields({'exit_codes': listed(number(0, 255))}, exit_codes=[])['exit_codes']
+        codes: list[int] = spot.fields({'exit_codes': listed(number_between(0, 255))}, exit_codes=[])['exit_codes']
         return codes
     return spot.flag()
 
@@ -2392,9 +2397,9 @@ def read_allow_failure(spot: Spot) -> bool | list[int]:
 def read_retry(spot: Spot) -> Fields:
     """Return how often a failed job is tried again, and after which failures."""
     if not isinstance(spot.value, dict):
-        return {'max': number(0, 2)(spot), 'when': ['always'], 'exit_codes': []}
+        return {'max': number_between(0, 2)(spot), 'when': ['always'], 'exit_codes': []}
     when = one_of('always', 'stuck_or_timeout_failure', *sorted(FAILURE_REASONS))
-    readers = {'max': number(0, 2), 'when': listed(when), 'exit_codes': listed(number(0, 255))}
+    readers = {'max': number_between(0, 2), 'when': listed(when), 'exit_codes': listed(number_between(0, 255))}
     return spot.fields(readers, max=0, when=[] if 'exit_codes' in spot else ['always'], exit_codes=[])
 
 
@@ -2421,7 +2426,7 @@ def read_matrix_values(spot: Spot, name: str) -> list[tuple[str, str]]:
 def read_parallel(spot: Spot) -> int | list[dict[str, str]]:
     """Return how many copies of a job there are, or the variables of each."""
     if not isinstance(spot.value, dict):
-        return int(number(1, MAX_PARALLEL)(spot))
+        return int(number_between(1, MAX_PARALLEL)(spot))
     combinations: list[dict[str, str]] = spot.fields({'matrix': read_matrix}, matrix=[])['matrix']
     if not 1 <= len(combinations) <= MAX_PARALLEL:
         spot.wrong(f'must make 1 to {MAX_PARALLEL} jobs, and makes {len(combinations)}')
@@ -3086,9 +3091,9 @@ class Includes:
     def load(self, content: str | bytes | Mapping[str, Value], name: str, given: Mapping[str, Value],
              spot: Spot | None = None, component: Mapping[str, str] | None = None) -> Map:
         """Return a file as a mapping, the inputs given to it put in; `spot` is where they are given."""
-        text = decoded(content, name)
+        text = decoded_text(content, name)
         if isinstance(text, Mapping):
-            loaded = marked(text, name)
+            loaded = marked_value(text, name)
         else:
             header, text = split_header(text)
             if header:
@@ -3370,10 +3375,10 @@ class JobReader:
         bridge = 'trigger' in spot
         own = spot.fields(BRIDGE_FIELDS if bridge else JOB_FIELDS)
         inherit = own.get('inherit', {})
-        inherited = {} if bridge else taken(defaults, inherit.get('default', True))
+        inherited = {} if bridge else inherited_values(defaults, inherit.get('default', True))
         keywords = {**inherited, **own}
         own_variables = own.get('variables', {})
-        job_variables = {**taken(variables, inherit.get('variables', True)), **own_variables}
+        job_variables = {**inherited_values(variables, inherit.get('variables', True)), **own_variables}
         draft = Draft(name, spot, keywords, job_variables, group=name)
         self._check(draft, own)
         if not bridge:
@@ -3495,7 +3500,7 @@ class JobReader:
             return text
 
 
-def taken(whole: Mapping[str, Value], choice: bool | list[str]) -> dict[str, Value]:
+def inherited_values(whole: Mapping[str, Value], choice: bool | list[str]) -> dict[str, Value]:
     """Return what `inherit` leaves of the defaults or variables."""
     if choice is True:
         return dict(whole)
@@ -3511,12 +3516,17 @@ def parallel_copies(draft: Draft) -> list[Draft]:
     rows = [{}] * parallel if numbered else parallel
     copies = []
     for index, row in enumerate(rows, 1):
-        suffix = f' {index}/{parallel}' if numbered else f': [{", ".join(row.values())}]'
+        suffix = f' {index}/{parallel}'
+        if not numbered:
+            values = ', '.join(row.values())
+            suffix = f': [{values}]'
         numbers = {'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(len(rows))}
         own = {key: Variable(value) for key, value in {**row, **numbers}.items()}
-        copies.append(dataclasses.replace(
-            draft, name=draft.name + suffix, keywords=dict(draft.keywords), variables={**draft.variables, **own},
-            matrix=row, copies=(index, len(rows))))
+        keywords = dict(draft.keywords)
+        variables = {**draft.variables, **own}
+        made = dataclasses.replace(draft, name=draft.name + suffix, keywords=keywords, variables=variables, matrix=row,
+                                   copies=(index, len(rows)))
+        copies.append(made)
     return copies
 
 
@@ -3738,8 +3748,13 @@ class Compiler:
             reason = 'no rules' if included else 'left out: without rules a job runs for branches and tags only'
             self._decisions[draft.name] = reason
             return included
-        only = {**({} if has_workflow and 'only' not in draft.keywords else {'refs': None}), **draft.get('only', {})}
-        included = all(self._matches(only, scope)) and not any(self._matches(draft.get('except', {}), scope))
+        only: dict[str, Value] = {'refs': None}
+        if has_workflow and 'only' not in draft.keywords:
+            only = {}
+        only.update(draft.get('only', {}))
+        wanted = all(self._matches(only, scope))
+        unwanted = any(self._matches(draft.get('except', {}), scope))
+        included = wanted and not unwanted
         self._decisions[draft.name] = 'only and except fit' if included else 'left out by only or except'
         return included
 
@@ -3815,7 +3830,9 @@ def stages_of(found: Fields) -> list[str]:
 def size_of(spec: JobSpec) -> int:
     """Return about how many characters a job takes where it is stored."""
     script = sum(map(len, spec.script)) + sum(map(len, spec.after_script))
-    return script + sum(map(len, spec.variables)) + sum(map(len, spec.variables.values()))
+    names = sum(map(len, spec.variables))
+    values = sum(map(len, spec.variables.values()))
+    return script + names + values
 
 
 def job_spec(draft: Draft, reader: JobReader, linker: Linker) -> JobSpec:
@@ -3910,11 +3927,13 @@ def compile_pipeline(content: str | bytes | Mapping[str, Value], *, ref: str = '
         known.update({key: facts[key] for key in dict(facts)})
     if predefined is None:
         predefined = known_variables(known)
-    return Compiler(Facts(
-        ref=known['ref'], tag=bool(known['tag']), source=known['source'], before_sha=known['before_sha'],
-        place=Place(repository or NoFiles(), known['sha'] or ''), project_path=known.get('project_path', ''),
-        variables=variables or {}, predefined=predefined, inputs=inputs or {}, library=library,
-    ), name).compile(content)
+    place = Place(repository or NoFiles(), known['sha'] or '')
+    project_path = known.get('project_path', '')
+    asked = Facts(ref=known['ref'], tag=bool(known['tag']), source=known['source'], before_sha=known['before_sha'],
+                  place=place, project_path=project_path, variables=variables or {}, predefined=predefined,
+                  inputs=inputs or {}, library=library)
+    compiler = Compiler(asked, name)
+    return compiler.compile(content)
 
 
 def known_variables(facts: Mapping[str, Value]) -> dict[str, str]:
@@ -3954,21 +3973,21 @@ def read_choices(content: str | bytes | Mapping[str, Value]) -> tuple[list[Choic
     not looked for. Raises BadRequest when the file is not YAML.
     """
     report = Report()
-    text = decoded(content, PIPELINE_FILE)
+    text = decoded_text(content, PIPELINE_FILE)
     header: Value = {}
     if not isinstance(text, Mapping):
         head, text = split_header(text)
         header = load_text(head, PIPELINE_FILE, report) if head else {}
         text = load_text(text, PIPELINE_FILE, report)
-    variables = member(text, 'variables')
-    offered = [(name, value) for name, value in variables.items()
-               if isinstance(value, Mapping) and (value.get('description') or value.get('options'))]
-    inputs = member(member(header, 'spec'), 'inputs')
+    variables = member_of(text, 'variables')
+    detailed = [(name, value) for name, value in variables.items() if isinstance(value, Mapping)]
+    offered = [(name, value) for name, value in detailed if value.get('description') or value.get('options')]
+    inputs = member_of(member_of(header, 'spec'), 'inputs')
     return ([read_choice(name, value, value.get('value')) for name, value in offered],
             [read_input(name, value) for name, value in inputs.items()])
 
 
-def member(value: Value, name: str) -> Mapping[str, Value]:
+def member_of(value: Value, name: str) -> Mapping[str, Value]:
     """Return a mapping within a mapping, {} where there is none."""
     found = value.get(name) if isinstance(value, Mapping) else None
     if isinstance(found, Mapping):
@@ -4381,7 +4400,7 @@ class Repository:
                     f'+{name}:{name}')
         return history
 
-    def commit(self, sha: str) -> dict[str, Any]:
+    def commit(self, sha: str) -> JSON:
         """Return the message, author, committer, dates and parents of a commit.
 
         A message is cut after MAX_COMMIT_MESSAGE bytes.
@@ -4400,7 +4419,7 @@ class Repository:
                               f'--format={"%x00".join(layout.values())}', '--end-of-options', sha,
                               limit=MAX_COMMIT_MESSAGE, cut=True) or b''
         values = shown.decode('utf-8', 'replace').split('\0', len(layout) - 1)
-        found: dict[str, Any] = dict(itertools.zip_longest(layout, values, fillvalue=''))
+        found: JSON = dict(itertools.zip_longest(layout, values, fillvalue=''))
         found['message'] = found['message'].rstrip('\n') + '\n'
         if len(shown) >= MAX_COMMIT_MESSAGE:
             found['truncated'] = True
@@ -6771,7 +6790,7 @@ class MemberReader:
 UNCHANGED: Any = object()
 
 
-def changed(**given: Any) -> dict[str, Any]:
+def given_changes(**given: Any) -> JSON:
     """Return the keywords that were given, without those left UNCHANGED."""
     return {name: value for name, value in given.items() if value is not UNCHANGED}
 
@@ -6798,7 +6817,7 @@ def default_data(db: Path) -> Path:
     return db.with_name(f'{db.stem}-data')
 
 
-def conditions(filters: Mapping[str, str], values: Mapping[str, Any]) -> str:
+def conditions(filters: Mapping[str, str], values: Members) -> str:
     """Return the WHERE clause of the `filters` whose value is set; the values stay parameters."""
     return ' AND '.join(text for name, text in filters.items() if values[name] is not None) or 'true'
 
@@ -6901,19 +6920,19 @@ class Accounts(Store):
         """Give a new database its identity and tokens; the environment may set them for automation."""
         if self._one("SELECT 1 FROM setting WHERE key = 'instance'"):
             return
-        registration_token = os.environ.get('MINICI_REGISTRATION_TOKEN') or self.new_token('mcg')
-        private_token = os.environ.get('MINICI_PRIVATE_TOKEN')
+        registers = os.environ.get('MINICI_REGISTRATION_TOKEN') or self.new_token('mcg')
+        private = os.environ.get('MINICI_PRIVATE_TOKEN')
         with self.db.write() as c:
             c.execute("""
                 INSERT OR IGNORE INTO setting
                 VALUES ('registration_token', :token)
-                """, dict(token=registration_token))
+                """, dict(token=registers))
             founded = c.execute("""
                 INSERT OR IGNORE INTO setting
                 VALUES ('instance', :name)
                 """, dict(name=self.random_hex(8))).rowcount
-            if founded and private_token:
-                self._insert_private_token(c, private_token, 'root', 'api')
+            if founded and private:
+                self._insert_private_token(c, private, 'root', 'api')
 
     @functools.cached_property
     def instance(self) -> str:
@@ -7248,7 +7267,7 @@ class Projects(Accounts):
 
         `fork_pipelines` says whether merge requests of forks make pipelines here; at first they do not.
         """
-        changes = changed(name=name, import_url=import_url, default_branch=default_branch,
+        changes = given_changes(name=name, import_url=import_url, default_branch=default_branch,
                           build_timeout=build_timeout, shared_runners_enabled=shared_runners_enabled,
                           allow_git_fetch=allow_git_fetch, protected_refs=protected_refs,
                           fork_pipelines=fork_pipelines, description=description, visibility=visibility,
@@ -7429,7 +7448,7 @@ def check_runner(tags: Sequence[str], run_untagged: bool, maximum_timeout: int |
 class Runners(Projects):
     """Registered runners, their runner managers (machines), and the projects that they serve."""
 
-    def register_runner(self, token: str, *, info: Mapping[str, Any] | None = None, ip_address: str | None = None,
+    def register_runner(self, token: str, *, info: Members | None = None, ip_address: str | None = None,
                         description: str = '', maintenance_note: str | None = None, tag_list: Iterable[str] = (),
                         run_untagged: bool = True, locked: bool = False, active: bool = True,
                         access_level: str = 'not_protected', maximum_timeout: int | None = None) -> tuple[Row, str]:
@@ -7464,7 +7483,7 @@ class Runners(Projects):
 
     def _insert_runner(self, token: str, project: Row | None, *, description: str, maintenance_note: str | None,
                        tag_list: Iterable[str], run_untagged: bool, locked: bool, active: bool, access_level: str,
-                       maximum_timeout: int | None, info: Mapping[str, Any] | None = None,
+                       maximum_timeout: int | None, info: Members | None = None,
                        ip_address: str | None = None, creator_id: int | None = None) -> tuple[Row, str]:
         """Store a runner, assign it to its project and match it with the tag sets."""
         tags = clean_tags(tag_list)
@@ -7487,7 +7506,7 @@ class Runners(Projects):
                     active: bool = UNCHANGED, access_level: str = UNCHANGED,
                     maximum_timeout: int | None = UNCHANGED) -> Row:
         """Change the given settings of a runner, those of `create_runner`, and return it."""
-        changes = changed(description=description, maintenance_note=maintenance_note, run_untagged=run_untagged,
+        changes = given_changes(description=description, maintenance_note=maintenance_note, run_untagged=run_untagged,
                           locked=locked, active=active, access_level=access_level, maximum_timeout=maximum_timeout)
         if tag_list is not UNCHANGED:
             changes['tags'] = json.dumps(clean_tags(tag_list))
@@ -7630,7 +7649,7 @@ class Runners(Projects):
                  WHERE runner_id = :runner_id AND project_id = :project_id
                 """, values)
 
-    def contact(self, runner: Row, info: Mapping[str, Any], ip_address: str | None, system_id: str = '') -> None:
+    def contact(self, runner: Row, info: Members, ip_address: str | None, system_id: str = '') -> None:
         """Record that a runner was here and what it said of itself; write at most once a minute.
 
         `runner` comes from `find_runner` for the same `system_id`.
@@ -7653,7 +7672,7 @@ class Runners(Projects):
         with contextlib.suppress(Busy):     # the time alone can wait for the next poll, and a poll cannot wait for it
             self._note_contact(values, patient=False)
 
-    def _note_contact(self, values: Mapping[str, Any], *, patient: bool) -> None:
+    def _note_contact(self, values: Members, *, patient: bool) -> None:
         """Write that a runner, and its machine if it names one, was here."""
         with self.db.write(patient=patient) as c:
             c.execute("""
@@ -7785,7 +7804,7 @@ class Jobs(Runners):
             """, **values)
 
     @staticmethod
-    def _page_of_jobs(values: dict[str, Any]) -> str:
+    def _page_of_jobs(values: JSON) -> str:
         """Return the SELECT that finds the ids of a page of jobs by the index for its filters."""
         where = conditions(JOB_FILTERS, values)
         index = next((index for name, index in JOB_INDEXES.items() if values[name] is not None), 'NOT INDEXED')
@@ -7832,7 +7851,7 @@ class Jobs(Runners):
             """, **values, limit=limit)
         return found[0]['jobs']
 
-    def _tally_jobs(self, values: Mapping[str, Any], limit: int) -> int:
+    def _tally_jobs(self, values: Members, limit: int) -> int:
         """Return how many jobs of a project, or of all, have one of some statuses: nothing is counted."""
         found = self._all(f"""
             SELECT coalesce(sum(jobs), 0) AS jobs
@@ -7843,7 +7862,7 @@ class Jobs(Runners):
 
     @staticmethod
     def _job_filters(project: Row | None, pipeline: Row | None, runner: Row | None, scope: Sequence[str],
-                     include_retried: bool, name: str | None, kind: str = 'build') -> dict[str, Any]:
+                     include_retried: bool, name: str | None, kind: str = 'build') -> JSON:
         """Return the parameters of JOB_FILTERS; None leaves a filter out."""
         statuses = sorted(set(scope))
         return {
@@ -8618,7 +8637,7 @@ class Processing(Waiting):
             self._cancel(c, others)
             self._process(c, job['pipeline_id'])
 
-    def _cancel_downstream(self, c: sqlite3.Connection, values: Mapping[str, Any]) -> None:
+    def _cancel_downstream(self, c: sqlite3.Connection, values: Members) -> None:
         """Cancel the unfinished pipelines that bridges have started: all child pipelines, others that they wait for."""
         downstream = c.execute("""
             SELECT pipeline.id
@@ -8680,7 +8699,7 @@ class Processing(Waiting):
         """Reset jobs skipped because of `job` to 'created'."""
         c.execute(RESET_SKIPPED, dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], name=job['name']))
 
-    def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Mapping[str, Any]] = ()) -> Row:
+    def play_job(self, job: Row, user: Row | None = None, variables: Iterable[Members] = ()) -> Row:
         """Queue a manual job and return it; one that has finished already is retried as a new job.
 
         `variables` reach this run alone. Raises BadRequest when there is nothing to play.
@@ -8726,8 +8745,8 @@ class PipelinePlan:
     """
 
     project: Row
-    facts: Mapping[str, Any]
-    variables: Sequence[Mapping[str, Any]]
+    facts: Members
+    variables: Sequence[Members]
     spec: PipelineSpec
     user: Row | None = None
 
@@ -8759,10 +8778,10 @@ class Compiling(Processing):
     """How the pipeline file of a project is found and compiled, with all that it includes."""
 
     def plan_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
-                      variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
+                      variables: Iterable[Members] = (), source: str = 'api', user: Row | None = None,
                       tag: bool = False, before_sha: str | None = None,
-                      merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None,
-                      inputs: Mapping[str, Any] = MappingProxyType({}), bridge: Row | None = None) -> PipelinePlan:
+                      merge_request: Members | None = None, schedule: Row | None = None,
+                      inputs: Members = MappingProxyType({}), bridge: Row | None = None) -> PipelinePlan:
         """Compile the pipeline of a ref, for `create_planned`.
 
         `ref` is a branch or tag. `content` is a pipeline file as text, as a mapping, or a finished
@@ -8798,7 +8817,7 @@ class Compiling(Processing):
         return PipelinePlan(project, facts, given, spec, user)
 
     @staticmethod
-    def _compared(repository: Repository, sha: str, merge_request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _compared(repository: Repository, sha: str, merge_request: Members) -> Members:
         """Return a merge request with its `base_sha`, the commit where it has left its target, if that can be told."""
         if merge_request.get('base_sha'):
             return merge_request
@@ -8809,36 +8828,39 @@ class Compiling(Processing):
     @staticmethod
     def _facts(project: Row, ref: str, *, tag: bool, sha: str | None, source: str) -> JSON:
         """Return what is known of a pipeline before its repository is read: columns of its row and its project's."""
-        return {
-            'ref': check_ref(ref),
-            'tag': tag,
-            'sha': sha,
-            'before_sha': '0' * 40,
-            'source': source,
-            'commit_info': None,
-            'merge_request': None,
-            'schedule_id': None,
-            'bridge_id': None,
-            'iid': project['last_iid'] + 1,
+        facts = {
             'project_id': project['id'],
             'project_path': project['path'],
             'project_name': project['name'],
             'default_branch': project['default_branch'],
             'protected_refs': project['protected_refs'],
-            'protected': False,
             'visibility': project['visibility'],
             'ci_config_path': project['ci_config_path'],
-            'fetched_by': 'ref',
         }
+        facts.update(
+            ref=check_ref(ref),
+            tag=tag,
+            sha=sha,
+            before_sha='0' * 40,
+            source=source,
+            commit_info=None,
+            merge_request=None,
+            schedule_id=None,
+            bridge_id=None,
+            iid=project['last_iid'] + 1,
+            protected=False,
+            fetched_by='ref',
+        )
+        return facts
 
     @staticmethod
-    def _is_protected(facts: Mapping[str, Any]) -> bool:
+    def _is_protected(facts: Members) -> bool:
         """Tell whether the ref of a pipeline is protected; a merge request's is not, for nobody has accepted it."""
         protected = matches_ref(facts['protected_refs'], facts['ref'], facts['tag'], facts['default_branch'])
         return protected and facts['merge_request'] is None
 
     def lint(self, project: Row | None = None, content: Any = None, *, ref: str | None = None,
-             inputs: Mapping[str, Any] = MappingProxyType({})) -> PipelineSpec:
+             inputs: Members = MappingProxyType({})) -> PipelineSpec:
         """Compile a pipeline file as for a push; raise BadRequest with all that is wrong with it.
 
         `content` is the file, by default the one in the project's repository at `ref` (a branch or tag,
@@ -8898,8 +8920,8 @@ class Compiling(Processing):
                                        f'at {facts["sha"][:8]}; add it or send content']})
         return content
 
-    def _spec(self, content: Any, facts: Mapping[str, Any], given: list[JSON], user: Row | None,
-              repository: Repository | None, library: Library, inputs: Mapping[str, Any]) -> PipelineSpec:
+    def _spec(self, content: Any, facts: Members, given: list[JSON], user: Row | None,
+              repository: Repository | None, library: Library, inputs: Members) -> PipelineSpec:
         """Compile a pipeline file for these facts and variables."""
         if isinstance(content, PipelineSpec):
             return content
@@ -8913,7 +8935,7 @@ class Compiling(Processing):
                                     facts=compared, variables=variables, library=library, inputs=inputs,
                                     predefined=self._predefined(facts))
 
-    def _predefined(self, facts: Mapping[str, Any]) -> dict[str, str]:
+    def _predefined(self, facts: Members) -> dict[str, str]:
         """Return the predefined variables that are known before a pipeline exists."""
         more = {'CI_PROJECT_URL': f'{self.address}/{facts["project_path"]}', 'CI_PIPELINE_IID': facts['iid']}
         return texts_of({**server_variables(self.address), **more, **known_variables(facts)})
@@ -9037,10 +9059,10 @@ class Pipelines(Compiling):
     """Pipelines are created, listed, canceled, retried and removed here."""
 
     def create_pipeline(self, project: Row | int | str, ref: str, *, sha: str | None = None, content: Any = None,
-                        variables: Iterable[Mapping[str, Any]] = (), source: str = 'api', user: Row | None = None,
+                        variables: Iterable[Members] = (), source: str = 'api', user: Row | None = None,
                         tag: bool = False, before_sha: str | None = None,
-                        merge_request: Mapping[str, Any] | None = None, schedule: Row | None = None,
-                        inputs: Mapping[str, Any] = MappingProxyType({}), bridge: Row | None = None) -> Row:
+                        merge_request: Members | None = None, schedule: Row | None = None,
+                        inputs: Members = MappingProxyType({}), bridge: Row | None = None) -> Row:
         """Create a pipeline and start its first stage; return it.
 
         The keywords are those of `plan_pipeline`. Pipelines of the ref for older commits are canceled
@@ -9060,8 +9082,8 @@ class Pipelines(Compiling):
         check_jobs(plan.spec, f'the {kind} {plan.facts["ref"]}')
         return self._insert_pipeline(plan.project, plan.user, plan.facts, plan.variables, plan.spec)
 
-    def _insert_pipeline(self, project: Row, user: Row | None, facts: Mapping[str, Any],
-                         given: Sequence[Mapping[str, Any]], spec: PipelineSpec) -> Row:
+    def _insert_pipeline(self, project: Row, user: Row | None, facts: Members,
+                         given: Sequence[Members], spec: PipelineSpec) -> Row:
         """Store a pipeline and its jobs, cancel what it supersedes, and start it."""
         now = self.clock()
         user_id = id_of(user)
@@ -9092,7 +9114,7 @@ class Pipelines(Compiling):
         return self.find_pipeline(pipeline_id)
 
     @staticmethod
-    def _job_columns(job: JobSpec) -> dict[str, Any]:
+    def _job_columns(job: JobSpec) -> JSON:
         """Return the columns of a new job that follow from its spec alone."""
         needs = None
         if job.needs is not None:
@@ -9112,7 +9134,7 @@ class Pipelines(Compiling):
             'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':')),
         }
 
-    def _supersede(self, c: sqlite3.Connection, facts: Mapping[str, Any], pipeline_id: int) -> None:
+    def _supersede(self, c: sqlite3.Connection, facts: Members, pipeline_id: int) -> None:
         """Cancel what a new commit of a branch makes redundant in the pipelines of older ones."""
         if facts['tag'] or facts['source'] == 'parent_pipeline':
             return
@@ -9178,8 +9200,8 @@ class Pipelines(Compiling):
              ORDER BY id <> :id, id
             """, id=project['id'])
 
-    def trigger_pipeline(self, trigger: Row, ref: str, *, variables: Iterable[Mapping[str, Any]] = (),
-                         inputs: Mapping[str, Any] = MappingProxyType({})) -> Row:
+    def trigger_pipeline(self, trigger: Row, ref: str, *, variables: Iterable[Members] = (),
+                         inputs: Members = MappingProxyType({})) -> Row:
         """Create a pipeline on behalf of a trigger's owner: it runs what the repository has at `ref`."""
         user = self._one('SELECT * FROM user WHERE id = :id', id=trigger['user_id'])
         pipeline = self.create_pipeline(trigger['project_id'], ref, variables=variables, source='trigger', user=user,
@@ -9454,7 +9476,7 @@ class Bridges(Pipelines):
                  WHERE id = :id AND status = 'running'
                 """, dict(id=bridge['id'], status=status, reason=reason, note=note, now=self.clock()))
 
-    def _start_downstream(self, bridge: Row, trigger: Mapping[str, Any]) -> Row:
+    def _start_downstream(self, bridge: Row, trigger: Members) -> Row:
         """Create the pipeline that a bridge starts; raise BridgeEnded when there is none to create."""
         scope = self._bridge_scope(bridge)
         variables = self._forwarded(bridge, trigger, scope)
@@ -9514,7 +9536,7 @@ class Bridges(Pipelines):
             rows = self._dependencies(c, bridge)
         return [variable for row in rows for variable in json.loads(row['dotenv'])]
 
-    def _forwarded(self, bridge: Row, trigger: Mapping[str, Any], scope: Scope) -> list[JSON]:
+    def _forwarded(self, bridge: Row, trigger: Members, scope: Scope) -> list[JSON]:
         """Return the variables that a bridge gives to its pipeline, the variables in them replaced."""
         spec = stored_spec(bridge)
         found = []
@@ -9585,7 +9607,7 @@ class Schedules(Bridges):
 
     def create_schedule(self, project: Row, user: Row | None, *, description: str, ref: str, cron: str,
                         cron_timezone: str = 'UTC', active: bool = True,
-                        inputs: Mapping[str, Any] = MappingProxyType({})) -> Row:
+                        inputs: Members = MappingProxyType({})) -> Row:
         """Create a schedule that belongs to a user, and return it.
 
         `cron` has five fields, in the time of `cron_timezone` (``Europe/Berlin``). `inputs` are for the
@@ -9602,7 +9624,7 @@ class Schedules(Bridges):
 
     def edit_schedule(self, schedule: Row, *, description: str | None = None, ref: str | None = None,
                       cron: str | None = None, cron_timezone: str | None = None, active: bool | None = None,
-                      inputs: Mapping[str, Any] | None = None) -> Row:
+                      inputs: Members | None = None) -> Row:
         """Change some of what `create_schedule` takes and return the schedule; its next run is reckoned anew."""
         project = self.find_project(schedule['project_id'])
         given = dict(description=description, ref=ref, cron=cron, cron_timezone=cron_timezone, active=active)
@@ -9624,7 +9646,7 @@ class Schedules(Bridges):
         return self.find_schedule(project, schedule['id'])
 
     def _schedule_columns(self, project: Row, description: str, ref: str, cron: str, cron_timezone: str, *,
-                          known_ref: str | None = None) -> dict[str, Any]:
+                          known_ref: str | None = None) -> JSON:
         """Check what somebody wants of a schedule; return it as columns."""
         if not description.strip():
             raise BadRequest({'description': ["can't be blank"]})
@@ -9665,7 +9687,7 @@ class Schedules(Bridges):
             c.execute('DELETE FROM pipeline_schedule WHERE id = :id', dict(id=schedule['id']))
 
     def set_schedule_variable(self, schedule: Row, key: str, value: str, *, variable_type: str = 'env_var',
-                              raw: bool = False, replace: bool = False) -> dict[str, Any]:
+                              raw: bool = False, replace: bool = False) -> JSON:
         """Give the pipelines of a schedule a variable and return it.
 
         Raises BadRequest when there is one of that key already and `replace` is false, NotFound when
@@ -9681,7 +9703,7 @@ class Schedules(Bridges):
         self._store_schedule_variables(schedule, list(known.values()))
         return variable
 
-    def delete_schedule_variable(self, schedule: Row, key: str) -> dict[str, Any]:
+    def delete_schedule_variable(self, schedule: Row, key: str) -> JSON:
         """Remove a variable of a schedule and return it; raise NotFound if there is none."""
         known = {item['key']: item for item in json.loads(schedule['variables'])}
         if key not in known:
@@ -9690,7 +9712,7 @@ class Schedules(Bridges):
         self._store_schedule_variables(schedule, list(known.values()))
         return removed
 
-    def _store_schedule_variables(self, schedule: Row, variables: Sequence[Mapping[str, Any]]) -> None:
+    def _store_schedule_variables(self, schedule: Row, variables: Sequence[Members]) -> None:
         with self.db.write() as c:
             c.execute("""
                 UPDATE pipeline_schedule
@@ -9819,7 +9841,7 @@ class Releases(Schedules):
         return {name: sha for name, sha in refs.items()
                 if part in name and (not start or name.startswith(part)) and (not end or name.endswith(part))}
 
-    def describe_commits(self, project: Row, shas: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def describe_commits(self, project: Row, shas: Iterable[str]) -> dict[str, JSON]:
         """Return what `Repository.commit` says of commits, by their ids."""
         with self._repository(project) as repository:
             return {sha: repository.commit(sha) for sha in shas}
@@ -9840,7 +9862,7 @@ class Releases(Schedules):
             """, project_id=project['id'], tag=tag)
 
     def create_release(self, project: Row, tag: str, *, name: str = '', description: str = '', ref: str | None = None,
-                       links: Sequence[Mapping[str, Any]] = (), milestones: Sequence[str] = (),
+                       links: Sequence[Members] = (), milestones: Sequence[str] = (),
                        released_at: float | None = None, user_id: int | None = None) -> Row:
         """Create the release of a tag and return it.
 
@@ -10432,7 +10454,7 @@ class Queue(Retention):
         return ended[0]['status']
 
     @staticmethod
-    def _is_retried(c: sqlite3.Connection, job: Row, spec: Mapping[str, Any], failure_reason: str | None,
+    def _is_retried(c: sqlite3.Connection, job: Row, spec: Members, failure_reason: str | None,
                     exit_code: int | None) -> bool:
         """Tell whether a job that failed for this reason is to be retried by its spec's `retry`."""
         retry = spec['retry']
@@ -10616,7 +10638,7 @@ class Uploads(Queue):
         with contextlib.suppress(JobNotRunning):    # it may have finished meanwhile
             self.traces.heard(job['id'], lambda: self._check_alive(job))
 
-    def _insert_artifact(self, job: Row, columns: Mapping[str, Any], dotenv: str | None, tests: TestReport | None,
+    def _insert_artifact(self, job: Row, columns: Members, dotenv: str | None, tests: TestReport | None,
                          replace: bool) -> list[str]:
         """Store the row of an artifact; return the names of the files that no row refers to now."""
         with self.db.write() as c:
@@ -11216,7 +11238,7 @@ class Upkeep:
 
 Guard = Callable[['Call'], Any]     # returns who is calling, or raises
 Handler = Callable[..., Any]        # takes what its parameters name
-Environ = dict[str, Any]            # WSGI's
+Environ = JSON            # WSGI's
 
 
 @dataclass(frozen=True)
@@ -11354,7 +11376,7 @@ class BodyNeeded(Exception):
     """A guard asks for something that may stand in the part of the body that is not read yet."""
 
 
-class KnownParameters(dict[str, Any]):
+class KnownParameters(JSON):
     """The parameters that are known before the body is read; asking for another one raises BodyNeeded."""
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -11953,7 +11975,7 @@ def file_response(call: Call, file: IO[bytes], size: int, *, content_type: str, 
     return bottle.HTTPResponse(FileBody(file, start, stop), 206 if part else 200, headers)
 
 
-def attachment(filename: str) -> str:
+def attachment_header(filename: str) -> str:
     """Return a Content-Disposition for a name that somebody else chose."""
     plain = re.sub(r'[^A-Za-z0-9._ ()+-]', '_', filename) or 'artifacts'
     return f'attachment; filename="{plain}"; filename*=UTF-8\'\'{urllib.parse.quote(filename, safe="")}'
@@ -11971,9 +11993,11 @@ def page_of(call: Call) -> tuple[int, int]:
 
 def page_link(call: Call, **changes: Any) -> str:
     """Return this call's address with some of its query parameters changed."""
-    pairs = [(name, value) for name, value in urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
-             if name not in changes and name not in ('private_token', 'job_token', 'access_token')]
-    query = urllib.parse.urlencode([*pairs, *((name, str(value)) for name, value in changes.items())])
+    left_out = {*changes, 'private_token', 'job_token', 'access_token'}
+    given = urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
+    pairs = [(name, value) for name, value in given if name not in left_out]
+    pairs += [(name, str(value)) for name, value in changes.items()]
+    query = urllib.parse.urlencode(pairs)
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 
 
@@ -11987,14 +12011,24 @@ def paged_response(call: Call, items: Sequence[Any], total: int | None = None) -
         items, total = items[(page - 1) * per_page:page * per_page], len(items)
     counted = total <= MAX_COUNTED
     last = max(1, -(-total // per_page))
-    links = {'prev': page - 1 if page > 1 else None, 'next': page + 1 if page < last else None,
-             'first': 1, 'last': last if counted else None}
-    headers = {'X-Page': str(page), 'X-Per-Page': str(per_page), 'X-Prev-Page': str(links['prev'] or ''),
-               'X-Next-Page': str(links['next'] or '')}
+    links: dict[str, int] = {}
+    if page > 1:
+        links['prev'] = page - 1
+    if page < last:
+        links['next'] = page + 1
+    links['first'] = 1
+    if counted:
+        links['last'] = last
+    headers = {
+        'X-Page': str(page),
+        'X-Per-Page': str(per_page),
+        'X-Prev-Page': str(links.get('prev', '')),
+        'X-Next-Page': str(links.get('next', '')),
+    }
     if counted:
         headers.update({'X-Total': str(total), 'X-Total-Pages': str(last)})
-    headers['Link'] = ', '.join(f'<{page_link(call, page=number, per_page=per_page)}>; rel="{rel}"'
-                                for rel, number in links.items() if number)
+    addresses = {rel: page_link(call, page=number, per_page=per_page) for rel, number in links.items()}
+    headers['Link'] = ', '.join(f'<{address}>; rel="{rel}"' for rel, address in addresses.items())
     return json_response(items, 200, headers)
 
 
@@ -12273,7 +12307,7 @@ def audit(call: Call) -> None:
              call.environ['minici.path'])
 
 
-def answer(declared: Route, **arguments: str) -> bottle.HTTPResponse:
+def answer_call(declared: Route, **arguments: str) -> bottle.HTTPResponse:
     """Answer a request: read the path, authenticate, call the handler, present its result or its refusal."""
     environ = bottle.request.environ
     call = Call(environ['minici.ci'], declared, environ)
@@ -12743,7 +12777,7 @@ def predefined_variables(claim: Claim, call: Viewer, runner: Row) -> JSON:
     return variables
 
 
-def environment_variables(environment: Mapping[str, Any] | None) -> JSON:
+def environment_variables(environment: Members | None) -> JSON:
     """Return the predefined variables of a job's environment."""
     if environment is None:
         return {}
@@ -12766,7 +12800,7 @@ def runner_variable(key: str, value: str, *, shown: bool = False, masked: bool =
     return variable
 
 
-def job_variables(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
+def variables_of_job(claim: Claim, call: Viewer, runner: Row) -> list[JSON]:
     """Return all variables of a job in the shape that runners receive, expanded, later ones winning."""
     job = claim.job
     spec = stored_spec(claim.job)
@@ -12821,7 +12855,7 @@ def job_payload(claim: Claim, call: Viewer, runner: Row) -> JSON:
     job = claim.job
     spec = stored_spec(claim.job)
     timeout = job_timeout(claim.job, runner)
-    variables = job_variables(claim, call, runner)
+    variables = variables_of_job(claim, call, runner)
     payload: JSON = {'id': job['id'], 'token': claim.token, 'allow_git_fetch': bool(job['allow_git_fetch'])}
     payload['job_info'] = job_info(job)
     payload['git_info'] = git_info(job, repository_url(claim, call), variables)
@@ -12919,22 +12953,22 @@ def job_steps(spec: JSON, timeout: int) -> list[JSON]:
     return steps
 
 
-def quoted(text: str) -> str:
+def double_quoted(text: str) -> str:
     """Return a text in double quotes for a shell, which still expands variables in it."""
     escaped = re.sub(r'(["`\\])', r'\\\1', text)
     return f'"{escaped}"'
 
 
-def release_command(release: Mapping[str, Any]) -> str:
+def release_command(release: Members) -> str:
     """Return the command with which a runner creates a job's release; the shell expands variables in it."""
     words = ['release-cli create']
     for name in ('name', 'description', 'tag_name', 'tag_message', 'ref', 'released_at'):
         if release.get(name):
-            words.append(f'--{name.replace("_", "-")} {quoted(release[name])}')
+            words.append(f'--{name.replace("_", "-")} {double_quoted(release[name])}')
     for milestone in release.get('milestones', ()):
-        words.append(f'--milestone {quoted(milestone)}')
+        words.append(f'--milestone {double_quoted(milestone)}')
     for link in release.get('assets', {}).get('links', ()):
-        words.append(f'--assets-link {quoted(json.dumps(link, separators=(",", ":")))}')
+        words.append(f'--assets-link {double_quoted(json.dumps(link, separators=(",", ":")))}')
     return ' '.join(words)
 
 
@@ -13092,8 +13126,9 @@ def store_upload(call: Call, job: Row) -> None:
 def artifacts_response(call: Call, job: Row, file_type: str = 'archive') -> bottle.HTTPResponse:
     """Send a job's archive or report."""
     artifact, file = call.ci.open_artifacts(job, file_type)
+    disposition = attachment_header(artifact['filename'])
     response = file_response(call, file, artifact['size'], content_type='application/octet-stream',
-                             disposition=attachment(artifact['filename']), etag=artifact['sha256'])
+                             disposition=disposition, etag=artifact['sha256'])
     response.headers['Content-Transfer-Encoding'] = 'binary'
     return response
 
@@ -13102,8 +13137,9 @@ def log_response(call: Call, job: Row) -> bottle.HTTPResponse:
     """Send a job's trace and mark it watched, so that its runner reports sooner; raise NotFound without a trace."""
     file = call.ci.open_trace(job, masked=True)
     call.ci.traces.looked_at(job['id'])
-    return file_response(call, file, os.fstat(file.fileno()).st_size, content_type='text/plain; charset=utf-8',
-                         disposition=f'inline; filename="{job["id"]}.log"')
+    size = os.fstat(file.fileno()).st_size
+    disposition = f'inline; filename="{job["id"]}.log"'
+    return file_response(call, file, size, content_type='text/plain; charset=utf-8', disposition=disposition)
 
 
 def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
@@ -13115,7 +13151,8 @@ def entry_response(call: Call, job: Row, path: str) -> bottle.HTTPResponse:
     content_type, encoding = mimetypes.guess_type(path)
     if content_type is None or encoding is not None:
         content_type = 'application/octet-stream'
-    return file_response(call, file, size, disposition=attachment(path.rpartition('/')[2]), content_type=content_type)
+    disposition = attachment_header(path.rpartition('/')[2])
+    return file_response(call, file, size, disposition=disposition, content_type=content_type)
 
 
 # Runner API ###################################################################################
@@ -13292,7 +13329,7 @@ def build_options(claim: Claim) -> JSON:
     return options
 
 
-def build_variable(variable: Mapping[str, Any]) -> JSON:
+def build_variable(variable: Members) -> JSON:
     """Return a variable in the shape that runners before 9.0 receive."""
     entity = {name: variable[name] for name in ('key', 'value', 'public')}
     if variable.get('file'):
@@ -13310,7 +13347,7 @@ def build_payload(claim: Claim, call: Call, runner: Row) -> JSON:
     payload['allow_git_fetch'] = bool(job['allow_git_fetch'])
     payload['options'] = build_options(claim)
     payload['timeout'] = job_timeout(job, runner)
-    payload['variables'] = [build_variable(variable) for variable in job_variables(claim, call, runner)]
+    payload['variables'] = [build_variable(variable) for variable in variables_of_job(claim, call, runner)]
     payload['credentials'] = []
     payload['depends_on_builds'] = [build_dependency(row, claim.token) for row in claim.dependencies]
     return payload
@@ -13579,9 +13616,11 @@ def create_pipeline_route(call: Call, project: Row) -> JSON:
     if not isinstance(content, str | dict | None):
         raise InvalidParameter('content is invalid')
     variables = call.mappings('variables', 'key', 'value')
-    pipeline = call.ci.create_pipeline(project, call.text('ref'), sha=call.text('sha') or None, content=content,
-                                       tag=call.flag('tag'), variables=variables, user=call.actor,
-                                       inputs=call.mapping('inputs'))
+    ref = call.text('ref')
+    sha = call.text('sha') or None
+    inputs = call.mapping('inputs')
+    pipeline = call.ci.create_pipeline(project, ref, sha=sha, content=content, tag=call.flag('tag'),
+                                       variables=variables, user=call.actor, inputs=inputs)
     return pipeline_entity(pipeline, call, detail=True)
 
 
@@ -13615,7 +13654,8 @@ def show_latest_pipeline_route(call: Call, project: Row) -> JSON:
 def status_entity(row: Row, call: Call) -> JSON:
     """Return a job as the status of its commit."""
     status = pick(row, 'id', 'sha', 'ref', 'status', 'name', 'coverage', 'pipeline_id')
-    status['target_url'] = f'{call.base_url}/{row["project_path"]}/-/jobs/{row["id"]}'
+    address = f'{call.base_url}/{row["project_path"]}/-'
+    status['target_url'] = f'{address}/jobs/{row["id"]}'
     status['description'] = None
     status.update(pick_times(row, 'created_at', 'started_at', 'finished_at'))
     status['allow_failure'] = bool(row['allow_failure'])
@@ -13629,10 +13669,13 @@ def list_statuses_route(call: Call, project: Row, sha: str) -> bottle.HTTPRespon
     newest = newest_pipeline(call, project, sha=sha) or newest_pipeline(call, project, ref=sha)
     if newest is None:
         raise NotFound('Commit')
-    rows = call.ci.list_statuses(
-        project, newest['sha'], ref=call.text('ref') or None, stage=call.text('stage') or None,
-        name=call.text('name') or None, pipeline_id=call.optional_integer('pipeline_id'),
-        latest=not call.flag('all'), newest_first=call.choice('sort', ('asc', 'desc'), 'asc') == 'desc')
+    ref = call.text('ref') or None
+    stage = call.text('stage') or None
+    job_name = call.text('name') or None
+    pipeline_id = call.optional_integer('pipeline_id')
+    way = call.choice('sort', ('asc', 'desc'), 'asc')
+    rows = call.ci.list_statuses(project, newest['sha'], ref=ref, stage=stage, name=job_name, pipeline_id=pipeline_id,
+                                 latest=not call.flag('all'), newest_first=way == 'desc')
     return paged_response(call, [status_entity(row, call) for row in rows])
 
 
@@ -13655,7 +13698,8 @@ TEST_COUNTS = {'success_count': 'success', 'failed_count': 'failed', 'skipped_co
 
 def suite_counts(rows: Sequence[Row]) -> JSON:
     """Return the counts of the tests of some jobs together."""
-    counts: JSON = {'total_time': round(sum(row['total_time'] for row in rows), 6), 'total_count': 0}
+    total_time = sum(row['total_time'] for row in rows)
+    counts: JSON = {'total_time': round(total_time, 6), 'total_count': 0}
     for name, column in TEST_COUNTS.items():
         counts[name] = sum(row[column] for row in rows)
         counts['total_count'] += counts[name]
@@ -13770,11 +13814,16 @@ def create_project_route(call: Call) -> JSON:
     if not call.has('path') and not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]*', path):
         path = re.sub('[^a-z0-9_]+', '-', path.lower()).strip('-') or '?'
     refuse_unsupported(call)
+    import_url = call.text('import_url') or None
+    branch = call.text('default_branch') or 'main'
+    build_timeout = call.optional_integer('build_timeout')
+    shared = call.flag('shared_runners_enabled', True)
+    description = call.optional('description')
+    visibility = call.choice('visibility', VISIBILITIES, 'private')
     project = call.ci.create_project(
-        path, name=call.optional('name'), import_url=call.text('import_url') or None,
-        default_branch=call.text('default_branch') or 'main', build_timeout=call.optional_integer('build_timeout'),
-        shared_runners_enabled=call.flag('shared_runners_enabled', True), description=call.optional('description'),
-        visibility=call.choice('visibility', VISIBILITIES, 'private'), ci_config_path=call.text('ci_config_path'))
+        path, name=call.optional('name'), import_url=import_url, default_branch=branch, build_timeout=build_timeout,
+        shared_runners_enabled=shared, description=description, visibility=visibility,
+        ci_config_path=call.text('ci_config_path'))
     return project_entity(project, call, detail=True)
 
 
@@ -13800,13 +13849,15 @@ def lists_nothing(call: Call) -> bool:
 def list_projects_route(call: Call) -> bottle.HTTPResponse:
     """List the projects, newest first."""
     number, per_page = page_of(call)
+    after = call.moment('last_activity_after') or call.moment('updated_after')
+    before = call.moment('last_activity_before') or call.moment('updated_before')
     filters: JSON = {
         'search': call.text('search'),
         'visibility': call.optional_choice('visibility', (*VISIBILITIES, 'internal')),
         'id_after': call.optional_integer('id_after'),
         'id_before': call.optional_integer('id_before'),
-        'active_after': call.moment('last_activity_after') or call.moment('updated_after'),
-        'active_before': call.moment('last_activity_before') or call.moment('updated_before'),
+        'active_after': after,
+        'active_before': before,
         'order_by': call.choice('order_by', PROJECT_ORDERS, 'id'),
         'sort': call.choice('sort', ('asc', 'desc'), 'desc'),
     }
@@ -13933,7 +13984,7 @@ def named_variable(call: Call, key: str) -> Row:
     return call.ci.find_variable(call.project, key, scope)
 
 
-def set_variable(call: Call, key: str, before: Mapping[str, Any]) -> JSON:
+def set_variable(call: Call, key: str, before: Members) -> JSON:
     """Set a variable; what the call does not give stays as `before` has it, which is empty for a new one."""
     description = call.optional('description')
     if description is None:
@@ -14386,7 +14437,7 @@ def schedule_entity(row: Row, call: Call, *, detail: bool = False) -> JSON:
     return schedule
 
 
-def schedule_variable_entity(variable: Mapping[str, Any]) -> JSON:
+def schedule_variable_entity(variable: Members) -> JSON:
     """Return a variable of a schedule."""
     return {
         'key': variable['key'],
@@ -14396,7 +14447,7 @@ def schedule_variable_entity(variable: Mapping[str, Any]) -> JSON:
     }
 
 
-def given_inputs(call: Call, known: Mapping[str, Any]) -> dict[str, Any] | None:
+def given_inputs(call: Call, known: Members) -> JSON | None:
     """Return the inputs of a schedule, those that it had changed as the call says; None when it says nothing."""
     if not call.has('inputs'):
         return None
@@ -14493,7 +14544,7 @@ def create_schedule_variable_route(call: Call, schedule: Row) -> JSON:
     return schedule_variable_entity(variable)
 
 
-def schedule_variable(schedule: Row, key: str) -> Mapping[str, Any]:
+def schedule_variable(schedule: Row, key: str) -> Members:
     """Return a variable of a schedule; raise NotFound if there is none."""
     for variable in json.loads(schedule['variables']):
         if variable['key'] == key:
@@ -14557,7 +14608,7 @@ def read_event(call: Call) -> tuple[str, JSON]:
     return kind, event
 
 
-def part_of(event: Mapping[str, Any], path: str) -> Any:
+def part_of(event: Members, path: str) -> Any:
     """Return a value deep inside an event, None if it is not there; dots stand between the names."""
     value: Any = event
     for name in path.split('.'):
@@ -14567,7 +14618,7 @@ def part_of(event: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def required(event: Mapping[str, Any], path: str) -> str:
+def required_field(event: Members, path: str) -> str:
     """Return a text deep inside an event; raise BadRequest, which names it, if it is not there."""
     value = part_of(event, path)
     if not isinstance(value, str) or not value:
@@ -14591,7 +14642,7 @@ def check_push(event: JSON) -> None:
         raise NothingToDo('the push says to skip CI')
 
 
-def skips_ci(push: Mapping[str, Any]) -> bool:
+def skips_ci(push: Members) -> bool:
     """Tell whether the message of a push's newest commit says to skip CI."""
     commits = [push.get('head_commit'), *(push.get('commits') or ())]
     newest = [commit for commit in commits if isinstance(commit, dict) and commit.get('id') == push['after']]
@@ -14682,7 +14733,7 @@ def read_request(event: JSON, shape: RequestShape) -> JSON:
     if not isinstance(iid, int):
         raise BadRequest(f'the event has no {shape.number}')
     request: JSON = {'iid': iid}
-    request.update((name, required(event, path)) for name, path in shape.branches.items())
+    request.update((name, required_field(event, path)) for name, path in shape.branches.items())
     request.update((name, part_of(event, path)) for name, path in shape.texts.items())
     labels = [label for label in part_of(event, shape.labels) or () if isinstance(label, dict)]
     request['labels'] = [str(label.get(shape.label_name)) for label in labels]
@@ -14698,7 +14749,7 @@ def merge_request_pipeline(call: Call, project: Row, event: JSON) -> Row:
     if action not in NEW_COMMITS or action == 'update' and not part_of(event, 'object_attributes.oldrev'):
         raise NothingToDo(f'nothing to do for a merge request that is {action or "as it was"}')
     request = read_request(event, shape)
-    sha = required(event, shape.sha)
+    sha = required_field(event, shape.sha)
     if SKIP_CI.search(str(part_of(event, 'object_attributes.last_commit.message'))):
         raise NothingToDo('the commit says to skip CI')
     source, target = (part_of(event, side) for side in shape.sides)
@@ -14865,7 +14916,7 @@ def fetch_git_route(call: Call, project: Row) -> bottle.HTTPResponse:
 # What a repository and its pipelines hold besides jobs: branches and tags as git has them, environments,
 # releases; and the people behind the tokens.
 
-def ref_commit_entity(sha: str, info: Mapping[str, Any], project: Row, call: Call) -> JSON:
+def ref_commit_entity(sha: str, info: Members, project: Row, call: Call) -> JSON:
     """Return the commit that a branch or tag points to."""
     commit = {name: info[name] for name in ('author_name', 'author_email', 'committer_name', 'committer_email')}
     for name in ('authored_date', 'committed_date'):
@@ -15102,10 +15153,14 @@ def create_release_route(call: Call, project: Row) -> JSON:
     """Create the release of a tag; this is what the release step of a job asks for."""
     call.require('tag_name')
     user_id = call.actor['user_id'] if 'user_id' in call.actor.keys() else call.actor['id']  # noqa: SIM118
-    release = call.ci.create_release(
-        project, call.text('tag_name'), name=call.text('name'), description=call.text('description'),
-        ref=call.text('ref') or None, links=given_links(call), milestones=call.words('milestones'),
-        released_at=call.moment('released_at'), user_id=user_id)
+    tag_name = call.text('tag_name')
+    description = call.text('description')
+    ref = call.text('ref') or None
+    links = given_links(call)
+    milestones = call.words('milestones')
+    released_at = call.moment('released_at')
+    release = call.ci.create_release(project, tag_name, name=call.text('name'), description=description, ref=ref,
+                                     links=links, milestones=milestones, released_at=released_at, user_id=user_id)
     return release_entity(release, call)
 
 
@@ -15383,7 +15438,7 @@ def router() -> bottle.Bottle:
         table.router.add_filter(kind, lambda config, pattern=pattern: (pattern, None, None))
     table.default_error_handler = lambda error: no_route(error, bottle.request.path)
     for declared in all_routes():
-        table.route(declared.path, declared.method, functools.partial(answer, declared))
+        table.route(declared.path, declared.method, functools.partial(answer_call, declared))
     return table
 
 
@@ -15408,7 +15463,7 @@ class Application:
         self._refusals = RefusalLog()
         self.routes = all_routes()
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(self, environ: JSON, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one WSGI request."""
         return self._measured(self._routed(environ), start_response)
 
@@ -15455,7 +15510,7 @@ class Application:
         }
         return {**environ, **ours}
 
-    def _measured(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _measured(self, environ: JSON, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request, count the answer, and log it with --access-log."""
         began = time.perf_counter()
         started: list[tuple[int, int]] = []
@@ -15487,7 +15542,7 @@ class Application:
                             environ['minici.path'], status, sent, seconds * 1000)
 
     @staticmethod
-    def _raw_path(environ: Mapping[str, Any]) -> str:
+    def _raw_path(environ: Members) -> str:
         """Return the path below the mount point, undecoded if the server tells it."""
         mount = environ.get('SCRIPT_NAME', '')
         decoded = mount + environ.get('PATH_INFO', '')
@@ -15642,7 +15697,7 @@ class RequestParser(waitress.parser.HTTPRequestParser):
 class Task(waitress.task.WSGITask):
     """Answers one request; the application can tell the connection that its caller is trusted."""
 
-    def get_environment(self) -> dict[str, Any]:
+    def get_environment(self) -> JSON:
         """Return the WSGI environment."""
         environ = super().get_environment()
         environ['minici.trust'] = self.channel.trust
@@ -16058,7 +16113,7 @@ class JobOutput:
 class ShellJob:
     """One claimed job, run with a plain shell as its user; `payload` is what GitLab Runner would get for it."""
 
-    def __init__(self, ci: Coordinator, claim: Claim, payload: Mapping[str, Any], place: Workshop, *,
+    def __init__(self, ci: Coordinator, claim: Claim, payload: Members, place: Workshop, *,
                  secret_values: Iterable[str] = (), listen: Callable[[bytes], None]) -> None:
         self._ci = ci
         self._job = claim.job
@@ -16182,13 +16237,13 @@ class ShellJob:
             raise JobEnded(git_reason(done))
         return done.stdout
 
-    def _download(self, item: Mapping[str, Any]) -> None:
+    def _download(self, item: Members) -> None:
         """Unpack the artifacts of an earlier job."""
         _, archive = self._ci.open_artifacts(item['id'])
         with archive:
             files = unpack(archive, self._directory)
         source = f'{item["name"]} ({item["id"]})'
-        self._output.line(f'Downloading artifacts for {source}: {counted(files, "file")}')
+        self._output.line(f'Downloading artifacts for {source}: {count_text(files, "file")}')
 
     # -- scripts
 
@@ -16274,7 +16329,7 @@ class ShellJob:
             for item in wanted:
                 self._upload(item)
 
-    def _upload(self, item: Mapping[str, Any]) -> None:
+    def _upload(self, item: Members) -> None:
         """Keep one archive or report; none of its files being there is told and no failure."""
         files = self._find_files(item)
         kind = item['artifact_type']
@@ -16289,10 +16344,10 @@ class ShellJob:
                                      expire_in=item.get('expire_in'))
         finally:
             part.discard()
-        number_of = counted(len(files), 'file')
+        number_of = count_text(len(files), 'file')
         self._output.line(f'Uploading {number_of} as "{kind}": {first_of(files)}')
 
-    def _find_files(self, item: Mapping[str, Any]) -> list[str]:
+    def _find_files(self, item: Members) -> list[str]:
         """Return the paths of the files that an artifact or cache names; say which of its patterns match nothing."""
         everything = list_files(self._directory)
         found: set[str] = set()
@@ -16333,7 +16388,7 @@ class ShellJob:
                 continue
             with open(self._cache_path(key), 'rb') as archive:
                 files = unpack(archive, self._directory)
-            self._output.line(f'Restored {counted(files, "file")} from cache {fill_in(key, self._environment)}')
+            self._output.line(f'Restored {count_text(files, "file")} from cache {fill_in(key, self._environment)}')
 
     def _save_caches(self, passed: bool) -> None:
         """Pack the caches of the job for the next one, where their policy and the result allow it."""
@@ -16351,7 +16406,7 @@ class ShellJob:
                     pack(file, self._directory, files, 'zip', 'cache')
                 os.replace(part, path)
                 key = fill_in(item['key'], self._environment)
-                self._output.line(f'Saved {counted(len(files), "file")} to cache {key}')
+                self._output.line(f'Saved {count_text(len(files), "file")} to cache {key}')
 
 
 def fill_in(text: str, variables: Mapping[str, str]) -> str:
@@ -16492,7 +16547,7 @@ def unpack_entry(bundle: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) 
     target.chmod(mode & 0o777 or 0o644)
 
 
-def counted(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """Return a number with its noun: ``1 file``, ``2 files``."""
     return f'{count} {plural(count, noun)}'
 
@@ -16693,7 +16748,7 @@ class JobView:
             said = self._screen.clean(ESCAPES.sub(b'', title)).strip() or name
             text = f'▸ {said}'
             if lines:
-                text += f' · {counted(len(lines), "line")}'
+                text += f' · {count_text(len(lines), "line")}'
             if ended > started:
                 text += f' ({ended - started} s)'
             self._screen.line(self._prefix + self._screen.paint(text, '2'))
@@ -16853,7 +16908,8 @@ class LocalRun:
         identity = checkout.remote_url or str(checkout.root)
         name = remote_path(checkout.remote_url) or f'local/{project_name(checkout.root)}'
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-        store = ci.data / 'snapshots' / f'{project_name(checkout.root)}-{digest}.git'
+        name = f'{project_name(checkout.root)}-{digest}.git'
+        store = ci.data / 'snapshots' / name
         self.checkout = Checkout(checkout.root, store)
         self.project = self._find_project(name, digest)
         self._secrets: list[dict[str, str]] = []
@@ -16910,7 +16966,7 @@ class LocalRun:
             raise BadRequest({'ref': ['--as tag needs the name of a tag: add --ref NAME']})
         return self.checkout.branch or self.project['default_branch']
 
-    def _comparison(self, ref: str, sha: str) -> dict[str, Any]:
+    def _comparison(self, ref: str, sha: str) -> JSON:
         """Return what `rules:changes` compares with, and the facts of a merge request."""
         since = self._options.changed_since
         if self._options.run_as == 'merge_request':
@@ -17205,7 +17261,7 @@ class LocalRun:
                 _, archive = self.ci.open_artifacts(job)
                 with archive:
                     files = unpack(archive, self.checkout.root)
-                self._screen.line(f'{counted(files, "file")} of {job["name"]} unpacked into {self.checkout.root}')
+                self._screen.line(f'{count_text(files, "file")} of {job["name"]} unpacked into {self.checkout.root}')
 
 
 def script_lines(trace: bytes) -> list[bytes]:
@@ -17268,11 +17324,11 @@ def tests_text(report: Row) -> str:
     wrong = report['failed'] + report['error']
     total = wrong + report['success'] + report['skipped']
     if wrong:
-        return f'{wrong} of {counted(total, "test")} failed'
-    return counted(total, 'test')
+        return f'{wrong} of {count_text(total, "test")} failed'
+    return count_text(total, 'test')
 
 
-def artifact_text(item: Mapping[str, Any]) -> str:
+def artifact_text(item: Members) -> str:
     """Say what kind of artifact a job left, and how large it is."""
     kind = item['file_type']
     if kind == 'archive':
@@ -17618,7 +17674,7 @@ def lint_command(options: argparse.Namespace) -> int:
     return 1
 
 
-def lint_facts(options: argparse.Namespace, default: str) -> tuple[dict[str, Any], dict[str, str]]:
+def lint_facts(options: argparse.Namespace, default: str) -> tuple[JSON, dict[str, str]]:
     """Return what the command line says of a pipeline, and its predefined variables."""
     ref = options.ref or default
     facts = {
@@ -17650,7 +17706,7 @@ def pipeline_source(text: str) -> str:
     """Return a source of pipelines that GitLab knows; raise ArgumentTypeError for any other."""
     if text not in PIPELINE_SOURCES:
         raise argparse.ArgumentTypeError(f'{text!r} is none of {", ".join(PIPELINE_SOURCES)}'
-                                         f'{nearest(text, PIPELINE_SOURCES)}')
+                                         f'{nearest_word(text, PIPELINE_SOURCES)}')
     return text
 
 
@@ -17858,7 +17914,7 @@ class Hook:
             words = said.read(MAX_HOOK_OUTPUT).decode('utf-8', 'replace')
         return f'exit status {status}: {words}'
 
-    def _pipeline_facts(self, row: Row) -> dict[str, Any]:
+    def _pipeline_facts(self, row: Row) -> JSON:
         """Return a pipeline, its project's path and the status of the last finished pipeline of its ref before it."""
         project = self.ci.find_project(row['project_id'])
         finished, _ = self.ci.list_pipelines(project, ref=row['ref'], scope='finished')

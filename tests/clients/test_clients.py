@@ -58,15 +58,15 @@ def test_python_gitlab_manages_variables(gl, demo, of):
     assert manager.list(get_all=True) == []
 
 
-def test_python_gitlab_manages_triggers_and_triggers(server, demo, clock):
+def test_python_gitlab_manages_triggers_and_triggers(ci, project, server, demo, checkout):
+    ci.edit_project(project, import_url=checkout.as_uri())
     trigger = demo.triggers.create({'description': 'nightly'})
     trigger.description = 'hourly'
     trigger.save()
     assert demo.triggers.get(trigger.id).description == 'hourly'
     with gitlab.Gitlab(server.url) as stranger:
-        content = json.dumps({'test': {'script': ['x']}})
         lazy = stranger.projects.get(demo.id, lazy=True)
-        made = lazy.trigger_pipeline('main', trigger.token, variables={'A': '1'}, sha=SHA, content=content)
+        made = lazy.trigger_pipeline('main', trigger.token, variables={'A': '1'})
         with pytest.raises(gitlab.GitlabCreateError) as caught:
             lazy.trigger_pipeline('main', 'wrong')
     assert caught.value.response_code == 404

@@ -10,7 +10,7 @@ import wsgiref.simple_server
 import pytest
 from support import PLAIN, Runner, commit, git, until
 
-from minici import git_info, job_variables
+from minici import git_info, variables_of_job
 
 
 class Quiet(wsgiref.simple_server.WSGIRequestHandler):
@@ -93,7 +93,7 @@ def fetch(directory, info, protocol):
 def claimed(ci, address):
     claim = Runner(ci).claim()
     viewer = types.SimpleNamespace(ci=ci, base_url='http://127.0.0.1')
-    return git_info(claim.job, address, job_variables(claim, viewer, ci.find_runner_by_id(1)))
+    return git_info(claim.job, address, variables_of_job(claim, viewer, ci.find_runner_by_id(1)))
 
 
 CASES = {       # what happened: the commit, counted back from the tip, and a push afterwards

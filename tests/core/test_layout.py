@@ -12,9 +12,9 @@ import pytest
 
 import minici
 
-#: The limits of design: lines of a class and a section, expressions of a statement, conditional ones in a thousand.
-MAX_CLASS, MAX_SECTION, MEAN_EXPRESSIONS, CONDITIONALS = 430, 2000, 9.5, 92
-LARGE_STATEMENTS, HIDDEN_NAMES, ANYS, WRONG_HANDLERS = 16, 999, 283, 999
+#: The most lines of a class and of a section; the most expressions of a statement on average, and conditional ones
+#: in a thousand statements; the most places where `Any` stands.
+MAX_CLASS, MAX_SECTION, MEAN_EXPRESSIONS, CONDITIONALS, ANYS = 400, 900, 7.0, 45, 120
 
 SOURCE = Path(minici.__file__).read_text(encoding='utf-8')
 LINES = SOURCE.splitlines()
@@ -214,7 +214,7 @@ def test_statements_are_simple():
 def test_no_statement_outside_tables_has_more_than_60_expressions():
     large = [f'line {statement.lineno}: {expressions_in(statement)}' for statement in statements()
              if expressions_in(statement) > 60 and not is_table(statement)]
-    assert len(large) <= LARGE_STATEMENTS, large
+    assert large == []
 
 
 def test_conditional_expressions_are_few():
@@ -265,7 +265,7 @@ def hidden_names():
 
 
 def test_no_local_hides_a_name_of_the_module():
-    assert len(hidden_names()) <= HIDDEN_NAMES, hidden_names()
+    assert hidden_names() == []
 
 
 def test_any_is_for_what_is_truly_any():
@@ -276,7 +276,7 @@ def test_handlers_are_named_after_what_they_are():
     wrong = [node.name for node in functions() if not node.name.endswith('_route') and any(
         isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name)
         and decorator.func.id in ('route', 'legacy_route') for decorator in node.decorator_list)]
-    assert len(wrong) <= WRONG_HANDLERS, wrong
+    assert wrong == []
 
 
 def test_sql_stands_only_in_storage_domain_and_entities():
