@@ -32,8 +32,9 @@ def window(chromium, gallery):
         def make(scope=None):
             browser = stack.enter_context(chromium.browser(url))
             if scope:
+                session = ci.sign_in_with(ci.create_private_token('ada', scope))
                 browser.page.context.add_cookies([{
-                    'name': f'minici_{ci.instance}', 'value': ci.create_private_token('ada', scope), 'url': url}])
+                    'name': f'minici_{ci.instance}', 'value': session, 'url': url}])
             return browser
         yield make
 
@@ -79,7 +80,8 @@ def test_long_names_make_no_page_wider_than_a_phone(chromium, browser, ci, token
         'a job with a name that goes on ' * 4: {'script': ['x'], 'tags': ['a-tag-with-a-long-name' * 3]}})
     claim = Runner(ci, tag_list=['a-tag-with-a-long-name' * 3]).claim()
     ci.append_trace(ci.authenticate_job(claim.job['id'], claim.token), 0, b'x' * 1000 + b'\n')
-    browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': token, 'url': server.url}])
+    session = ci.sign_in_with(token)
+    browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': session, 'url': server.url}])
     browser.size(390, 844)
     base = f'/{project["path"]}'
     assert faults(browser, [
@@ -95,7 +97,8 @@ def test_pages_of_readers_and_strangers_have_no_serious_fault(window, gallery, m
 
 
 def test_pages_of_an_empty_installation_have_no_serious_fault(chromium, browser, ci, token, server):
-    browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': token, 'url': server.url}])
+    session = ci.sign_in_with(token)
+    browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': session, 'url': server.url}])
     assert faults(browser, EMPTY) == []
     assert all('404' in message for message in browser.console())  # of the last
 

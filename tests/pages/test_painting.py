@@ -230,7 +230,8 @@ def make_pipeline(ci, project, names, plain=False):
 
 
 def test_hostile_names_are_text_on_every_page(browser, ci, token, project, server):
-    browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': token, 'url': server.url}])
+    session = ci.sign_in_with(token)
+    browser.page.context.add_cookies([{'name': f'minici_{ci.instance}', 'value': session, 'url': server.url}])
     page, asked = browser.page, []
     page.on('request', lambda request: asked.append(request.url))
 

@@ -19,8 +19,9 @@ MANUAL = {'deploy': {'script': ['make deploy'], 'when': 'manual', 'manual_confir
 
 def sign_in(browser, ci, token):
     """Give the browser the cookie that signing in gives."""
+    session = ci.sign_in_with(token)
     browser.page.context.add_cookies([{
-        'name': f'minici_{ci.instance}', 'value': token, 'url': browser.url, 'httpOnly': True, 'sameSite': 'Strict'}])
+        'name': f'minici_{ci.instance}', 'value': session, 'url': browser.url, 'httpOnly': True, 'sameSite': 'Strict'}])
 
 
 @pytest.fixture
