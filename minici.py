@@ -9418,7 +9418,7 @@ class Bridges(Pipelines):
     def _announce(self) -> None:
         """Wake the threads that wait for a change of a job; start the pipelines of bridges whose turn has come."""
         super()._announce()
-        while self._bridges_due:
+        while self._bridges_due and not self.db.closed:     # the sweep of the next start takes up what is left
             with contextlib.suppress(IndexError):   # another thread may be quicker
                 self._start_bridge(self._bridges_due.popleft())
 
