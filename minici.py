@@ -16908,8 +16908,7 @@ class LocalRun:
         identity = checkout.remote_url or str(checkout.root)
         name = remote_path(checkout.remote_url) or f'local/{project_name(checkout.root)}'
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-        name = f'{project_name(checkout.root)}-{digest}.git'
-        store = ci.data / 'snapshots' / name
+        store = ci.data / 'snapshots' / f'{project_name(checkout.root)}-{digest}.git'
         self.checkout = Checkout(checkout.root, store)
         self.project = self._find_project(name, digest)
         self._secrets: list[dict[str, str]] = []
