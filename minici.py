@@ -1955,28 +1955,46 @@ REFERENCES = re.compile(r'\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}|%([A-Za-z_]\w*)%
 RUNNER_REFERENCES = re.compile(r'\$\$|%%|\$([A-Za-z_]\w*)|\$\{([A-Za-z_]\w*)\}|%([A-Za-z_]\w*)%', re.A)
 
 
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the file; a `raw` one reaches the job without the variables in it replaced."""
+
+    value: str
+    raw: bool = False
+
+
 class Scope:
     """The variables that are known somewhere, in layers of which a later one wins."""
 
-    def __init__(self, *layers: Mapping[str, str], raw: Container[str] = ()) -> None:
+    def __init__(self, *layers: Mapping[str, str] | Mapping[str, Variable]) -> None:
         self._layers = layers[::-1]
-        self._raw = raw
         self._expanded = dict[str, str]()
+
+    def _find(self, name: str) -> Variable | None:
+        """Return a variable, None when it is not known."""
+        for layer in self._layers:
+            if name in layer:
+                found = layer[name]
+                return found if isinstance(found, Variable) else Variable(found)
+        return None
 
     def get(self, name: str) -> str | None:
         """Return the value of a variable as it was written, None when it is not known."""
-        for layer in self._layers:
-            if name in layer:
-                return layer[name]
-        return None
+        found = self._find(name)
+        if found is None:
+            return None
+        return found.value
 
     def expanded(self, name: str, above: tuple[str, ...] = ()) -> str | None:
         """Return a variable with the variables in its value replaced; raise ValueError when it grows too long.
 
         Variables that name each other in a circle stay as they are.
         """
-        value = self.get(name)
-        if value is None or name in self._raw or not ('$' in value or '%' in value):
+        found = self._find(name)
+        if found is None:
+            return None
+        value = found.value
+        if found.raw or not ('$' in value or '%' in value):
             return value
         if name in above or len(above) >= 50:
             return value
@@ -2234,14 +2252,6 @@ def mapping(readers: Mapping[str, Reader], *required: str) -> Reader:
 
 
 # -- variables, images, services
-
-@dataclass(frozen=True)
-class Variable:
-    """A variable of the file; a `raw` one reaches the job without the variables in it replaced."""
-
-    value: str
-    raw: bool = False
-
 
 VARIABLE_FIELDS: dict[str, Reader] = {
     'value': Spot.scalar, 'description': Spot.text, 'options': listed(Spot.scalar), 'expand': Spot.flag}
@@ -2606,9 +2616,9 @@ class Rule:
         return self.fields.get(key)
 
     @property
-    def variables(self) -> Mapping[str, Variable]:
+    def variables(self) -> dict[str, Variable]:
         """The variables that the rule sets."""
-        found: Mapping[str, Variable] = self.fields.get('variables', {})
+        found: dict[str, Variable] = self.fields.get('variables', {})
         return found
 
 
@@ -3336,11 +3346,19 @@ class Draft:
     name: str
     spot: Spot
     keywords: Fields                            # what the job says and inherits, read
-    variables: dict[str, Variable]
+    layers: Sequence[Mapping[str, Variable]]    # its variables; a later layer wins, and jobs share what they inherit
     group: str = ''                             # the job's name in the file
     matrix: Mapping[str, str] = field(default_factory=dict)     # its own row of a matrix
     copies: tuple[int, int] | None = None       # its number and how many there are
     predefined: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Variable]:
+        """The variables of the job."""
+        found: dict[str, Variable] = {}
+        for layer in self.layers:
+            found.update(layer)
+        return found
 
     @property
     def stage(self) -> str:
@@ -3365,7 +3383,7 @@ class JobReader:
         self._stages = stages
         self._file = functools.cache(self._blob)
 
-    def read(self, spot: Spot, name: str, defaults: Fields, variables: Mapping[str, Variable]) -> list[Draft]:
+    def read(self, spot: Spot, name: str, defaults: Fields, variables: dict[str, Variable]) -> list[Draft]:
         """Return a job as one draft for each of its parallel copies."""
         if not isinstance(spot.value, dict):
             spot.wrong('must be a mapping: a job with a script, or a keyword that minici does not know',
@@ -3377,9 +3395,8 @@ class JobReader:
         inherit = own.get('inherit', {})
         inherited = {} if bridge else inherited_values(defaults, inherit.get('default', True))
         keywords = {**inherited, **own}
-        own_variables = own.get('variables', {})
-        job_variables = {**inherited_values(variables, inherit.get('variables', True)), **own_variables}
-        draft = Draft(name, spot, keywords, job_variables, group=name)
+        layers = (inherited_values(variables, inherit.get('variables', True)), own.get('variables', {}))
+        draft = Draft(name, spot, keywords, layers, group=name)
         self._check(draft, own)
         if not bridge:
             self._complete(draft)
@@ -3457,9 +3474,7 @@ class JobReader:
 
     def scope_of(self, draft: Draft) -> Scope:
         """Return the variables that the rules of a job know."""
-        raw = {name for name, variable in draft.variables.items() if variable.raw}
-        layers = (self._facts.predefined, draft.predefined, values_of(draft.variables), self._facts.variables)
-        return Scope(*layers, raw=raw)
+        return Scope(self._facts.predefined, draft.predefined, *draft.layers, self._facts.variables)
 
     def predefine(self, draft: Draft) -> None:
         """Set the predefined variables that are known of a job before it exists."""
@@ -3500,10 +3515,10 @@ class JobReader:
             return text
 
 
-def inherited_values(whole: Mapping[str, Value], choice: bool | list[str]) -> dict[str, Value]:
+def inherited_values(whole: dict[str, Value], choice: bool | list[str]) -> dict[str, Value]:
     """Return what `inherit` leaves of the defaults or variables."""
     if choice is True:
-        return dict(whole)
+        return whole
     return {key: whole[key] for key in choice or () if key in whole}
 
 
@@ -3523,8 +3538,8 @@ def parallel_copies(draft: Draft) -> list[Draft]:
         numbers = {'CI_NODE_INDEX': str(index), 'CI_NODE_TOTAL': str(len(rows))}
         own = {key: Variable(value) for key, value in {**row, **numbers}.items()}
         keywords = dict(draft.keywords)
-        variables = {**draft.variables, **own}
-        made = dataclasses.replace(draft, name=draft.name + suffix, keywords=keywords, variables=variables, matrix=row,
+        layers = (*draft.layers, own)
+        made = dataclasses.replace(draft, name=draft.name + suffix, keywords=keywords, layers=layers, matrix=row,
                                    copies=(index, len(rows)))
         copies.append(made)
     return copies
@@ -3706,7 +3721,7 @@ class Compiler:
         return merged
 
     def _global_scope(self, variables: Mapping[str, Variable]) -> Scope:
-        return Scope(self._facts.predefined, values_of(variables), self._facts.variables)
+        return Scope(self._facts.predefined, variables, self._facts.variables)
 
     def _workflow(self, workflow: Fields, variables: Mapping[str, Variable]) -> Decision:
         """Return whether there is a pipeline at all."""
@@ -3765,7 +3780,7 @@ class Compiler:
         for key in ('when', 'start_in', 'allow_failure', 'needs', 'interruptible'):
             if key in rule.fields:
                 draft.keywords[key] = rule.fields[key]
-        draft.variables = {**draft.variables, **rule.variables}
+        draft.layers = (*draft.layers, rule.variables)
 
     def _matches(self, refs: Fields, scope: Scope) -> list[bool]:
         """Tell of each kind of condition that `only` or `except` has whether any of its members fits."""
@@ -3808,16 +3823,19 @@ class Compiler:
         size = 0
         specs = []
         for draft in included:
-            self._report.budget.check()
-            linker.check(draft)
-            spec = job_spec(draft, reader, linker)
-            specs.append(spec)
-            size += size_of(spec)
+            size += size_of(draft)
             if size > MAX_SPECS:
                 raise BadRequest({'base': [f'the jobs of the file come to more than {MAX_SPECS // MIB} MiB: scripts '
                                            'and variables count for each job that has them']})
+        for draft in included:
+            self._report.budget.check()
+            linker.check(draft)
+            specs.append(job_spec(draft, reader, linker))
         linker.check_circles(specs)
         return specs
+
+
+VARIABLE_MARKS = len('"": "", ')      # characters around the name and the value of a stored variable
 
 
 def stages_of(found: Fields) -> list[str]:
@@ -3827,12 +3845,14 @@ def stages_of(found: Fields) -> list[str]:
     return ['.pre', *dict.fromkeys(middle), '.post']
 
 
-def size_of(spec: JobSpec) -> int:
-    """Return about how many characters a job takes where it is stored."""
-    script = sum(map(len, spec.script)) + sum(map(len, spec.after_script))
-    names = sum(map(len, spec.variables))
-    values = sum(map(len, spec.variables.values()))
-    return script + names + values
+def size_of(draft: Draft) -> int:
+    """Return about how many characters a job will take where it is stored."""
+    scripts = [draft.get(keyword, ()) for keyword in ('before_script', 'script', 'after_script')]
+    lines = sum(map(len, itertools.chain.from_iterable(scripts)))
+    variables = draft.variables
+    names = sum(map(len, variables))
+    values = sum(len(variable.value) for variable in variables.values())
+    return lines + names + values + VARIABLE_MARKS * len(variables)
 
 
 def job_spec(draft: Draft, reader: JobReader, linker: Linker) -> JobSpec:
@@ -3841,8 +3861,9 @@ def job_spec(draft: Draft, reader: JobReader, linker: Linker) -> JobSpec:
     spec = {key: value for key, value in keywords.items() if key in KEPT}
     spec['name'] = draft.name
     spec['script'] = keywords.get('before_script', []) + keywords.get('script', [])
-    spec['variables'] = values_of(draft.variables)
-    spec['raw_variables'] = [key for key, variable in draft.variables.items() if variable.raw]
+    variables = draft.variables
+    spec['variables'] = values_of(variables)
+    spec['raw_variables'] = [key for key, variable in variables.items() if variable.raw]
     spec['tag_list'] = [reader.expanded(draft, tag, 'tags', keep=True) for tag in keywords.get('tags', ())]
     spec['needs'] = linker.needs(draft)
     spec['cross_needs'] = cross_needs(draft, reader.scope_of(draft))
@@ -9527,8 +9548,9 @@ class Bridges(Pipelines):
         given = self._reported(bridge) + [dict(row) for row in self._job_variables(facts)]
         given += json.loads(bridge['pipeline_variables']) + json.loads(bridge['variables'])
         spec = stored_spec(bridge)
-        return Scope(self._predefined(facts), own, spec['variables'],
-                     {variable['key']: variable['value'] for variable in given}, raw=spec['raw_variables'])
+        written = {key: Variable(value, key in spec['raw_variables']) for key, value in spec['variables'].items()}
+        return Scope(self._predefined(facts), own, written,
+                     {variable['key']: variable['value'] for variable in given})
 
     def _reported(self, bridge: Row) -> list[JSON]:
         """Return the variables that the jobs before a bridge have reported."""
