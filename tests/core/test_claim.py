@@ -432,7 +432,7 @@ def test_a_claim_whose_answer_cannot_be_made_is_undone_and_counts_no_attempt(ci,
 
     for path in ('/api/v4/jobs/request', '/ci/api/v1/builds/register'):
         with monkeypatch.context() as patched:
-            patched.setattr(minici, 'job_variables', fail)
+            patched.setattr(minici, 'variables_of_job', fail)
             for _ in range(5):
                 assert client.call('POST', path, json={'token': runner.token}).status_int in (500, 503)
         row = ci.find_job(1)
