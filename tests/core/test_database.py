@@ -1,7 +1,10 @@
 """The database: its schema's versions, locks, full disks, backups, modes, and processes that share it."""
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -506,3 +509,44 @@ def test_the_tally_of_jobs_is_what_counting_them_finds(ci, project):
     assert ci.count_jobs(project=project, scope=['canceled', 'pending'], limit=100) == 3
     ci.delete_project(ci.find_project(project))
     assert tally() == 3
+
+
+def test_a_new_database_is_one_that_the_steps_made(tmp_path):
+    stepwise = tmp_path / 'stepwise.sqlite'
+    stepwise.touch()
+    minici.create_database(tmp_path / 'copied.sqlite', fsync=True)
+    found = []
+    for path in (stepwise, tmp_path / 'copied.sqlite'):
+        with contextlib.closing(minici.Database(path)) as database:
+            database.migrate()
+            with database.read() as c:
+                schema = c.execute('SELECT type, name, sql FROM sqlite_master ORDER BY name').fetchall()
+                pragmas = [c.execute(f'PRAGMA {name}').fetchone()[0]
+                           for name in ('user_version', 'application_id', 'auto_vacuum', 'journal_mode')]
+        found.append(([tuple(row) for row in schema], pragmas))
+    assert found[0] == found[1]
+    assert stat.S_IMODE((tmp_path / 'copied.sqlite').stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['copied.sqlite', 'stepwise.sqlite']
+
+
+def test_a_new_database_beside_the_log_of_a_removed_one_is_empty(tmp_path):
+    path = tmp_path / 'ci.sqlite'
+    with minici.Coordinator(path) as ci:
+        ci.create_project('old')
+        shutil.copy(tmp_path / 'ci.sqlite-wal', tmp_path / 'kept')
+    path.unlink()
+    shutil.copy(tmp_path / 'kept', tmp_path / 'ci.sqlite-wal')
+    with minici.Coordinator(path) as ci:
+        with pytest.raises(minici.NotFound):
+            ci.find_project('old')
+        assert ci.db.check_pages() == ''
+
+
+def test_a_file_system_without_links_gets_a_database_too(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, 'no links here')
+
+    monkeypatch.setattr(os, 'link', link)
+    with minici.Coordinator(tmp_path / 'ci.sqlite') as ci:
+        assert ci.create_project('demo')['path'] == 'demo'
+        assert [path.name for path in tmp_path.glob('.*')] == []
