@@ -244,6 +244,8 @@ MAX_CACHED_INCLUDES = 500           # fetched files that are kept
 MAX_CHILD_LEVELS = 2                # levels of child pipelines, GitLab's limit
 MAX_UPSTREAM = 20                   # pipelines that one may descend from
 MAX_FAMILY = 1000                   # pipelines that may descend from one, GitLab's limit
+MAX_KEY_FILES = 2                   # files that the key of a cache is made of, GitLab's limit
+MAX_INPUT_OPTIONS = 50              # values that one input may choose from, GitLab's limit
 MAX_CHILD_INCLUDES = 3              # files that one child pipeline may be made of directly, GitLab's limit
 MAX_DEPTH = 11                      # levels of `extends` and of `!reference`, GitLab's limit
 MAX_VARIABLE = 64 * KIB             # characters of a variable once what it names is put in
@@ -1725,6 +1727,7 @@ def mark_plain(value: object) -> Value:
 #: The kinds of tokens of an expression, in the order in which they are tried.
 TOKENS = re.compile(r'''\s*(?:
     (?P<variable>\$\w+)
+    | (?P<input>\$\[\[\s*inputs\.[\w-]+\s*\]\])
     | (?P<text>"[^"]*"|'[^']*')
     | (?P<pattern>/(?:[^/\\]|\\.)+/[ismU]*)
     | (?P<word>\b(?:null|true|false)\b)
@@ -1803,6 +1806,8 @@ class ExpressionParser:
             return ('value', text[1:-1])
         if kind == 'word':
             return ('value', {'null': None, 'true': True, 'false': False}[text])
+        if kind == 'input':
+            return ('variable', text.strip('$[] \t\n'))
         return ('variable', text[1:])
 
 
@@ -1815,6 +1820,14 @@ def unreadable(text: str) -> str:
     if text.startswith('/'):
         return f'{text[:20]!r} is no pattern: write /.../ with any of the flags i, s, m, U'
     return f'it cannot be read from {text[:20]!r} on'
+
+
+def variables_in(tree: Node) -> set[str]:
+    """Return the names of the variables in an expression; an input is called ``inputs.NAME`` there."""
+    kind, *parts = tree
+    if kind == 'variable':
+        return set(parts)
+    return set().union(*(variables_in(part) for part in parts if isinstance(part, tuple)))
 
 
 @functools.lru_cache(4096)
@@ -2363,8 +2376,13 @@ def read_artifacts(spot: Spot) -> list[Fields]:
 def read_cache_key(spot: Spot) -> str | Fields:
     """Return the key of a cache, or the files that it is made of (`JobReader` looks at them)."""
     if isinstance(spot.value, dict):
-        found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text}, prefix='')
-        return {'files': found.get('files') or found.get('files_commits') or [], 'prefix': found['prefix']}
+        found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text})
+        named = [found[name] for name in ('files', 'files_commits') if name in found]
+        if len(named) != 1:
+            spot.wrong('must have files or files_commits, and one of them only')
+        elif not 1 <= len(named[0]) <= MAX_KEY_FILES:
+            spot.wrong(f'names {len(named[0])} files; 1 to {MAX_KEY_FILES} are allowed')
+        return found
     key = spot.scalar()
     path = urllib.parse.unquote(key)
     if '/' in path:
@@ -2464,8 +2482,14 @@ NEED_FIELDS: dict[str, Reader] = {
     'pipeline': Spot.scalar, 'project': Spot.text, 'ref': Spot.text}
 
 
+def mirrored_need(needs: Value) -> Value:
+    """Return the first entry of an unread `needs` that names a pipeline and no job, None when there is none."""
+    entries = needs if isinstance(needs, list) else [needs]
+    return next((need for need in entries if isinstance(need, dict) and 'pipeline' in need and 'job' not in need), None)
+
+
 def read_need(spot: Spot) -> Need:
-    """Return one entry of `needs`."""
+    """Return one entry of `needs`; one with a pipeline and no job makes its job mirror that pipeline's status."""
     if isinstance(spot.value, str):
         return Need(spot, spot.value)
     found = spot.fields(NEED_FIELDS)
@@ -2754,6 +2778,9 @@ class History(Protocol):
         Raises BadRequest when there is no such branch or tag.
         """
 
+    def last_commit(self, sha: str, path: str) -> str | None:
+        """Return the newest commit up to this one that changed a file, None if there is none."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -2949,9 +2976,32 @@ def place_in_library(facts: Facts, spot: Spot, project: str, ref: str) -> Place 
 
 INPUT_KINDS: dict[str, type | tuple[type, ...]] = {
     'string': str, 'number': (int, float), 'boolean': bool, 'array': list}
+
+
+def read_options(spot: Spot) -> list[Value]:
+    """Return the values that an input may have."""
+    if not isinstance(spot.value, list):
+        spot.wrong('must be a list')
+        return []
+    if len(spot.value) > MAX_INPUT_OPTIONS:
+        spot.wrong(f'has {len(spot.value)} options; {MAX_INPUT_OPTIONS} are allowed')
+    return [anything(option) for option in spot.spots()]
+
+
+def read_input_rule(spot: Spot) -> Fields:
+    """Return one rule of an input: the `options` and the `default` that hold where `if` is true."""
+    rule = spot.fields({'if': read_condition, 'options': read_options, 'default': anything})
+    if isinstance(spot.value, dict) and 'default' in spot.value:
+        rule.setdefault('default', None)
+    if 'options' not in rule and ('if' not in rule or 'default' not in rule):
+        told = 'must have options or a default' if 'if' in rule else 'must have options: it has no if'
+        spot.wrong(told)
+    return rule
+
+
 INPUT_FIELDS: dict[str, Reader] = {
-    'default': anything, 'description': Spot.text, 'options': listed(anything), 'regex': Spot.text,
-    'type': one_of(*INPUT_KINDS), 'rules': refused('conditional inputs are not known')}
+    'default': anything, 'description': Spot.text, 'options': read_options, 'regex': Spot.text,
+    'type': one_of(*INPUT_KINDS), 'rules': listed(read_input_rule)}
 SPEC_FIELDS: dict[str, Reader] = {
     'inputs': untouched, 'component': listed(one_of('name', 'sha', 'version', 'reference')), 'description': Spot.text}
 BLOCK = re.compile(r'\$\[\[\s*(\S(?:.*?\S)?)\s*\]\]')
@@ -2982,38 +3032,85 @@ class InputReader:
         for name in given:
             if name not in names:
                 spot.wrong(f'gives the input {name}, which the file does not have', name, names)
-        return {name: self._value(declared[name], name, given, spot) for name in names if declared is not None}
+        inputs = {name: self._fields(declared[name]) for name in names if declared is not None}
+        self._check_rules(inputs)
+        wanted = {name: as_input(given[name], fields.get('type', 'string'))
+                  for name, fields in inputs.items() if name in given}
+        found: dict[str, Value] = {}
+        for name, fields in inputs.items():
+            known = {**found, **wanted}
+            found[name] = self._value(name, self._ruled(fields, known), wanted, spot)
+        return found
 
-    def _value(self, declared: Spot, name: str, given: Mapping[str, Value], spot: Spot) -> Value:
-        fields: Fields = {}
-        if declared.value is not None:
-            fields = declared.fields(INPUT_FIELDS)
-            if 'default' in declared.value:
-                fields.setdefault('default', None)
+    @staticmethod
+    def _fields(declared: Spot) -> Fields:
+        """Return what the file says of an input, and where."""
+        if declared.value is None:
+            return {'spot': declared}
+        fields = declared.fields(INPUT_FIELDS, spot=declared)
+        if isinstance(declared.value, dict) and 'default' in declared.value:
+            fields.setdefault('default', None)
+        kind = fields.get('type', 'string')
+        if 'rules' in fields and fields.keys() & {'options', 'default'}:
+            declared.wrong('has rules, which cannot stand beside options or default')
+        if kind == 'boolean' and 'options' in fields:
+            declared['options'].wrong('cannot be given for a boolean')
+        if kind != 'string' and 'regex' in fields:
+            declared['regex'].wrong('can be given for a string only')
+        return fields
+
+    @staticmethod
+    def _check_rules(inputs: Mapping[str, Fields]) -> None:
+        """Complain about rules that name inputs that are not there, or each other in a circle."""
+        graph: dict[str, set[str]] = {}
+        for name, fields in inputs.items():
+            trees = [rule['if'] for rule in fields.get('rules', ()) if 'if' in rule]
+            asked = set().union(*map(variables_in, trees))
+            graph[name] = {text.removeprefix('inputs.') for text in asked}
+            for unknown in sorted(graph[name] - inputs.keys()):
+                fields['spot'].at('rules').wrong(f'name {unknown}, which is no input of the file', unknown, inputs)
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            names = error.args[1]
+            inputs[names[0]]['spot'].at('rules').wrong(f'go round in a circle: {", ".join(names)}')
+
+    def _ruled(self, fields: Fields, known: Mapping[str, Value]) -> Fields:
+        """Return an input with the options and the default of its first rule that holds."""
+        rules = fields.get('rules', ())
+        if any('default' in rule or 'if' not in rule for rule in rules):
+            fields = {'default': None, **fields}
+        scope = Scope({f'inputs.{name}': value for name, value in known.items()})
+        for rule in rules:
+            if 'if' not in rule or is_true(rule['if'], scope, self._header.report.budget):
+                return {**fields, **rule}
+        return fields
+
+    def _value(self, name: str, fields: Fields, given: Mapping[str, Value], spot: Spot) -> Value:
+        kind = fields.get('type', 'string')
+        default = as_input(fields.get('default'), kind)
+        if 'default' not in fields and name not in given:
+            spot.wrong(f'must give the input {name}: it has no default')
+        elif fields.get('default') is not None or kind != 'string' and name not in given:
+            self._check(default, fields, fields['spot'], f'has a default of the input {name}')
         if name not in given:
-            if 'default' not in fields:
-                spot.wrong(f'must give the input {name}: it has no default')
-            value = fields.get('default')
-            place = declared
-            word = 'default'
-        else:
-            value = as_input(given[name], fields.get('type', 'string'))
-            place = spot
-            word = 'value'
-        self._check(value, fields, place, f'has a {word} of the input {name}')
-        return value
+            return default
+        self._check(given[name], fields, spot, f'has a value of the input {name}')
+        return given[name]
 
     @staticmethod
     def _check(value: Value, fields: Fields, spot: Spot, subject: str) -> None:
         """Complain about a value that is not what its input says."""
         kind = fields.get('type', 'string')
-        if value is None and kind == 'string':
-            return
+        options = fields.get('options')
+        if options and kind == 'string':
+            options = [as_input(option, kind) for option in options]
+        chosen = value if isinstance(value, list) else [value]
         if not isinstance(value, INPUT_KINDS[kind]) or isinstance(value, bool) and kind != 'boolean':
-            spot.wrong(f'{subject} that is not a {kind}')
-        elif 'options' in fields and value not in fields['options']:
-            options = [str(option) for option in fields['options']]
-            spot.wrong(f'{subject} that is none of its options: {", ".join(options)}', value, options)
+            spot.wrong(f'{subject} that is not {a_kind(kind)}')
+        elif options is not None and any(item not in options for item in chosen):
+            told = ', '.join(map(plain_text, options))
+            spot.wrong(f'{subject} that is none of its options: {told}', value, options)
         elif 'regex' in fields and kind == 'string':
             try:
                 if not any(spot.report.budget.find_all(re2_pattern(fields['regex']), str(value))):
@@ -3066,11 +3163,31 @@ class InputReader:
 
 
 def as_input(value: Value, kind: str) -> Value:
-    """Return an input that came as a text, from a form or a command line, as what its kind says."""
-    if isinstance(value, str) and kind != 'string':
+    """Return a value as the kind of its input says: a string is made of anything, all else may be written as JSON."""
+    if kind == 'string':
+        if isinstance(value, (bool, int, float)):
+            return text_of(value)
+        return plain_text(value)
+    if isinstance(value, str):
         with contextlib.suppress(ValueError):
             return json.loads(value)
     return value
+
+
+def plain_text(value: Value) -> str:
+    """Return a value as people would type it."""
+    if value is None:
+        return ''
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)
+
+
+def a_kind(kind: str) -> str:
+    """Return the name of a kind with its article."""
+    if kind == 'array':
+        return 'an array'
+    return f'a {kind}'
 
 
 # -- files
@@ -3390,25 +3507,26 @@ class JobReader:
                        name, GLOBAL_FIELDS)
             return []
         self._report.budget.check()
-        bridge = 'trigger' in spot
+        mirror = not spot.value.get('script') and mirrored_need(spot.value.get('needs')) is not None
+        bridge = 'trigger' in spot or mirror
         own = spot.fields(BRIDGE_FIELDS if bridge else JOB_FIELDS)
         inherit = own.get('inherit', {})
         inherited = {} if bridge else inherited_values(defaults, inherit.get('default', True))
         keywords = {**inherited, **own}
         layers = (inherited_values(variables, inherit.get('variables', True)), own.get('variables', {}))
         draft = Draft(name, spot, keywords, layers, group=name)
-        self._check(draft, own)
+        self._check(draft, own, bridge=bridge)
         if not bridge:
             self._complete(draft)
         return parallel_copies(draft)
 
-    def _check(self, draft: Draft, own: Fields) -> None:
+    def _check(self, draft: Draft, own: Fields, *, bridge: bool) -> None:
         """Complain about what the keywords of a job may not be together."""
         spot = draft.spot
         keywords = draft.keywords
         if not 0 < len(draft.name) <= 255:
             spot.wrong('must have a name of 1 to 255 characters')
-        if 'trigger' not in spot and not spot.value.get('script') and not own.get('run'):
+        if not bridge and not spot.value.get('script') and not own.get('run'):
             spot.wrong('must have a script')
         if keywords.setdefault('stage', 'test') not in self._stages:
             listed_stages = ', '.join(self._stages)
@@ -3425,13 +3543,14 @@ class JobReader:
             delayed = fields.get('when') == 'delayed' and (fields is not own or 'rules' not in own)
             if delayed and not 0 < (fields.get('start_in') or 0) <= MAX_START_IN:
                 place.wrong('is delayed and needs start_in, of at most a week')
-        if 'trigger' in own and own.get('when') == 'delayed':
+        if bridge and own.get('when') == 'delayed':
             draft.wrong('must be one of on_success, on_failure, always, manual in a job with trigger', 'when')
 
     def _complete(self, draft: Draft) -> None:
         """Put in what follows from a job's keywords: keys of caches, artifacts of pages."""
         keywords = draft.keywords
-        keywords['cache'] = [{**cache, 'key': self._cache_key(cache['key'])} for cache in keywords.get('cache', ())]
+        keywords['cache'] = [{**cache, 'key': self._cache_key(cache['key'], index)}
+                             for index, cache in enumerate(keywords.get('cache', ()))]
         pages = keywords.get('pages', draft.name == 'pages')
         if not pages:
             return
@@ -3448,21 +3567,44 @@ class JobReader:
             archive = {**archives[0], 'paths': [*archives[0]['paths'], path]}
             keywords['artifacts'] = [archive if upload is archives[0] else upload for upload in artifacts]
 
-    def _cache_key(self, key: str | Fields) -> str:
-        """Return the key of a cache; one of files changes with what they hold, as in GitLab."""
+    def _cache_key(self, key: str | Fields, index: int) -> str:
+        """Return the key of a cache; one of files changes with what they hold, or with their commits, as in GitLab.
+
+        `index` is the cache's place among those of its job: two caches that name the same files stay apart.
+        """
         if isinstance(key, str):
             return key
+        files = key.get('files', [])
+        ids = {self._file(path) for path in self._expand(files)}
+        ids |= {self._last_commit(path) for path in key.get('files_commits', ())}
+        ids.discard('')
+        digest = 'default'
+        if ids:
+            digest = hashlib.sha1('-'.join(sorted(ids)).encode(), usedforsecurity=False).hexdigest()
+        prefix = key.get('prefix', '')
+        if index and not prefix:
+            prefix = '_'.join([str(index), *(name.partition('.')[0] for name in files)])
+        return '-'.join(part for part in (prefix, digest) if part)
+
+    def _expand(self, names: Iterable[str]) -> list[str]:
+        """Return paths, with the files that fit in the place of globs."""
         place = self._facts.place
         paths = []
-        for name in key['files']:
-            if '*' in name:
-                text = '\0'.join(place.tree.files(place.sha))
-                paths += [match[0].strip('\0') for match in self._report.budget.find_all(glob_pattern(name), text)]
-            else:
+        for name in names:
+            if '*' not in name:
                 paths.append(name)
-        blobs = {self._file(path) for path in paths} - {''}
-        digest = hashlib.sha1('-'.join(sorted(blobs)).encode(), usedforsecurity=False).hexdigest()
-        return '-'.join(part for part in (key['prefix'], digest if blobs else 'default') if part)
+                continue
+            text = '\0'.join(place.tree.files(place.sha))
+            found = self._report.budget.find_all(glob_pattern(name), text)
+            paths += [match[0].strip('\0') for match in found]
+        return paths
+
+    def _last_commit(self, path: str) -> str:
+        """Return the commit that has last changed a file, an empty text when that is not known."""
+        place = self._facts.place
+        if not isinstance(place.tree, History):
+            return ''
+        return place.tree.last_commit(place.sha, path) or ''
 
     def _blob(self, path: str) -> str:
         """Return the id that git gives to the content of a file, an empty text when there is no such file."""
@@ -3878,6 +4020,10 @@ def job_spec(draft: Draft, reader: JobReader, linker: Linker) -> JobSpec:
         spec['resource_group'] = reader.expanded(draft, spec['resource_group'], 'resource_group')
     if 'trigger' in spec:
         spec['trigger'] = downstream_of(spec['trigger'])
+    upstream = [need for need in keywords.get('needs', ()) if need.pipeline and not need.job]
+    if upstream:
+        spec['trigger'] = upstream_of(draft, upstream)
+        spec['needs'] = None    # it goes by stages, as in GitLab
     return JobSpec(**spec)
 
 
@@ -3892,16 +4038,15 @@ def cross_needs(draft: Draft, scope: Scope) -> list[dict[str, Value]]:
     """Return the jobs of other pipelines and projects whose artifacts a job gets."""
     found = []
     for need in draft.get('needs') or ():
-        if not need.pipeline and not need.project:
+        if not need.job or not need.pipeline and not need.project:
             continue
-        if not need.job:
-            need.spot.wrong('must have a job: the status of another pipeline cannot be mirrored')
         found.append({
             'project': scope.expand(need.project),
             'ref': scope.expand(need.ref),
             'pipeline': scope.expand(need.pipeline),
             'job': scope.expand(need.job),
             'artifacts': need.artifacts,
+            'optional': need.optional,
         })
     return found
 
@@ -3915,7 +4060,17 @@ def downstream_of(trigger: Trigger) -> dict[str, Value]:
         'strategy': trigger.strategy,
         'forward': dict(trigger.forward),
         'inputs': trigger.inputs,
+        'upstream': '',
     }
+
+
+def upstream_of(draft: Draft, needs: Sequence[Need]) -> dict[str, Value]:
+    """Return the project whose pipeline a job mirrors, as what bridges start is stored."""
+    if draft.get('script') or draft.get('trigger'):
+        needs[0].spot.wrong('must have a job: only a job without script and trigger mirrors a pipeline')
+    if len(needs) > 1:
+        needs[1].spot.wrong('names a second pipeline, and a job mirrors one only')
+    return {**downstream_of(Trigger(needs[0].spot)), 'upstream': needs[0].pipeline}
 
 
 #: The facts of a pipeline that nobody has told.
@@ -4030,15 +4185,6 @@ def read_input(name: str, declared: Value) -> Choice:
     fields = declared if isinstance(declared, Mapping) else {}
     kind = str(fields.get('type') or 'string')
     return read_choice(name, fields, fields.get('default'), kind=kind, required='default' not in fields)
-
-
-def plain_text(value: Value) -> str:
-    """Return a value as people would type it."""
-    if value is None:
-        return ''
-    if isinstance(value, str):
-        return value
-    return json.dumps(value)
 
 
 # Repositories #################################################################################
@@ -4411,14 +4557,19 @@ class Repository:
         history = self._git if self._local else self._fetch_history(name)
         return history.run('merge-base', '--is-ancestor', sha, name, missing_ok=True) is not None
 
-    def _fetch_history(self, name: str) -> Git:
-        """Return a repository of ours with all commits of a ref, but none of their files if the server can do that."""
-        directory = self._temporary / 'history.git'
+    def _fetch_history(self, wanted: str, left_out: str = 'tree:0', *, missing_ok: bool = False) -> Git:
+        """Return a repository of ours with all commits of a ref or up to one commit.
+
+        `left_out` says which of their objects are not needed, for servers that can leave some out:
+        ``tree:0`` all else, ``blob:none`` the content of files.
+        """
+        directory = self._temporary / f'{left_out.partition(":")[0]}.git'
         history = Git(directory, self._url)
         if not directory.exists():
             make_repository(history)
-        history.run('fetch', '--quiet', '--no-tags', '--filter=tree:0', '--end-of-options', history.url,
-                    f'+{name}:{name}')
+        refspec = f'+{wanted}:{wanted}' if wanted.startswith('refs/') else wanted
+        history.run('fetch', '--quiet', '--no-tags', f'--filter={left_out}', '--end-of-options', history.url, refspec,
+                    missing_ok=missing_ok)
         return history
 
     def commit(self, sha: str) -> JSON:
@@ -4514,14 +4665,21 @@ class Repository:
             return None
         return self.changes(base, sha)
 
+    def last_commit(self, sha: str, path: str) -> str | None:
+        """Return the newest commit up to this one that changed a file, None if there is none."""
+        history = self._git
+        if not self._local:
+            history = self._fetch_history(check_sha(sha), 'blob:none')
+        printed = history.run('rev-list', '--max-count=1', check_sha(sha), '--', path, missing_ok=True)
+        return (printed or b'').decode().strip() or None
+
     def merge_base(self, ref: str, sha: str) -> str | None:
         """Return the commit where the history of a commit leaves that of a branch or tag, None if they share none."""
         name, tip, _ = self._listed(ref)
         history = self._git
         if not self._local:
-            history = self._fetch_history(name)
-            history.run('fetch', '--quiet', '--no-tags', '--filter=tree:0', '--end-of-options', history.url, sha,
-                        missing_ok=True)
+            self._fetch_history(name)
+            history = self._fetch_history(sha, missing_ok=True)
         printed = history.run('merge-base', tip, sha, missing_ok=True)
         if printed is None:
             return None
@@ -8037,30 +8195,49 @@ class Jobs(Runners):
         return wanted + self._cross_dependencies(c, job)
 
     def _cross_dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
-        """Return the jobs of other pipelines and projects whose archives a job needs.
+        """Return the jobs of other pipelines and projects whose archives a job needs, as far as they are there."""
+        needs = [need for need in stored_spec(job)['cross_needs'] if need['artifacts']]
+        found = [self._cross_dependency(c, job, need) for need in needs]
+        return [row for row in found if row is not None]
 
-        Of a pipeline these are its latest jobs, if it is of the same project; of a project's ref those
-        of the newest pipeline in which they succeeded.
+    def _cross_dependency(self, c: sqlite3.Connection, job: Row, need: Members) -> Row | None:
+        """Return the job that a need of another pipeline or project means, None when none has succeeded.
+
+        Of a pipeline it is its latest job, if it is of the same project; of a project's ref that of the
+        newest pipeline in which it has left an archive, else of the newest in which it succeeded.
         """
-        found = []
+        wanted = 'pipeline.id = :pipeline AND pipeline.project_id = :project_id'
+        if need['project']:
+            wanted = 'project.path = :project COLLATE NOCASE AND pipeline.ref = :ref'
+        values = dict(need, project_id=job['project_id'], now=self.clock())
+        row: Row | None = c.execute(f"""
+            SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
+                   artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
+              FROM project
+              JOIN pipeline ON pipeline.project_id = project.id
+              JOIN job ON job.pipeline_id = pipeline.id AND job.name = :job AND job.retried = 0
+              LEFT JOIN artifact
+                     ON artifact.job_id = job.id AND artifact.file_type = 'archive'
+                    AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
+             WHERE {wanted} AND job.status = 'success'
+             ORDER BY artifact.id IS NULL, pipeline.id DESC
+             LIMIT 1
+            """, values).fetchone()
+        return row
+
+    def _missing_dependency(self, c: sqlite3.Connection, job: Row, dependencies: Sequence[Row]) -> str | None:
+        """Say which artifacts a claimed job cannot get, as GitLab fails it for; None when it can have all."""
+        erased = [row['name'] for row in dependencies if row['erased_at'] is not None]
+        if erased:
+            return f'it depends on jobs whose artifacts were erased: {", ".join(erased)}'
         for need in stored_spec(job)['cross_needs']:
-            wanted = 'pipeline.id = :pipeline AND pipeline.project_id = :project_id'
+            if not need['artifacts'] or need.get('optional') or self._cross_dependency(c, job, need):
+                continue
+            place = f'pipeline {need["pipeline"]}'
             if need['project']:
-                wanted = 'project.path = :project COLLATE NOCASE AND pipeline.ref = :ref AND job.status = \'success\''
-            if need['artifacts']:
-                values = dict(need, project_id=job['project_id'], now=self.clock())
-                found += c.execute(f"""
-                    SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
-                           artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
-                      FROM project
-                      JOIN pipeline ON pipeline.project_id = project.id
-                      JOIN job ON job.pipeline_id = pipeline.id AND job.name = :job AND job.retried = 0
-                      JOIN artifact ON artifact.job_id = job.id AND artifact.file_type = 'archive'
-                     WHERE {wanted} AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
-                     ORDER BY pipeline.id DESC
-                     LIMIT 1
-                    """, values).fetchall()
-        return found
+                place = f'{need["project"]}, ref {need["ref"]}'
+            return f'it needs the artifacts of {need["job"]} of {place}, and no such job has succeeded here'
+        return None
 
     def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
         """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
@@ -8616,8 +8793,20 @@ class Processing(Waiting):
                AND (status <> :status OR (finished_at IS NULL) = :finished)
             RETURNING bridge_id
             """, dict(id=pipeline_id, status=status, now=self.clock(), finished=status in FINISHED)).fetchall()
+        if changed_rows and status in FINISHED:
+            self._wake_mirrors(c)
         if changed_rows and changed_rows[0]['bridge_id'] is not None:
             self._mirror(c, changed_rows[0]['bridge_id'], status)
+
+    def _wake_mirrors(self, c: sqlite3.Connection) -> None:
+        """Let the jobs look again that wait for a pipeline of another project to finish."""
+        waiting = c.execute("""
+            SELECT id
+              FROM job INDEXED BY job_alive
+             WHERE status IN ('running', 'canceling') AND kind = 'bridge' AND started_at IS NULL
+               AND json_extract(spec, '$.trigger.upstream') <> ''
+            """).fetchall()
+        self._bridges_due += [row['id'] for row in waiting]
 
     def _mirror(self, c: sqlite3.Connection, bridge_id: int, status: str) -> None:
         """Give a bridge with a `strategy` the status of the pipeline that it started."""
@@ -9506,6 +9695,9 @@ class Bridges(Pipelines):
         bridge = self.find_job(bridge_id)
         trigger = stored_spec(bridge)['trigger']
         try:
+            if trigger.get('upstream'):
+                self._mirror_upstream(bridge, trigger)
+                return
             self._start_downstream(bridge, trigger)
         except BridgeEnded as ended:
             self._end_bridge(bridge, ended.status, ended.reason, ended.note)
@@ -9528,6 +9720,29 @@ class Bridges(Pipelines):
                    SET status = :status, failure_reason = :reason, failure_message = :note, finished_at = :now
                  WHERE id = :id AND status = 'running'
                 """, dict(id=bridge['id'], status=status, reason=reason, note=note, now=self.clock()))
+
+    def _mirror_upstream(self, bridge: Row, trigger: Members) -> None:
+        """Give a bridge the status of the newest pipeline of another project; let it wait until that has finished."""
+        path = self._bridge_scope(bridge).expand(trigger['upstream'])
+        project = self._one('SELECT * FROM project WHERE path = :path COLLATE NOCASE', path=path)
+        if project is None:
+            raise BridgeEnded('skipped', 'upstream_bridge_project_not_found',
+                              f'the project {path} is not here; create it to have its status mirrored')
+        with self.db.write() as c:
+            c.execute("""
+                UPDATE job
+                   SET started_at = NULL
+                 WHERE id = :id AND status = 'running'
+                """, dict(id=bridge['id']))
+        upstream = self._one("""
+            SELECT id, status
+              FROM pipeline
+             WHERE project_id = :id AND ref = :ref AND NOT tag AND source <> 'parent_pipeline'
+             ORDER BY id DESC
+             LIMIT 1
+            """, id=project['id'], ref=project['default_branch'])
+        if upstream is not None and upstream['status'] in FINISHED:
+            self._end_bridge(bridge, upstream['status'], note=f'pipeline {upstream["id"]} of {path}')
 
     def _start_downstream(self, bridge: Row, trigger: Members) -> Row:
         """Create the pipeline that a bridge starts; raise BridgeEnded when there is none to create."""
@@ -10303,10 +10518,15 @@ class Queue(Retention):
                 if lacking:
                     self._refuse(c, claimed[0], runner, lacking)
                     continue
+                dependencies = self._dependencies(c, claimed[0])
+                missing = self._missing_dependency(c, claimed[0], dependencies)
+                if missing:
+                    self._end(c, claimed[0], 'failed', 'missing_dependency_failure', message=missing)
+                    continue
                 if 'two_phase_job_commit' not in (features or ()):
                     self._accept(c, claimed[0], now)
                 job = self._claimed_job(c, claimed[0]['id'], now)
-                claim = Claim(job, token, self._dependencies(c, job), self._job_variables(job, environment_of(job)))
+                claim = Claim(job, token, dependencies, self._job_variables(job, environment_of(job)))
             self._announce()
             return claim
         return None
@@ -17783,8 +18003,15 @@ def plan_details(spec: PipelineSpec, job: JobSpec) -> str:
         names = ', '.join(need['name'] for need in job.needs)
         details += f', needs {names or "nothing"}'
     if job.trigger is not None:
-        details += f', starts {job.trigger["project"] or "a child pipeline"}'
+        details += f', {trigger_text(job.trigger)}'
     return f' ({details}; {spec.decisions[job.name]})'
+
+
+def trigger_text(trigger: Members) -> str:
+    """Say what a bridge starts or mirrors."""
+    if trigger['upstream']:
+        return f'mirrors the newest pipeline of {trigger["upstream"]}'
+    return f'starts {trigger["project"] or "a child pipeline"}'
 
 
 def submit_command(options: argparse.Namespace) -> int:

@@ -295,6 +295,112 @@ def test_a_job_gets_artifacts_of_its_parent_and_of_another_project(ci, client, r
         client.call('GET', f'/api/v4/jobs/{job_id}/artifacts', headers={'JOB-TOKEN': claimed['token']})
 
 
+@pytest.mark.parametrize('need, told', [
+    ({'project': 'group/other', 'ref': 'main', 'job': 'make'}, 'the artifacts of make of group/other, ref main'),
+    ({'project': 'group/nowhere', 'ref': 'main', 'job': 'make'}, 'the artifacts of make of group/nowhere, ref main'),
+    ({'pipeline': '$PARENT', 'job': 'make'}, 'the artifacts of make of pipeline 1'),
+    ({'project': 'group/other', 'ref': 'main', 'job': 'make', 'optional': True}, None),
+    ({'project': 'group/other', 'ref': 'main', 'job': 'make', 'artifacts': False}, None),
+])
+def test_a_job_whose_needed_artifacts_of_elsewhere_never_were_fails_when_it_is_claimed(ci, runner, project, need, told):
+    other = ci.create_project('group/other')
+    ci.create_pipeline(other, 'main', sha=SHA, content={'make': JOB})
+    assert runner.run('failed') == 'make'
+    pipeline = ci.create_pipeline(project, 'main', sha=SHA, variables=[{'key': 'PARENT', 'value': '1'}],
+                                  content={'use': {'needs': [need], **JOB}, 'next': {'stage': 'deploy', **JOB}})
+    claim = runner.claim()
+    use, = (job for job in ci.list_jobs(pipeline=pipeline) if job['name'] == 'use')
+    if told is None:
+        assert claim.job['id'] == use['id']
+    else:
+        assert claim is None
+        assert (use['status'], use['failure_reason']) == ('failed', 'missing_dependency_failure')
+        assert told in use['failure_message']
+        assert statuses(ci, pipeline)['next'] == 'skipped'
+
+
+def test_a_job_fails_when_what_it_depends_on_was_erased(ci, runner, project):
+    content = {'make': {'stage': 'build', 'artifacts': {'paths': ['a']}, **JOB}, 'use': JOB,
+               'free': {'dependencies': [], **JOB}}
+    pipeline = ci.create_pipeline(project, 'main', sha=SHA, content=content)
+    assert runner.run() == 'make'
+    make, = (job for job in ci.list_jobs(pipeline=pipeline) if job['name'] == 'make')
+    ci.erase_job(make)
+    assert runner.claim().job['name'] == 'free'
+    use, = (job for job in ci.list_jobs(pipeline=pipeline) if job['name'] == 'use')
+    assert use['failure_reason'] == 'missing_dependency_failure'
+    assert 'were erased: make' in use['failure_message']
+
+
+# -- the status of another pipeline
+
+@pytest.fixture
+def mirror(ci):
+    """Return a function that starts a pipeline with a job that mirrors the newest pipeline of group/other."""
+    def start(needs=None, **keywords):
+        content = {'mirror': {'needs': needs or {'pipeline': 'group/$OTHER'}, **keywords},
+                   'after': {'stage': 'deploy', **JOB}}
+        return ci.create_pipeline(ci.create_project('group/app'), 'main', sha=SHA, content=content,
+                                  variables=[{'key': 'OTHER', 'value': 'other'}])
+    return start
+
+
+@pytest.mark.parametrize('status, after', [('success', 'pending'), ('failed', 'skipped')])
+def test_a_job_mirrors_the_newest_pipeline_of_another_project(ci, mirror, runner, status, after):
+    other = ci.create_project('group/other')
+    ci.create_pipeline(other, 'main', sha=SHA, content={'o': JOB})
+    parent = mirror([{'pipeline': 'group/other'}])
+    assert statuses(ci, parent) == {'mirror': 'running', 'after': 'created'}
+    assert runner.run(status) == 'o'
+    assert statuses(ci, parent) == {'mirror': status, 'after': after}
+    (bridge, started), = ci.list_bridges(parent)
+    assert (bridge['failure_message'], started) == ('pipeline 1 of group/other', None)
+
+
+def test_what_has_finished_already_is_mirrored_at_once_and_only_the_default_branch_counts(ci, mirror, runner):
+    other = ci.create_project('group/other')
+    ci.create_pipeline(other, 'main', sha=SHA, content={'o': JOB})
+    runner.run('failed')
+    ci.create_pipeline(other, 'topic', sha=SHA, content={'o': JOB})
+    assert statuses(ci, mirror(allow_failure=True)) == {'mirror': 'failed', 'after': 'pending'}
+
+
+def test_a_mirror_waits_for_the_first_pipeline_and_can_be_canceled(ci, mirror):
+    ci.create_project('group/other')
+    parent = mirror()
+    ci.sweep()
+    assert statuses(ci, parent)['mirror'] == 'running'
+    ci.cancel_pipeline(parent)
+    assert statuses(ci, parent)['mirror'] == 'canceled'
+
+
+def test_a_pipeline_that_starts_after_its_mirror_is_mirrored_too(ci, mirror, runner):
+    other = ci.create_project('group/other')
+    parent = mirror()
+    ci.create_pipeline(other, 'main', sha=SHA, content={'o': JOB})
+    assert runner.run() == 'o'
+    assert statuses(ci, parent) == {'mirror': 'success', 'after': 'pending'}
+
+
+def test_a_mirror_of_a_project_that_is_not_here_is_skipped_with_a_reason(ci, mirror):
+    (bridge, _), = ci.list_bridges(mirror())
+    assert bridge['status'] == 'skipped'
+    assert 'group/other is not here' in bridge['failure_message']
+
+
+@pytest.mark.parametrize('keywords, told', [
+    ({'needs': {'pipeline': 'a/b'}, 'script': ['x']}, 'only a job without script and trigger mirrors a pipeline'),
+    ({'needs': {'pipeline': 'a/b'}, 'trigger': 'c/d'}, 'only a job without script and trigger mirrors a pipeline'),
+    ({'needs': [{'pipeline': 'a/b'}, {'pipeline': 'c/d'}]}, 'mirrors one only'),
+    ({'needs': {'pipeline': 'a/b'}, 'when': 'delayed', 'start_in': '1 day'}, 'must be one of on_success'),
+    ({'needs': {'pipeline': 'a/b'}, 'image': 'x'}, 'is a keyword that minici does not know here'),
+])
+def test_a_mirror_is_a_bridge_and_mirrors_one_pipeline(keywords, told):
+    with pytest.raises(minici.BadRequest) as caught:
+        minici.compile_pipeline({'mirror': keywords, 'test': JOB})
+    assert told in '; '.join(caught.value.problems)
+
+
 # -- workflow:auto_cancel:on_job_failure
 
 @pytest.mark.parametrize('setting, allowed, other', [

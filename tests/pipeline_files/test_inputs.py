@@ -69,13 +69,87 @@ def test_expand_vars_replaces_variables_and_posix_escape_quotes():
 @pytest.mark.parametrize('inputs, told', [
     ({}, 'must give the input name'),
     ({'name': 'a', 'nmae': 'b'}, 'gives the input nmae, which the file does not have; did you mean "name"?'),
-    ({'name': 5}, 'input name that is not a string'), ({'name': 'a', 'count': 'many'}, 'not a number'),
-    ({'name': 'a', 'quick': 'maybe'}, 'not a boolean'), ({'name': 'a', 'tags': 'x'}, 'not a array'),
+    ({'name': 'a', 'count': 'many'}, 'not a number'), ({'name': 'a', 'count': True}, 'not a number'),
+    ({'name': 'a', 'quick': 'maybe'}, 'not a boolean'), ({'name': 'a', 'tags': 'x'}, 'not an array'),
+    ({'name': 'a', 'level': ''}, 'none of its options'),
     ({'name': 'a', 'level': 'medium'}, 'none of its options: low, high'),
     ({'name': 'a', 'version': '2'}, 'does not match ^v\\d+$'),
 ])
 def test_inputs_are_what_the_file_says_they_are(inputs, told):
     assert told in refusal(**inputs)
+
+
+@pytest.mark.parametrize('declared, told', [
+    ('{type: number, default: x}', 'default of the input one that is not a number'),
+    ('{options: [a, b], default: c}', 'default of the input one that is none of its options: a, b'),
+    ('{regex: "^v", default: w}', 'default of the input one that does not match ^v'),
+    ('{type: boolean, options: [true], default: true}', 'cannot be given for a boolean'),
+    ('{type: number, regex: "^1", default: 1}', 'can be given for a string only'),
+    ('{options: yes}', 'must be a list'), (f'{{options: {list(range(51))}}}', 'has 51 options; 50 are allowed'),
+    ('{type: array, options: [a], default: [a, b]}', 'none of its options: a'),
+    ('{typ: array}', 'did you mean "type"?'), ('{type: list}', 'must be one of string, number, boolean, array'),
+])
+def test_what_a_file_says_of_an_input_fits_together_even_when_a_value_is_given(declared, told):
+    assert told in refusal(header=f'spec: {{inputs: {{one: {declared}}}}}\n---\n', one='v')
+
+
+def test_a_string_may_be_given_as_any_scalar_and_a_list_of_options_takes_each_of_its_members():
+    header = 'spec: {inputs: {one: {options: [1, 2.5, yes]}, two: {type: array, options: [a, b, c]}}}\n---\n'
+    body = 'test: {script: "$[[ inputs.one ]]", tags: $[[ inputs.two ]]}'
+    for given, text in ((1, '1'), ('2.5', '2.5'), (True, 'true')):
+        job = minici.compile_pipeline(header + body, inputs={'one': given, 'two': ['c', 'a']}).jobs[0]
+        assert (job.script, job.tag_list) == ([text], ['c', 'a'])
+
+
+RULED = """\
+spec:
+  inputs:
+    cloud: {options: [aws, gcp, azure], default: aws}
+    production: {type: boolean, default: false}
+    size:
+      rules:
+        - if: $[[ inputs.cloud ]] == 'aws' && $[[inputs.production]] == true
+          options: [xl, xxl]
+          default: xl
+        - if: $[[ inputs.cloud ]] == 'aws'
+          options: [s, m]
+          default: s
+        - if: $[[ inputs.cloud ]] =~ /^az/
+          default: null
+        - options: [small, large]
+          default: small
+---
+test: {script: "size $[[ inputs.size ]]"}
+"""
+
+
+@pytest.mark.parametrize('inputs, size', [
+    ({}, 's'), ({'production': True}, 'xl'), ({'production': 'true', 'size': 'xxl'}, 'xxl'),
+    ({'cloud': 'gcp'}, 'small'), ({'cloud': 'azure'}, ''), ({'cloud': 'azure', 'size': 'any'}, 'any'),
+])
+def test_the_first_rule_of_an_input_that_holds_gives_its_options_and_default(inputs, size):
+    assert minici.compile_pipeline(RULED, inputs=inputs).jobs[0].script == [f'size {size}']
+
+
+@pytest.mark.parametrize('change, inputs, told', [
+    (('', ''), {'size': 'xl'}, 'input size that is none of its options: s, m'),
+    (('      rules:', '      default: s\n      rules:'), {}, 'has rules, which cannot stand beside options or default'),
+    (('inputs.cloud ]] =~', 'inputs.clod ]] =~'), {}, 'name clod, which is no input of the file; did you mean "cl'),
+    (('options: [small, large]\n          ', ''), {}, 'must have options: it has no if'),
+    (('          default: null\n', ''), {}, 'must have options or a default'),
+    (("== 'aws' &&", "= 'aws' &&"), {}, 'use == to compare'),
+    (('{type: boolean, default: false}', '{rules: [{if: "$[[ inputs.size ]] == \'s\'", options: [a]}]}'), {},
+     'go round in a circle'),
+])
+def test_rules_of_an_input_that_cannot_hold_are_refused(change, inputs, told):
+    assert told in refusal(header=RULED.replace(*change), body='', **inputs)
+
+
+def test_an_input_whose_rules_give_no_default_must_be_given():
+    header = """spec: {inputs: {a: {default: x}, b: {rules: [{if: "$[[ inputs.a ]] == 'x'", options: [y]}]}}}\n---\n"""
+    assert 'must give the input b' in refusal(header=header)
+    job, = minici.compile_pipeline(header + 'test: {script: "$[[ inputs.b ]]"}', inputs={'b': 'y'}).jobs
+    assert job.script == ['y']
 
 
 def test_texts_from_a_form_are_read_as_their_type():

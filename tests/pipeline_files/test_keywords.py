@@ -498,6 +498,20 @@ def test_a_cache_key_of_files_that_are_not_there_is_default_behind_its_prefix():
     assert key('{files: [Gemfile.lock]}') == 'default'
 
 
+def test_two_caches_of_the_same_files_have_keys_of_their_own():
+    one = '{key: {files: [a/Gemfile.lock, b]}, paths: [x]}'
+    caches = job(f'cache: [{one}, {one}, {{key: {{files_commits: [b]}}, paths: [y]}}]').cache
+    assert [cache['key'] for cache in caches] == ['default', '1_a/Gemfile_b-default', '2-default']
+
+
+@pytest.mark.parametrize('key, told', [
+    ('{files: [a, b, c]}', 'names 3 files; 1 to 2 are allowed'), ('{files: []}', 'names 0 files'),
+    ('{prefix: p}', 'must have files or files_commits'), ('{files: [a], files_commits: [b]}', 'one of them only'),
+])
+def test_the_key_of_a_cache_names_one_or_two_files(key, told):
+    assert told in complaint(f'cache: {{key: {key}, paths: [a]}}')
+
+
 def test_a_service_takes_every_keyword_of_its_own():
     found, = job('''
         services:

@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -599,6 +601,47 @@ def test_a_commit_is_part_of_the_branches_that_have_it_in_their_history(origin, 
         assert repository.contains('v1', third)
         assert repository.contains('refs/heads/feature', first)
         assert 'not found' in refused(repository.contains, 'nowhere', first)
+
+
+@pytest.fixture
+def parted(origin):
+    """An origin whose branch `topic` has changed `code` 30 commits after it left main, and main its docs since."""
+    def change(**files):
+        for name, text in files.items():
+            (origin.path / name).write_text(text)
+        origin.commit()
+
+    change(docs='1', code='1')
+    origin.git('checkout', '--quiet', '-b', 'topic')
+    change(code='2')
+    for number in range(30):
+        origin.git('commit', '--quiet', '--allow-empty', '--message', f'{number}')
+    origin.git('checkout', '--quiet', 'main')
+    change(docs='2')
+    return origin
+
+
+def test_what_changed_is_told_from_where_histories_part_however_far_back(ci, parted, made):
+    def rules(path, base):
+        return {'rules': [{'changes': {'paths': [path], 'compare_to': base}}], 'script': ['make']}
+    content = {'code': rules('code', 'main'), 'docs': rules('docs', 'refs/heads/main'), 'other': {'script': ['make']}}
+    assert names(ci, made('topic', content=content)) == {'code', 'other'}
+    assert names(ci, made('main', content={**content, 'back': rules('docs', 'topic')})) == {'back', 'other'}
+
+
+def test_the_key_of_a_cache_is_made_of_the_last_commits_of_files(ci, parted, made):
+    def key(ref, **fields):
+        content = {'test': {'script': ['make'], 'cache': {'key': fields, 'paths': ['x']}}}
+        job, = ci.list_jobs(pipeline=made(ref, content=content))
+        return json.loads(job['spec'])['cache'][0]['key']
+
+    commits = sorted(parted.git('rev-list', '-1', 'topic', '--', path) for path in ('code', 'docs'))
+    digest = hashlib.sha1('-'.join(commits).encode()).hexdigest()
+    assert key('topic', files_commits=['docs', 'code'], prefix='p') == f'p-{digest}'
+    assert key('main', files_commits=['code']) != key('topic', files_commits=['code'])
+    assert key('topic', files_commits=['docs']) == hashlib.sha1(
+        parted.git('rev-list', '-1', 'topic~31', '--', 'docs').encode()).hexdigest()
+    assert key('main', files_commits=['gone']) == 'default'
 
 
 # -- what a repository may cost
