@@ -191,7 +191,7 @@ MAX_FIELD = 64 * KIB                # bytes of one ordinary field beside an uplo
 MAX_FIELDS = 20                     # parts of one upload
 MAX_ZIP_ENTRIES = 100_000           # entries of an archive that is opened for a single file
 MAX_ZIP_DIRECTORY = 16 * MIB        # bytes of that archive's directory
-MAX_PLAIN_TRACE = 16 * MIB          # bytes of a trace that are shown as plain text; of a longer one, its end
+MAX_PLAIN_TRACE = 32 * MIB          # bytes of a trace that are shown as plain text; of a longer one, its end
 MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claims count as lost
 MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
 ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
@@ -5995,9 +5995,28 @@ NEWLINE = re.compile(rb'\n')
 LINE_END = re.compile(rb'\n(?!....-..-..T..:..:..\.......Z [0-9a-f]{2}[OE]\+)')
 
 
+def remove_matches(pattern: re.Pattern[bytes], text: bytes) -> bytes:
+    """Return text without what a pattern without groups matches; twice as fast as `sub`."""
+    return b''.join(pattern.split(text))
+
+
 def remove_stamps(data: bytes) -> bytes:
     """Return a piece of a stamped trace without the stamps behind its newlines, continued lines joined."""
-    return LINE_STAMP.sub(b'\n', CONTINUATION.sub(b'', data))
+    if b'+' in data:
+        data = remove_matches(CONTINUATION, data)
+    return b'\n'.join(LINE_STAMP.split(data))
+
+
+def last_states(text: bytes) -> bytes:
+    """Return text with the last state of each line that carriage returns rewrite."""
+    first, *pieces = text.split(b'\r')
+    kept = [first]
+    for piece in filter(None, pieces):
+        if not piece.startswith(b'\n'):
+            rewritten = kept[-1]
+            kept[-1] = rewritten[:rewritten.rfind(b'\n') + 1]
+        kept.append(piece)
+    return b''.join(kept)
 
 
 def remove_section_marks(text: bytes) -> bytes:
@@ -6031,7 +6050,7 @@ class TraceBlock:
     def count_ends(self, stop: int | None = None) -> int:
         """Return how many lines end in the block, or in its first `stop` bytes."""
         ends = self.data.count(b'\n', 0, stop)
-        if self.stamped and (b'O+' in self.data or b'E+' in self.data):
+        if self.stamped and b'+' in self.data:
             last = len(self.data) if stop is None else stop + STAMP_SIZE
             ends -= len(CONTINUATION.findall(self.data, 0, last))
         return ends
@@ -6112,9 +6131,13 @@ class TraceDecoder:
         return data
 
 
-#: The tokens of this program, told by their looks; those of runners that registered the old way are forty digits alone.
-TOKEN_LOOKS = rb'(?:glrt|mc[a-z])-(?:[0-9]{1,18}-)?[0-9a-f]{40}|(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])'
-TOKEN_LENGTH = 80   # bytes of the longest of them, with what must stand around it
+#: What stands before the forty digits of this program's tokens; runners that registered the old way have digits alone.
+TOKEN_PREFIX = re.compile(rb'(?:glrt|mc[a-z])-(?:[0-9]{1,18}-)?\Z')
+TOKEN_LENGTH = 80   # bytes of the longest token, with what must stand around it
+DIGITS = b'0123456789abcdef'
+#: Each hexadecimal digit as 0, any other byte as a blank: forty of a kind are found a hundred times faster.
+DIGIT_SHAPE = bytes(b' 0'[byte in DIGITS] for byte in range(256))
+FORTY_DIGITS = re.compile(b'0{40,}')
 
 
 class Secrets:
@@ -6122,22 +6145,28 @@ class Secrets:
 
     def __init__(self, texts: Iterable[str], hashes: Iterable[str | None]) -> None:
         """Prepare to mask `texts`, all tokens with a prefix, and the tokens whose SHA-256 is among `hashes`."""
-        literals = sorted({text.encode() for text in texts if text}, key=len, reverse=True)
-        self._pattern = re.compile(b'|'.join([*map(re.escape, literals), TOKEN_LOOKS]))
-        self._literals = frozenset(literals)
+        self._literals = sorted({text.encode() for text in texts if text}, key=len, reverse=True)
         self._hashes = frozenset(hashes)
-        self.reach = max([TOKEN_LENGTH, *map(len, literals)])   # bytes around a piece that decide about it
+        self.reach = max([TOKEN_LENGTH, *map(len, self._literals)])     # bytes around a piece that decide about it
 
     def mask(self, data: bytes) -> bytes:
         """Return `data` with as many asterisks in the place of each secret as it has bytes."""
-        return self._pattern.sub(self._asterisks, data)
+        for literal in self._literals:
+            data = data.replace(literal, b'*' * len(literal))
+        masked = bytearray(data)
+        for found in FORTY_DIGITS.finditer(data.translate(DIGIT_SHAPE)):
+            start, end = found.span()
+            prefix = TOKEN_PREFIX.search(data, max(0, start - TOKEN_LENGTH), start)
+            if prefix:
+                start = prefix.start()
+                end = prefix.end() + 40
+            if prefix or self._is_token(data[start:end]):
+                masked[start:end] = b'*' * (end - start)
+        return bytes(masked)
 
-    def _asterisks(self, match: re.Match[bytes]) -> bytes:
-        found = match[0]
-        plain = len(found) == 40 and found not in self._literals
-        if plain and hashlib.sha256(found).hexdigest() not in self._hashes:
-            return found    # a commit's id
-        return b'*' * len(found)
+    def _is_token(self, digits: bytes) -> bool:
+        """Tell a runner's token from the id of a commit."""
+        return len(digits) == 40 and hashlib.sha256(digits).hexdigest() in self._hashes
 
 
 class MaskedFile:
@@ -6502,9 +6531,7 @@ class TraceStore:
             if left_out:
                 yield b'[%d lines are left out here: the whole log is its raw form]\n' % left_out
                 left_out = 0
-            text = remove_section_marks(ESCAPES.sub(b'', block.text))
-            lines = [line.rstrip(b'\r') for line in text.split(b'\n')]
-            yield b'\n'.join(line.rpartition(b'\r')[2] for line in lines)
+            yield last_states(remove_section_marks(remove_matches(ESCAPES, block.text)))
 
     def remove_unheard(self, job_id: int, release: Callable[[], bool]) -> None:
         """Remove the trace of a runner that was never heard, if `release`, called under the lock, agrees."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from minici import ESCAPES, Secrets, TraceBlock, TraceStore
+from minici import ESCAPES, Secrets, TraceBlock, TraceStore, remove_matches
 
 ERROR_LINE = re.compile(rb'(?:error|exception|fatal|panic|failed|traceback)\b'
                         rb'(?<!\b0 error)(?<!\bno error)(?<!\b0 failed)(?<!\bno failed)')
@@ -43,7 +43,7 @@ def find_lines(traces: TraceStore, job_id: int, *, hidden: Secrets | None = None
 
 def matching_lines(block: TraceBlock, pattern: Pattern) -> list[int]:
     """Return which lines of a block match, counted from 0."""
-    text = ESCAPES.sub(b'', block.text).lower()
+    text = remove_matches(ESCAPES, block.text).lower()
     matching: list[int] = []
     line = position = 0
     for match in pattern.finditer(text):

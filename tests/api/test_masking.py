@@ -71,3 +71,19 @@ def test_a_value_that_is_no_secret_any_more_is_shown(ci, client, told, token):
     assert VALUE.encode() in client.call('GET', path, token=token, status=200).body
     assert minici.Secrets([], []).mask(b'nothing') == b'nothing'
     assert text
+
+
+def test_tokens_are_told_by_their_looks_whatever_stands_around_them():
+    commit, held, other = ('0123456789' * 4, 'ab' * 20, 'cd' * 20)
+    secrets = minici.Secrets(['word', 'password'], [minici.token_hash(held)])
+    shown = {
+        held: '*' * 40, commit: commit, f'x{held}y': f'x{"*" * 40}y', f'a{held}': f'a{held}', f'{held}0': f'{held}0',
+        f'mcb-{other}': '*' * 44, f'mcb-17-{other}a': '*' * 47 + 'a', f'glrt-{commit}{commit}': '*' * 45 + commit,
+        f'xmcp-{other}': 'x' + '*' * 44, f'mc-{other}': f'mc-{other}', f'mcb-{other[1:]}': f'mcb-{other[1:]}',
+        f'{commit} {held} {commit}': f'{commit} {"*" * 40} {commit}', f'-{held}-{other}': f'-{"*" * 40}-{other}',
+        f'mcb-{other}mcb-{other}': '*' * 88, 'passwordword': '*' * 12, 'passwor': 'passwor',
+        f'word{held}word': '*' * 48, held.upper(): held.upper()}
+    for text, wanted in shown.items():
+        for before, after in (('', ''), (' ', '\n'), (f'{commit} ', f' {held}'), ('é' * 40, 'mcb-')):
+            masked_end = after.replace(held, '*' * 40)
+            assert secrets.mask(f'{before}{text}{after}'.encode()).decode() == f'{before}{wanted}{masked_end}'
