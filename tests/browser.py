@@ -24,11 +24,14 @@ class Chromium:
     def __init__(self):
         self._playwright = sync_playwright().start()
         try:
-            self.process = self._playwright.chromium.launch(executable_path=self.path, args=FLAGS)
+            self._launch()
         except BaseException:
             self._playwright.stop()
             raise
         expect.set_options(timeout=PATIENCE * 1000)
+
+    def _launch(self):
+        self.process = self._playwright.chromium.launch(executable_path=self.path, args=FLAGS)
 
     def __enter__(self):
         return self
@@ -38,6 +41,9 @@ class Chromium:
         self._playwright.stop()
 
     def browser(self, base_url=None):
+        """Return a new window; in a new process if the old one has ended, which happens to Chromium."""
+        if not self.process.is_connected():
+            self._launch()
         return Browser(self.process, base_url)
 
 

@@ -23,6 +23,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_collection_modifyitems(items):
+    """Let a test begin once more when its browser process ends in the middle; the summary counts such a test."""
+    again = pytest.mark.flaky(reruns=1, only_rerun='has been closed')
+    for item in items:
+        if 'chromium' in getattr(item, 'fixturenames', ()):
+            item.add_marker(again)
+
+
 @pytest.fixture
 def clock():
     return Clock()

@@ -65,3 +65,10 @@ def test_cookies_last_from_size_to_size_and_no_longer_than_a_test(browser):
 
 def test_a_new_browser_has_no_cookies(browser):
     assert browser.page.context.cookies() == []
+
+
+def test_a_browser_whose_process_has_ended_is_started_again(chromium):
+    chromium.process.close()
+    with chromium.browser() as window:
+        assert window.open('data:text/html,<h1>again</h1>') is None
+        assert window.page.get_by_role('heading').inner_text() == 'again'
