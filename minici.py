@@ -5667,6 +5667,22 @@ ALTER TABLE pipeline ADD COLUMN fetched_by TEXT NOT NULL DEFAULT 'ref' CHECK (fe
     'ref',      -- it was what the ref pointed to
     'history',  -- it was an older commit of the ref
     'sha'));    -- by its id: the server gives any commit
+""", """
+-- Two steps above grew after the first databases had taken them: those get the rest here.
+
+CREATE INDEX IF NOT EXISTS pipeline_of_project ON pipeline (project_id, id);
+CREATE INDEX IF NOT EXISTS pipeline_of_project_ref ON pipeline (project_id, ref, id);
+CREATE INDEX IF NOT EXISTS pipeline_of_project_status ON pipeline (project_id, status, id);
+CREATE INDEX IF NOT EXISTS pipeline_of_ref_status ON pipeline (ref, status, id);
+CREATE INDEX IF NOT EXISTS pipeline_of_sha ON pipeline (sha, id);
+
+CREATE TABLE IF NOT EXISTS namespace (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    path        TEXT NOT NULL UNIQUE
+);
+INSERT OR IGNORE INTO namespace (path)
+SELECT DISTINCT rtrim(rtrim(path, replace(path, '/', '')), '/')
+  FROM project;
 """)
 
 
@@ -5829,6 +5845,21 @@ class Database:
                         connection.execute('ROLLBACK')
         finally:
             self._write_lock.release()
+
+    def note(self, values: Members, *statements: str) -> None:
+        """Execute statements in one transaction, or none of them when the database cannot be written at once.
+
+        This is for what may as well be written the next time: a path that only reads waits for no lock.
+        """
+        with contextlib.suppress(Busy), self.write(patient=False) as c:
+            for statement in statements:
+                c.execute(statement, values)
+
+    def is_writable(self) -> bool:
+        """Tell whether the database can be written at once."""
+        with contextlib.suppress(Busy), self.write(patient=False):
+            return True
+        return False
 
     @staticmethod
     def _begin(connection: sqlite3.Connection, patient: bool) -> None:
@@ -7326,16 +7357,15 @@ class Accounts(Store):
                 """, dict(hash=token_hash(session)))
 
     def note_use(self, user: Row) -> None:
-        """Record that a private token, as `find_user` returned it, is in use; writes at most every ten minutes."""
+        """Note that a private token, as `find_user` returned it, is in use; write at most every ten minutes."""
         now = self.clock()
         if user['last_used_at'] is not None and now - user['last_used_at'] < USE_INTERVAL:
             return
-        with self.db.write() as c:
-            c.execute("""
-                UPDATE private_token
-                   SET last_used_at = :now
-                 WHERE token_hash = :hash
-                """, dict(now=now, hash=user['token_hash']))
+        self.db.note(dict(now=now, hash=user['token_hash']), """
+            UPDATE private_token
+               SET last_used_at = :now
+             WHERE token_hash = :hash
+            """)
 
 
 # Projects #####################################################################################
@@ -7904,27 +7934,17 @@ class Runners(Projects):
         if last is not None and said == known and now - last < CONTACT_INTERVAL:
             return
         values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now)
-        if said != known:
-            self._note_contact(values, patient=True)
-            return
-        with contextlib.suppress(Busy):     # the time alone can wait for the next poll, and a poll cannot wait for it
-            self._note_contact(values, patient=False)
-
-    def _note_contact(self, values: Members, *, patient: bool) -> None:
-        """Write that a runner, and its machine if it names one, was here."""
-        with self.db.write(patient=patient) as c:
-            c.execute("""
-                UPDATE runner
-                   SET info = :info, ip_address = :ip_address, contacted_at = :now
-                 WHERE id = :id
-                """, values)
-            if values['system_id']:
-                c.execute("""
-                    INSERT INTO runner_manager (runner_id, system_id, info, ip_address, created_at, contacted_at)
-                    VALUES (:id, :system_id, :info, :ip_address, :now, :now)
-                    ON CONFLICT DO UPDATE
-                       SET info = :info, ip_address = :ip_address, contacted_at = :now
-                    """, values)
+        self.db.note(values, """
+            UPDATE runner
+               SET info = :info, ip_address = :ip_address, contacted_at = :now
+             WHERE id = :id
+            """, """
+            INSERT INTO runner_manager (runner_id, system_id, info, ip_address, created_at, contacted_at)
+            SELECT :id, :system_id, :info, :ip_address, :now, :now
+             WHERE :system_id <> ''
+            ON CONFLICT DO UPDATE
+               SET info = :info, ip_address = :ip_address, contacted_at = :now
+            """)
 
     def queue_value(self, runner: Row) -> str:
         """Return the opaque value that changes whenever a job may have become claimable."""
@@ -10526,10 +10546,8 @@ class Queue(Retention):
         stays `pending` until the runner accepts it (`update_job`).
         """
         now = self.clock()
-        due = self._start_due(now)
-        if abs(now - self._swept_at) >= SWEEP_INTERVAL:
-            self.sweep()
-        if not runner['active'] or not due and last_update and last_update == self.queue_value(runner):
+        started = self._catch_up(now)
+        if not runner['active'] or not started and last_update and last_update == self.queue_value(runner):
             return None
         wanted = dict(runner_id=runner['id'], system_id=system_id, now=now, job_age=job_age,
                       pipeline_id=id_of(pipeline))
@@ -10557,6 +10575,20 @@ class Queue(Retention):
             self._announce()
             return claim
         return None
+
+    def _catch_up(self, now: float) -> bool:
+        """Start the delayed jobs that are due, and sweep now and then; tell whether there were such jobs.
+
+        Whoever polls does not wait for this: while the database is locked it is left to the next poll.
+        """
+        due = self._due_pipelines(now)
+        overdue = abs(now - self._swept_at) >= SWEEP_INTERVAL
+        if not due and not overdue or not self.db.is_writable():
+            return False
+        self._start_due(now)
+        if overdue:
+            self.sweep()
+        return bool(due)
 
     @staticmethod
     def _claimed_job(c: sqlite3.Connection, job_id: int, now: float) -> Row:
@@ -10622,17 +10654,19 @@ class Queue(Retention):
              WHERE id = :id AND status <> 'running'
             """, dict(id=pipeline_id, now=now))
 
-    def _start_due(self, now: float) -> bool:
-        """Queue the delayed jobs whose time has come; tell whether there were any."""
-        due = self._all("""
+    def _due_pipelines(self, now: float) -> list[Row]:
+        """Return the `pipeline_id` of each pipeline that has a delayed job whose time has come."""
+        return self._all("""
             SELECT DISTINCT pipeline_id
               FROM job INDEXED BY job_scheduled
              WHERE status = 'scheduled' AND scheduled_at <= :now
             """, now=now)
-        for row in due:
+
+    def _start_due(self, now: float) -> None:
+        """Queue the delayed jobs whose time has come."""
+        for row in self._due_pipelines(now):
             pipeline_id = row['pipeline_id']
             self._attempt(f'delayed jobs of pipeline {pipeline_id} stay', self._start_delayed, pipeline_id, now)
-        return bool(due)
 
     def _start_delayed(self, pipeline_id: int, now: float) -> None:
         """Queue the delayed jobs of one pipeline whose time has come."""
@@ -12417,8 +12451,7 @@ def private_token(call: Call) -> Row:
         raise Unauthorized()
     if user['scope'] != 'api' and call.method not in ('GET', 'HEAD'):
         raise Forbidden('the token has the scope read_api, this needs api')
-    with contextlib.suppress(Busy):     # reading goes on while the database is locked or its disk is full
-        call.ci.note_use(user)
+    call.ci.note_use(user)
     return user
 
 

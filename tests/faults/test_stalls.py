@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import resource
@@ -36,8 +37,8 @@ def world(tmp_path):
         yield server
 
 
-def poll(connection, token):
-    return call(connection, 'POST', '/api/v4/jobs/request', json.dumps({'token': token}),
+def poll(connection, token, **more):
+    return call(connection, 'POST', '/api/v4/jobs/request', json.dumps({'token': token, **more}),
                 {'Content-Type': 'application/json'})
 
 
@@ -63,6 +64,9 @@ def test_a_write_lock_held_outside_delays_no_poll_read_or_trace(world, form, fig
                                  {'Content-Type': 'application/json'})
             writes.append((took, answer[0], answer[1]['Retry-After']))
 
+    later = minici.PipelineSpec(['test'], [minici.JobSpec('later', ['make'], when='delayed', start_in=1)])
+    with minici.Coordinator(world.db, fsync=False) as ci:
+        ci.create_pipeline(1, 'main', sha=SHA, content=later)   # it is due while nobody can start it
     holder = sqlite3.connect(world.db, isolation_level=None)
     holder.execute('BEGIN IMMEDIATE')
     until_then = time.monotonic() + seconds
@@ -72,7 +76,8 @@ def test_a_write_lock_held_outside_delays_no_poll_read_or_trace(world, form, fig
     while time.monotonic() < until_then:
         with contextlib.closing(world.connect()) as connection:
             jobs = ('GET', '/api/v4/projects/1/jobs', b'', {'PRIVATE-TOKEN': world.token})
-            for action, *values in ((poll, world.idle.token), (call, *jobs),
+            machine = {'system_id': f's_{size}', 'info': {'version': f'18.{size}'}}    # each poll has news to note
+            for action, *values in ((functools.partial(poll, **machine), world.idle.token), (call, *jobs),
                                     (patch, world.claims[20], size, b'line\n')):
                 took, answer = timed(action, connection, *values)
                 slow.append(took)

@@ -279,7 +279,7 @@ def test_archive_that_is_gone_is_not_found(ci, stored):
 
 def test_database_of_the_first_schema_is_upgraded_and_keeps_its_tokens(tmp_path, clock):
     path = tmp_path / 'ci.sqlite'
-    script = (TOP / 'tests' / 'faults' / 'databases' / 'schema-1-early.sql').read_text()
+    script = (TOP / 'tests' / 'faults' / 'databases' / 'schema-1.sql').read_text()
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.executescript(script)
         connection.execute("INSERT INTO user (id, username, created_at) VALUES (70, 'ann', 5)")
