@@ -104,7 +104,7 @@ UPGRADES = """
 import os, shutil, sqlite3, sys
 import minici
 
-directory, count, stop = sys.argv[1], 0, 0
+directory, step, count, stop = sys.argv[1], int(sys.argv[2]), 0, 0
 
 class Counting(sqlite3.Connection):
     def execute(self, statement, *values):
@@ -118,7 +118,7 @@ connect = sqlite3.connect
 minici.sqlite3.connect = lambda *values, **options: connect(*values, factory=Counting, **options)
 status = 9
 while status:
-    stop += 1
+    stop += step
     path = f'{directory}/{stop}.sqlite'
     shutil.copy(f'{directory}/intact.sqlite', path)
     child = os.fork()
@@ -130,7 +130,8 @@ print(stop)
 """
 
 
-def test_an_upgrade_that_is_killed_at_any_statement_leaves_the_old_database_or_the_new_one(tmp_path):
+def test_an_upgrade_that_is_killed_at_any_statement_leaves_the_old_database_or_the_new_one(tmp_path, form):
+    step = form(4, 1)
     build(tmp_path / 'intact.sqlite', DATABASES[0].read_text())
 
     def version(path):
@@ -138,11 +139,11 @@ def test_an_upgrade_that_is_killed_at_any_statement_leaves_the_old_database_or_t
             assert c.execute('PRAGMA quick_check').fetchone()[0] == 'ok'
             return c.execute('PRAGMA user_version').fetchone()[0], c.execute('SELECT count(*) FROM job').fetchone()[0]
 
-    upgrades = python(UPGRADES, tmp_path)
+    upgrades = python(UPGRADES, tmp_path, step)
     count = int(upgrades.communicate(timeout=300)[0])
     assert upgrades.returncode == 0
-    assert count > 100
-    seen = [version(tmp_path / f'{number}.sqlite') for number in range(1, count + 1)]
+    assert count > 90
+    seen = [version(tmp_path / f'{number}.sqlite') for number in range(step, count + 1, step)]
     assert set(seen) == {(1, 18), (len(minici.MIGRATIONS), 18)}
 
 
