@@ -294,20 +294,3 @@ def test_database_of_the_first_schema_is_upgraded_and_keeps_its_tokens(tmp_path,
         assert ci.find_session(ci.sign_in(ci.create_sign_in_code()))
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute('PRAGMA user_version').fetchone() == (len(minici.MIGRATIONS),)
-
-
-def test_upgraded_database_has_the_schema_of_a_new_one(tmp_path, monkeypatch):
-    def schema(path):
-        with contextlib.closing(sqlite3.connect(path)) as connection:
-            names = connection.execute("SELECT type, name, tbl_name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
-            tables = sorted(names.fetchall())
-            return tables, {name: connection.execute(f'PRAGMA table_info({name})').fetchall()
-                            for kind, name, _ in tables if kind == 'table'}
-
-    newest = minici.MIGRATIONS
-    monkeypatch.setattr(minici, 'MIGRATIONS', newest[:1])
-    minici.Coordinator(tmp_path / 'old.sqlite', fsync=False).close()
-    monkeypatch.setattr(minici, 'MIGRATIONS', newest)
-    for name in ('old', 'new'):
-        minici.Coordinator(tmp_path / f'{name}.sqlite', fsync=False).close()
-    assert schema(tmp_path / 'old.sqlite') == schema(tmp_path / 'new.sqlite')
