@@ -8161,7 +8161,10 @@ class Jobs(Runners):
                         THEN json_extract(spec, '$.manual_confirmation') END AS manual_confirmation,
                    stage, stage_idx, job.pipeline_id, job.project_id, job.tag_set_id, tags, resource_group,
                    scheduled_at, claimed_at, runner_id, protected, failure_message, kind,
-                   (SELECT id FROM pipeline WHERE bridge_id = job.id) AS downstream_id
+                   (SELECT json_object('id', downstream.id, 'status', downstream.status, 'path', theirs.path)
+                      FROM pipeline AS downstream
+                      JOIN project AS theirs ON theirs.id = downstream.project_id
+                     WHERE downstream.bridge_id = job.id) AS downstream
               FROM job INDEXED BY job_of_pipeline
              CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
              WHERE pipeline_id = :id AND retried = 0

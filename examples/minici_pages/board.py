@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from minici import CANCELABLE, PLAYABLE, RETRYABLE, Row, composite_status, status_words
 
@@ -91,6 +92,7 @@ class Card:
     took: str = ''                  # how long it ran, once it is finished
     share: int = 0                  # of the longest run in this pipeline, in percent
     action: tuple[str, str, str] | None = None
+    downstream: dict[str, Any] | None = None    # id, status and project path of the pipeline that it has started
 
     @property
     def kind(self) -> str:
@@ -196,6 +198,7 @@ def make_card(job: Row, reason: str | None, longest: float) -> Card:
     card.needs = needed_names(job)
     card.held = job['status'] == 'created' and not job['needs']
     card.action = next(iter(job_actions(job)), None)
+    card.downstream = json.loads(job['downstream'] or 'null')
     if job['started_at'] and job['finished_at'] is None:
         card.since = job['started_at']
     elif job['started_at']:
@@ -318,12 +321,12 @@ class Board:
 
 
 @functools.lru_cache(maxsize=32)
-def draw_board(jobs: tuple[Row, ...], reasons: tuple[str | None, ...], here: str, owner: bool,
+def draw_board(jobs: tuple[Row, ...], reasons: tuple[str | None, ...], here: str, mounted: str, owner: bool,
                wanted: str, name: str) -> Board:
     """Return the board of a pipeline, drawn once for each state of its jobs.
 
-    `reasons` say why each job waits. `here` is the address of the pipeline. `wanted` is a kind and `name` a
-    part of the names of the jobs to show, '' for all.
+    `reasons` say why each job waits. `here` is the address of the pipeline, below `mounted`, that of all pages.
+    `wanted` is a kind and `name` a part of the names of the jobs to show, '' for all.
     """
     cards = make_cards(jobs, reasons)
     filtered = bool(wanted or name)
@@ -333,7 +336,7 @@ def draw_board(jobs: tuple[Row, ...], reasons: tuple[str | None, ...], here: str
     names = dict(here=here, filtered=filtered)
     counts = count_kinds(cards)
     kinds = template('kinds').render(names, counts=counts, statuses=KINDS, wanted=wanted)
-    drawing = Drawing(here.rpartition('/pipelines/')[0], owner)
+    drawing = Drawing(here.rpartition('/pipelines/')[0], mounted, owner)
     stages = make_stages(shown, large=large and not filtered)
     failures = []
     if large and not filtered:
@@ -347,8 +350,9 @@ def draw_board(jobs: tuple[Row, ...], reasons: tuple[str | None, ...], here: str
 class Drawing:
     """Draws cards below the address of a project's pages, and notes when the jobs that still run began."""
 
-    def __init__(self, base: str, owner: bool) -> None:
+    def __init__(self, base: str, mounted: str, owner: bool) -> None:
         self._base = base
+        self._mounted = mounted
         self._owner = owner
         self._template = template('card')
         self.since: list[float] = []
@@ -363,4 +367,5 @@ class Drawing:
             self.since.append(card.since)
         here = f'{self._base}/jobs/{card.number}'
         shown_status = status_words(card.status)
-        return Markup(self._template.render(card=card, label=label, here=here, icon=icon, took=took, word=shown_status))
+        names = dict(card=card, label=label, here=here, icon=icon, took=took, word=shown_status, root=self._mounted)
+        return Markup(self._template.render(names))

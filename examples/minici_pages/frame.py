@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shlex
 import types
 import urllib.parse
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from minici import (
     Unauthorized,
     empty_response,
     error_response,
+    is_local,
     page_link,
     route,
     status_words,
@@ -142,7 +144,16 @@ def common_names(call: Call) -> dict[str, object]:
         'csrf': csrf_token(call) if user else '',
         'public': call.ci.settings.public,
         'now': call.ci.clock(),
+        'database': database_name(call),
     }
+
+
+def database_name(call: Call) -> str:
+    """Return the path of the database for a command line, to whoever sits at this machine; others get a word."""
+    in_process = not call.environ.get('REMOTE_ADDR')
+    if in_process or is_local(call):
+        return shlex.quote(str(call.ci.db.path))
+    return 'DATABASE'
 
 
 def page_response(call: Call, body: bytes, refusal: CIError | None) -> bottle.HTTPResponse:

@@ -30,7 +30,7 @@ from .frame import View, page, project_path, seen, web
 from .logs import ERROR_LINE, find_lines, text_pattern
 from .markup import Markup, clock, escape
 from .reports import tests_panel
-from .sessions import page_form, page_reader, page_user
+from .sessions import page_form, page_reader, page_user, root
 
 JOB_PATH = '/<project:project_path>/-/jobs/<job:job>'
 #: What a ref is, by the column `tag`.
@@ -61,6 +61,7 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     view = View()
     view.job = shown
     view.facts = job_facts(job, spec)
+    view.facts['Downstream'] = downstream_link(call, job)
     view.commit = commit_of(job)
     view.runner_info = json.loads(job['runner_info'] or '{}')
     view.artifacts = json.loads(job['artifacts'])
@@ -86,9 +87,9 @@ def environment_link(environment: dict[str, Any]) -> str:
     return Markup(f'<a href="{escape(address)}" rel="noopener noreferrer">{escape(name)}</a>')
 
 
-def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
+def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str | None]:
     """Return what is known about a job, by the name that the page gives it."""
-    facts = {}
+    facts: dict[str, str | None] = {}
     taken = job['started_at'] or job['finished_at']
     if taken and job['queued_at']:
         facts['Queued for'] = clock(taken - job['queued_at'])
@@ -103,7 +104,19 @@ def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str]:
     if job['coverage'] is not None:
         facts['Coverage'] = f'{job["coverage"]:g} %'
     facts['Started by'] = job['username']
+    if spec['id_tokens']:
+        facts['Missing'] = f'{", ".join(spec["id_tokens"])}: minici issues no ID tokens'
     return facts
+
+
+def downstream_link(call: Call, job: Row) -> str | None:
+    """Return a link to the pipeline that a bridge has started, None when there is none."""
+    started = call.ci.find_downstream(job)
+    if started is None:
+        return None
+    address = f'{root(call)}{project_path(started)}/pipelines/{started["id"]}'
+    shown_status = status_words(started['status'])
+    return Markup(f'<a href="{escape(address)}">{escape(started["project_path"])} #{started["id"]}</a> {shown_status}')
 
 
 @web('POST', f'{JOB_PATH}/<action>', auth=page_form)

@@ -152,7 +152,7 @@ def pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
     reasons = tuple(call.ci.pending_reasons(jobs).values())
     base = root(call) + project_path(pipeline)
     here = f'{base}/pipelines/{pipeline["id"]}'
-    board = draw_board(jobs, reasons, here, is_owner(call.actor), wanted, name)
+    board = draw_board(jobs, reasons, here, root(call), is_owner(call.actor), wanted, name)
     shown_status = status_words(pipeline['status'])
     title = f'{shown_status} · #{pipeline["id"]} · {pipeline["ref"]} · {pipeline["project_path"]}'
     view = View()

@@ -369,6 +369,7 @@ def process(tmp_path, state):
         started.append(subprocess.Popen(
             [sys.executable, '-m', 'minici', 'run', str(tmp_path / 'demo'), '--keep', str(tmp_path / 'kept')],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),    # in the background it may be ignored
             env={**os.environ, 'PYTHONPATH': os.path.dirname(minici.__file__)}, **options))
         return started[-1]
     yield start

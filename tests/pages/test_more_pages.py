@@ -21,6 +21,39 @@ def start(ci, project, **jobs):
     return ci.create_pipeline(project, 'main', sha=SHA, content=jobs)
 
 
+def test_commands_name_the_database_to_whoever_sits_at_the_machine(ci):
+    command = f'python -m minici --db {ci.db.path}'
+    assert f'{command} token' in Browser(ci).open('/-/sign_in').text
+    assert f'{command} submit PATH' in Browser(ci, ci.create_private_token()).open('/').text
+    app = minici.create_app(ci)
+
+    def page_for(address):
+        browser = Browser(ci, app=lambda environ, start: app({**environ, 'REMOTE_ADDR': address}, start))
+        return browser.open('/-/sign_in')
+
+    assert f'{command} token' in page_for('127.0.0.1').text
+    assert 'python -m minici --db DATABASE token' in page_for('192.0.2.7').text
+
+
+# -- what a bridge started, and what a job will miss
+
+def test_what_a_bridge_has_started_stands_beside_it(ci, browser, project, tmp_path):
+    commit(tmp_path / 'child', **{'.gitlab-ci.yml': 'other: {script: [x]}'})
+    ci.create_project('group/child', import_url=(tmp_path / 'child').as_uri())
+    pipeline = start(ci, project, down={'trigger': 'group/child'}, test={'script': ['x']})
+    link = browser.open('/group/demo/-/pipelines/1').one('a', href='/group/child/-/pipelines/2')
+    assert link.text == 'group/child #2'
+    (bridge, _), = ci.list_bridges(pipeline)
+    facts = browser.open(f'/group/demo/-/jobs/{bridge["id"]}').one('aside').facts()
+    assert facts['Downstream'] == 'group/child #2 pending'
+
+
+def test_a_job_says_which_id_tokens_it_will_miss(ci, browser, project):
+    start(ci, project, test={'script': ['x'], 'id_tokens': {'VAULT': {'aud': 'a'}, 'CLOUD': {'aud': 'b'}}})
+    facts = browser.open('/group/demo/-/jobs/1').one('aside').facts()
+    assert facts['Missing'] == 'VAULT, CLOUD: minici issues no ID tokens'
+
+
 # -- a runner
 
 def test_runner_tells_what_it_runs_what_it_could_take_and_why_not_the_rest(ci, browser, project):

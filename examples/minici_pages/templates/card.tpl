@@ -13,6 +13,11 @@ data-confirm="{{question}}">{{icon}}</button>
 % if card.reason:
 <p class="why">{{card.reason}}</p>
 % end
+% if card.downstream:
+%     started = card.downstream
+<p class="needs">{{mark(started['status'])}}<a
+href="{{root}}/{{started['path']}}/-/pipelines/{{started['id']}}">{{started['path']}} #{{started['id']}}</a></p>
+% end
 % if card.needs:
 <p class="needs">needs {{card.needs}}</p>
 % end

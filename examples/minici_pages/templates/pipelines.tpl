@@ -31,7 +31,7 @@
 <div class="empty">
 <h2>Nothing has run yet</h2>
 <p>Submit a git repository that has a <code>.gitlab-ci.yml</code>:</p>
-<pre>python minici.py --db ci.sqlite submit PATH --follow</pre>
+<pre>python -m minici --db {{database}} submit PATH --follow</pre>
 % if owner:
 <p>or <a href="{{root}}/-/projects">add a project</a> and
 {{'start a pipeline here' if projects else 'start its pipelines from here'}}.</p>

@@ -12,7 +12,7 @@
 <button class="primary">Sign in</button>
 <p class="hint">The link that minici printed when it started signs you in once. For another token run, on the
 server:</p>
-<pre>python minici.py --db ci.sqlite token</pre>
+<pre>python -m minici --db {{database}} token</pre>
 % end
 </form>
 </div>
