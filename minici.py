@@ -24,8 +24,8 @@ The sections, each using only those above it:
     language    Pipeline rules, YAML, Expressions, Keywords, Includes, Pipeline files, Repositories,
                 Library
     storage     Schema, Database, Traces, Artifacts, Reports
-    domain      Store, Accounts, Projects, Runners, Jobs, Tests, Waiting, Processing, Compiling,
-                Pipelines, Bridges, Schedules, Releases, Retention, Queue, Uploads, Checks, Backups,
+    domain      Store, Accounts, Projects, Runners, Jobs, Dependencies, Tests, Waiting, Processing,
+                Compiling, Pipelines, Bridges, Schedules, Releases, Retention, Queue, Uploads, Checks, Backups,
                 Coordinator
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
@@ -8218,82 +8218,6 @@ class Jobs(Runners):
              WHERE token_hash = :hash AND status IN {HELD}
             """, hash=token_hash(token))
 
-    def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
-        """Return the jobs whose artifacts and variables `job` gets: all it waited for, unless it names some."""
-        values = dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'], now=self.clock())
-        index = 'job_of_pipeline'
-        waited_for = 'job.stage_idx < :stage_idx'
-        if job['needs'] is not None:
-            index = 'job_name'
-            waited_for = 'job.name IN (SELECT value FROM json_each(:needs))'
-        rows = c.execute(f"""
-            SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
-                   artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
-              FROM job INDEXED BY {index}
-             CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
-             CROSS JOIN project ON project.id = job.project_id
-              LEFT JOIN artifact
-                     ON artifact.job_id = job.id AND artifact.file_type = 'archive'
-                    AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
-             WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for}
-             ORDER BY job.stage_idx, job.id
-            """, values).fetchall()
-        spec = stored_spec(job)
-        barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
-        named = spec['dependencies']
-        wanted = [row for row in rows if row['name'] not in barred and (named is None or row['name'] in named)]
-        return wanted + self._cross_dependencies(c, job)
-
-    def _cross_dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
-        """Return the jobs of other pipelines and projects whose archives a job needs, as far as they are there."""
-        needs = [need for need in stored_spec(job)['cross_needs'] if need['artifacts']]
-        found = [self._cross_dependency(c, job, need) for need in needs]
-        return [row for row in found if row is not None]
-
-    def _cross_dependency(self, c: sqlite3.Connection, job: Row, need: Members) -> Row | None:
-        """Return the job that a need of another pipeline or project means, None when none has succeeded.
-
-        Of a pipeline it is its latest job, if it is of the same project; of a project's ref that of the
-        newest pipeline in which it has left an archive, else of the newest in which it succeeded.
-        """
-        wanted = 'pipeline.id = :pipeline AND pipeline.project_id = :project_id'
-        if need['project']:
-            wanted = 'project.path = :project COLLATE NOCASE AND pipeline.ref = :ref'
-        values = dict(need, project_id=job['project_id'], now=self.clock())
-        row: Row | None = c.execute(f"""
-            SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
-                   artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
-              FROM project
-              JOIN pipeline ON pipeline.project_id = project.id
-              JOIN job ON job.pipeline_id = pipeline.id AND job.name = :job AND job.retried = 0
-              LEFT JOIN artifact
-                     ON artifact.job_id = job.id AND artifact.file_type = 'archive'
-                    AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
-             WHERE {wanted} AND job.status = 'success'
-             ORDER BY artifact.id IS NULL, pipeline.id DESC
-             LIMIT 1
-            """, values).fetchone()
-        return row
-
-    def _missing_dependency(self, c: sqlite3.Connection, job: Row, dependencies: Sequence[Row]) -> str | None:
-        """Say which artifacts a claimed job cannot get, as GitLab fails it for; None when it can have all."""
-        erased = [row['name'] for row in dependencies if row['erased_at'] is not None]
-        if erased:
-            return f'it depends on jobs whose artifacts were erased: {", ".join(erased)}'
-        for need in stored_spec(job)['cross_needs']:
-            if not need['artifacts'] or need.get('optional') or self._cross_dependency(c, job, need):
-                continue
-            place = f'pipeline {need["pipeline"]}'
-            if need['project']:
-                place = f'{need["project"]}, ref {need["ref"]}'
-            return f'it needs the artifacts of {need["job"]} of {place}, and no such job has succeeded here'
-        return None
-
-    def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
-        """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
-        with self.db.read() as c:
-            return any(row['id'] == job_id for row in self._dependencies(c, reader))
-
     def _check_alive(self, job: Row) -> None:
         """Raise JobNotRunning unless `job` is still with its runner, by the same claim."""
         now = self._one('SELECT status, token_hash FROM job WHERE id = :id', id=job['id'])
@@ -8427,9 +8351,91 @@ class Jobs(Runners):
         return self.find_job(job)
 
 
+# Dependencies #################################################################################
+
+class Dependencies(Jobs):
+    """Which jobs a job gets artifacts and variables of, of its own pipeline and of others."""
+
+    def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
+        """Return the jobs whose artifacts and variables `job` gets: all it waited for, unless it names some."""
+        values = dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'], now=self.clock())
+        index = 'job_of_pipeline'
+        waited_for = 'job.stage_idx < :stage_idx'
+        if job['needs'] is not None:
+            index = 'job_name'
+            waited_for = 'job.name IN (SELECT value FROM json_each(:needs))'
+        rows = c.execute(f"""
+            SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
+                   artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
+              FROM job INDEXED BY {index}
+             CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
+             CROSS JOIN project ON project.id = job.project_id
+              LEFT JOIN artifact
+                     ON artifact.job_id = job.id AND artifact.file_type = 'archive'
+                    AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
+             WHERE job.pipeline_id = :pipeline_id AND job.retried = 0 AND {waited_for}
+             ORDER BY job.stage_idx, job.id
+            """, values).fetchall()
+        spec = stored_spec(job)
+        barred = {need['name'] for need in spec['needs'] or () if not need['artifacts']}
+        named = spec['dependencies']
+        wanted = [row for row in rows if row['name'] not in barred and (named is None or row['name'] in named)]
+        return wanted + self._cross_dependencies(c, job)
+
+    def _cross_dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
+        """Return the jobs of other pipelines and projects whose archives a job needs, as far as they are there."""
+        needs = [need for need in stored_spec(job)['cross_needs'] if need['artifacts']]
+        found = [self._cross_dependency(c, job, need) for need in needs]
+        return [row for row in found if row is not None]
+
+    def _cross_dependency(self, c: sqlite3.Connection, job: Row, need: Members) -> Row | None:
+        """Return the job that a need of another pipeline or project means, None when none has succeeded.
+
+        Of a pipeline it is its latest job, if it is of the same project; of a project's ref that of the
+        newest pipeline in which it has left an archive, else of the newest in which it succeeded.
+        """
+        wanted = 'pipeline.id = :pipeline AND pipeline.project_id = :project_id'
+        if need['project']:
+            wanted = 'project.path = :project COLLATE NOCASE AND pipeline.ref = :ref'
+        values = dict(need, project_id=job['project_id'], now=self.clock())
+        row: Row | None = c.execute(f"""
+            SELECT job.*, pipeline.ref, pipeline.tag, pipeline.sha, project.name AS project_name,
+                   artifact.filename AS artifacts_filename, artifact.size AS artifacts_size
+              FROM project
+              JOIN pipeline ON pipeline.project_id = project.id
+              JOIN job ON job.pipeline_id = pipeline.id AND job.name = :job AND job.retried = 0
+              LEFT JOIN artifact
+                     ON artifact.job_id = job.id AND artifact.file_type = 'archive'
+                    AND (artifact.expire_at IS NULL OR artifact.expire_at > :now)
+             WHERE {wanted} AND job.status = 'success'
+             ORDER BY artifact.id IS NULL, pipeline.id DESC
+             LIMIT 1
+            """, values).fetchone()
+        return row
+
+    def _missing_dependency(self, c: sqlite3.Connection, job: Row, dependencies: Sequence[Row]) -> str | None:
+        """Say which artifacts a claimed job cannot get, as GitLab fails it for; None when it can have all."""
+        erased = [row['name'] for row in dependencies if row['erased_at'] is not None]
+        if erased:
+            return f'it depends on jobs whose artifacts were erased: {", ".join(erased)}'
+        for need in stored_spec(job)['cross_needs']:
+            if not need['artifacts'] or need.get('optional') or self._cross_dependency(c, job, need):
+                continue
+            place = f'pipeline {need["pipeline"]}'
+            if need['project']:
+                place = f'{need["project"]}, ref {need["ref"]}'
+            return f'it needs the artifacts of {need["job"]} of {place}, and no such job has succeeded here'
+        return None
+
+    def may_read_artifacts(self, reader: Row, job_id: int) -> bool:
+        """Tell whether a running job may read another's artifacts: those of the jobs it depends on."""
+        with self.db.read() as c:
+            return any(row['id'] == job_id for row in self._dependencies(c, reader))
+
+
 # Tests ########################################################################################
 
-class Tests(Jobs):
+class Tests(Dependencies):
     """The test cases that jobs reported, and their counts."""
 
     def store_tests(self, job: Row, report: TestReport) -> None:

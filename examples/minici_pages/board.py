@@ -367,5 +367,6 @@ class Drawing:
             self.since.append(card.since)
         here = f'{self._base}/jobs/{card.number}'
         shown_status = status_words(card.status)
-        names = dict(card=card, label=label, here=here, icon=icon, took=took, word=shown_status, root=self._mounted)
-        return Markup(self._template.render(names))
+        names = dict(card=card, label=label, here=here, icon=icon, took=took)
+        text = self._template.render(names, word=shown_status, root=self._mounted)
+        return Markup(text)

@@ -104,8 +104,10 @@ def job_facts(job: Row, spec: dict[str, Any]) -> dict[str, str | None]:
     if job['coverage'] is not None:
         facts['Coverage'] = f'{job["coverage"]:g} %'
     facts['Started by'] = job['username']
-    if spec['id_tokens']:
-        facts['Missing'] = f'{", ".join(spec["id_tokens"])}: minici issues no ID tokens'
+    missing = spec['id_tokens']
+    if missing:
+        tokens = ', '.join(missing)
+        facts['Missing'] = f'{tokens}: minici issues no ID tokens'
     return facts
 
 
@@ -114,9 +116,12 @@ def downstream_link(call: Call, job: Row) -> str | None:
     started = call.ci.find_downstream(job)
     if started is None:
         return None
-    address = f'{root(call)}{project_path(started)}/pipelines/{started["id"]}'
+    path = started['project_path']
+    number = started['id']
+    address = f'{root(call)}/{path}/-/pipelines/{number}'
+    name = f'{path} #{number}'
     shown_status = status_words(started['status'])
-    return Markup(f'<a href="{escape(address)}">{escape(started["project_path"])} #{started["id"]}</a> {shown_status}')
+    return Markup(f'<a href="{escape(address)}">{escape(name)}</a> {shown_status}')
 
 
 @web('POST', f'{JOB_PATH}/<action>', auth=page_form)

@@ -25,9 +25,9 @@ PARTS = {
     'language': ('Pipeline rules', 'YAML', 'Expressions', 'Keywords', 'Includes', 'Pipeline files', 'Repositories',
                  'Library'),
     'storage': ('Schema', 'Database', 'Traces', 'Artifacts', 'Reports'),
-    'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Tests', 'Waiting', 'Processing', 'Compiling',
-               'Pipelines', 'Bridges', 'Schedules', 'Releases', 'Retention', 'Queue', 'Uploads', 'Checks', 'Backups',
-               'Coordinator'),
+    'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Dependencies', 'Tests', 'Waiting', 'Processing',
+               'Compiling', 'Pipelines', 'Bridges', 'Schedules', 'Releases', 'Retention', 'Queue', 'Uploads', 'Checks',
+               'Backups', 'Coordinator'),
     'HTTP': ('Routes', 'Request bodies', 'Calls', 'Responses', 'Guards', 'Entities', 'Shared responses',
              'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
              'Administration API', 'Schedules API', 'Webhooks', 'Git over HTTP', 'Repository API', 'Operations',
@@ -36,8 +36,9 @@ PARTS = {
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
 #: The classes of the domain, each above the one it uses.
-TOWER = ['Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Tests', 'Waiting', 'Processing', 'Compiling', 'Pipelines',
-         'Bridges', 'Schedules', 'Releases', 'Retention', 'Queue', 'Uploads', 'Checks', 'Backups', 'Coordinator']
+TOWER = ['Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Dependencies', 'Tests', 'Waiting', 'Processing',
+         'Compiling', 'Pipelines', 'Bridges', 'Schedules', 'Releases', 'Retention', 'Queue', 'Uploads', 'Checks',
+         'Backups', 'Coordinator']
 BANNER = re.compile('# ([A-Z].*?) #{8,}')
 BANNERS = {number: BANNER.fullmatch(line)[1] for number, line in enumerate(LINES, 1) if BANNER.fullmatch(line)}
 SQL = re.compile(r'\b(SELECT\s|INSERT\s+(OR\s+\w+\s+)?INTO\b|UPDATE\s+\w+\s+SET\b|DELETE\s+FROM\b|PRAGMA\s+\w'
