@@ -194,12 +194,6 @@ def project_pipelines_route(call: Call, project: Row, sha: str = '') -> bottle.H
     return seen(call, '/?' + urllib.parse.urlencode(filters, safe='/'))
 
 
-@web('GET', '/<project:project_path>/pipelines/<pipeline:pipeline>', auth=page_reader)
-def old_pipeline_route(call: Call, pipeline: Row) -> bottle.HTTPResponse:
-    """Lead from the address that GitLab once had for a pipeline to its page."""
-    return seen(call, f'{project_path(pipeline)}/pipelines/{pipeline["id"]}')
-
-
 @web('GET', '/<project:project_path>/badges/<ref:path>/pipeline.svg',
      '/<project:project_path>/-/badges/<ref:path>/pipeline.svg', auth=page_reader)
 def badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:

@@ -13,8 +13,6 @@ from minici import (
     Row,
     page_of,
     redacted_url,
-    show_badge_route,
-    show_coverage_badge_route,
 )
 
 from .frame import View, page, seen, web
@@ -52,18 +50,6 @@ def add_project_route(call: Call) -> bottle.HTTPResponse:
     except BadRequest as refusal:
         return projects_route(call, refusal)
     return seen(call, f'/{project["path"]}')
-
-
-@web('GET', '/<project:project_path>/badges/<ref:path>/pipeline.svg', auth=page_reader)
-def pipeline_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
-    """Draw the status of a ref's newest pipeline."""
-    return show_badge_route(call, project, ref)
-
-
-@web('GET', '/<project:project_path>/badges/<ref:path>/coverage.svg', auth=page_reader)
-def coverage_badge_route(call: Call, project: Row, ref: str) -> bottle.HTTPResponse:
-    """Draw the coverage of a ref's newest pipeline that succeeded."""
-    return show_coverage_badge_route(call, project, ref)
 
 
 @web('GET', '/<project:project_path>', auth=page_reader)

@@ -24,10 +24,21 @@ def route_lines(ci):
         yield f'| {route.method} | `{path}` | {route.auth.__name__} | {purpose} |'
 
 
+def default_of(setting):
+    """Return the default of a setting as people write it."""
+    if setting.default == '':
+        return 'none'
+    if not setting.metadata['help'].startswith('bytes'):
+        return str(setting.default)
+    units = (('K', 1024), ('M', 1024 ** 2), ('G', 1024 ** 3))
+    unit, size = [(unit, size) for unit, size in units if setting.default % size == 0][-1]
+    return f'{setting.default // size}{unit}'
+
+
 def setting_lines():
     """Return the rows that the table of settings must have."""
     for item in dataclasses.fields(minici.Settings):
-        yield f'| `{item.name}` | {item.default if item.default != "" else "none"} | {item.metadata["help"]} |'
+        yield f'| `{item.name}` | {default_of(item)} | {item.metadata["help"]} |'
 
 
 def table_after(heading):
@@ -41,6 +52,11 @@ def commands():
 
 def test_the_route_table_lists_exactly_the_routes(ci):
     assert table_after('Routes') == list(route_lines(ci))
+
+
+def test_no_two_handlers_have_one_address(ci):
+    addresses = [(route.method, route.path) for route in minici.create_app(ci).routes]
+    assert [address for address in addresses if addresses.count(address) > 1] == []
 
 
 def test_the_settings_table_lists_exactly_the_settings():
