@@ -1,8 +1,12 @@
 """Fixtures: a coordinator with a clock that tests move, and clients for it."""
 
+import contextlib
+import fcntl
 import gc
 import os
+import shutil
 import subprocess
+import tempfile
 import venv
 from pathlib import Path
 
@@ -113,15 +117,48 @@ def demo(gl, project):
     return gl.projects.get('group/demo')
 
 
+@contextlib.contextmanager
+def alone(name):
+    """Keep the other processes of the suite from installing the same thing."""
+    with (Path(tempfile.gettempdir()) / f'minici-tests-{name}.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def environment(name, package):
+    """Return the interpreter of a virtual environment beside the project's own; it is made once.
+
+    MINICI_GPR_VENV and the like name another one.
+    """
+    home = Path(os.environ.get(f'MINICI_{name.upper()}_VENV') or TOP / f'.venv-{name}')
+    python = home / 'bin' / 'python'
+    with alone(name):
+        if not any(home.glob(f'lib/*/site-packages/{package}.dist-info')):
+            venv.create(home, with_pip=True)
+            requirements = TOP / 'tests' / f'requirements-{name}.txt'
+            subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', requirements], check=True)
+    return python
+
+
 @pytest.fixture(scope='session')
 def gpr_python():
-    """The interpreter of an environment with gitlab-python-runner; it is made once, beside the project's own.
+    """The interpreter of an environment with gitlab-python-runner."""
+    return environment('gpr', 'gitlab_python_runner-14.3.20')
 
-    MINICI_GPR_VENV names another one.
-    """
-    home = Path(os.environ.get('MINICI_GPR_VENV') or TOP / '.venv-gpr')
-    python = home / 'bin' / 'python'
-    if not any(home.glob('lib/*/site-packages/gitlab_python_runner-14.3.20.dist-info')):
-        venv.create(home, with_pip=True)
-        subprocess.run([python, '-m', 'pip', 'install', '-q', '-r', TOP / 'tests' / 'requirements-gpr.txt'], check=True)
-    return python
+
+@pytest.fixture(scope='session')
+def old_gitlab():
+    """The command of a python-gitlab of 2021 that evaluates expressions."""
+    return [environment('oldgl', 'python_gitlab-2.10.1'), TOP / 'tests' / 'clients' / 'old_gitlab.py']
+
+
+@pytest.fixture(scope='session')
+def gitbeaker():
+    """The command of a client in JavaScript that evaluates expressions."""
+    if shutil.which('npm') is None:
+        (pytest.fail if os.environ.get('CI') else pytest.skip)('no npm here: apt install npm')
+    with alone('npm'):
+        if not (TOP / 'tests' / 'node_modules' / '@gitbeaker').exists():
+            subprocess.run(['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', TOP / 'tests'],
+                           check=True, capture_output=True)
+    return ['node', TOP / 'tests' / 'clients' / 'gitbeaker.mjs']
