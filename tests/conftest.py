@@ -20,6 +20,10 @@ import minici
 
 def pytest_configure(config):
     config.addinivalue_line('filterwarnings', 'error')
+    if os.environ.pop('PYTHONDONTWRITEBYTECODE', ''):   # tests start many processes, and compiling takes a second
+        cache = tempfile.TemporaryDirectory(prefix='minici-tests-')
+        config.add_cleanup(cache.cleanup)
+        os.environ['PYTHONPYCACHEPREFIX'] = cache.name
 
 
 def pytest_collection_finish():
