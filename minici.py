@@ -7643,6 +7643,15 @@ class Projects(Accounts):
         fitting = [row for row in rows if scope_fits(row['environment_scope'], environment)]
         return list({(row['project_id'], row['key']): row for row in fitting}.values())
 
+    def masked_values(self, project_id: int | None = None) -> list[str]:
+        """Return the masked values that jobs of a project, by default of any, receive."""
+        rows = self._all("""
+            SELECT value
+              FROM variable
+             WHERE masked AND (project_id IS NULL OR :id IS NULL OR project_id = :id)
+            """, id=project_id)
+        return [row['value'] for row in rows]
+
     def list_triggers(self, project: Row) -> list[Row]:
         """Return the trigger tokens of a project, with their owners."""
         return self._all("""
@@ -8241,13 +8250,8 @@ class Jobs(Runners):
               LEFT JOIN runner ON runner.id = job.runner_id
              WHERE job.id = :id
             """, id=job_id)
-        masked = self._all("""
-            SELECT value
-              FROM variable
-             WHERE masked AND (project_id IS NULL OR project_id = :id)
-            """, id=found['project_id'])
         _, _, password = split_credentials(found['import_url'] or '')
-        texts = [*(row['value'] for row in masked), found['runners_token'], self._setting('registration_token')]
+        texts = [*self.masked_values(found['project_id']), found['runners_token'], self._setting('registration_token')]
         return Secrets([*texts, password, urllib.parse.quote(password, safe='')],
                        [found['token_hash'], found['runner_hash']])
 
@@ -9229,9 +9233,12 @@ class Compiling(Processing):
         base = merge_request_of(facts).get('base_sha') or facts['before_sha']
         compared = {**facts, 'before_sha': base}
         with compiling():
-            return compile_pipeline(content, name=facts['ci_config_path'] or PIPELINE_FILE, repository=repository,
+            spec = compile_pipeline(content, name=facts['ci_config_path'] or PIPELINE_FILE, repository=repository,
                                     facts=compared, variables=variables, library=library, inputs=inputs,
                                     predefined=self._predefined(facts))
+        hidden = Secrets(self.masked_values(facts['project_id']), [])
+        name = hidden.mask((spec.name or '').encode()).decode()
+        return dataclasses.replace(spec, name=name or None)     # a name is for all eyes
 
     def _predefined(self, facts: Members) -> dict[str, str]:
         """Return the predefined variables that are known before a pipeline exists."""

@@ -17,6 +17,7 @@ from minici import (
     CIError,
     Route,
     Row,
+    Secrets,
     Unauthorized,
     empty_response,
     error_response,
@@ -125,12 +126,23 @@ def page(call: Call, name: str, title: str, view: View | None = None, /, *, belo
     names['problem'] = complaint(refusal) if refusal else ''
     names.update(vars(view or View()))
     names.update(values)
-    content = markup.Markup(template(name).render(names))
+    names['title'] = for_eyes(call, title)
+    content = markup.Markup(for_eyes(call, template(name).render(names)))
     body = template('layout').render(names, content=content).encode()
     response = page_response(call, body, refusal)
     if name in SECRET_PAGES:
         response.headers['Cache-Control'] = 'no-store'
     return response
+
+
+def for_eyes(call: Call, text: str) -> str:
+    """Return a part of a page as whoever asks for it may see it: visitors see no masked value, whatever it got into."""
+    if call.actor is not None:
+        return text
+    values = call.ci.masked_values()
+    written = [*values, *map(urllib.parse.quote, values)]
+    secrets = Secrets([*written, *map(markup.escape, written)], [])
+    return secrets.mask(text.encode()).decode()
 
 
 def common_names(call: Call) -> dict[str, object]:

@@ -52,10 +52,11 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     spec = stored_spec(job)
     shown = dict(job)
     shown['manual_confirmation'] = spec['manual_confirmation']
+    variables = dict(spec['variables'])
     given = json.loads(job['pipeline_variables']) + json.loads(job['variables'])
-    variables = list(spec['variables'].items())
-    for item in given:
-        variables.append((item['key'], None))
+    variables.update((item['key'], None) for item in given)
+    if call.actor is None:
+        variables = dict.fromkeys(variables)
     pipeline = call.ci.find_pipeline(job['pipeline_id'])
     number, project = job['id'], job['project_path']
     view = View()
@@ -65,7 +66,7 @@ def job_route(call: Call, job: Row) -> bottle.HTTPResponse:
     view.commit = commit_of(job)
     view.runner_info = json.loads(job['runner_info'] or '{}')
     view.artifacts = json.loads(job['artifacts'])
-    view.variables = variables
+    view.variables = variables.items()
     view.reason = call.ci.pending_reason(job)
     view.failure = failure_text(job)
     view.trace_size = call.ci.traces.size(job['id'])

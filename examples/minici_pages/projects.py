@@ -59,6 +59,8 @@ def project_route(call: Call, project: Row) -> bottle.HTTPResponse:
     view = View()
     view.project = project
     view.address = redacted_url(project['import_url'])
+    if view.address and call.actor is None:
+        view.address = 'from a repository'      # whose host is nobody else's business
     view.pipelines = pipelines
     view.commit_of = commit_of
     view.stages = call.ci.list_stages(pipelines)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import http.client
 import os
 import re
@@ -406,6 +407,31 @@ def test_no_page_tells_a_secret_to_who_must_not_know_it(ci, site):
         told += browser.send('GET', f'{JOBS}/1/raw').text
         seen[who] = {secret for secret in site.never | site.for_owners | {'value-of-a-caller'} if secret in told}
     assert seen == {'owner': site.for_owners, 'reader': set(), 'anybody': set()}
+
+
+def test_visitors_see_no_value_that_a_pipeline_was_made_with_and_no_host_of_a_repository(ci, client):
+    ci.settings = dataclasses.replace(ci.settings, public=True)
+    token, key, host = ci.create_private_token(), 'very-<"secret">&value', 'git.inner.example'
+    project = ci.create_project('group/demo', import_url=f'https://{host}/demo.git')
+    ci.set_variable(project, 'KEY', key, masked=True)
+    ci.set_variable(None, 'OTHER', 'masked-everywhere', masked=True)
+    ci.create_pipeline(project, 'main', sha=SHA, variables=[{'key': 'GIVEN', 'value': 'value-of-a-caller'}], content={
+        'workflow': {'name': 'deploy $KEY'}, 'variables': {'YAML': 'value-of-the-file'},
+        'waits': {'script': ['x'], 'tags': ['tag-$KEY'], 'resource_group': 'group-$KEY'},
+        'deploys': {'script': ['x'], 'environment': {'name': 'on/$OTHER', 'url': f'https://{host}/$KEY'}}})
+    Runner(ci).claim()
+    told = {}
+    for who, browser in ('owner', Browser(ci, token)), ('visitor', Browser(ci)):
+        pages = [*(page for _, page in crawl(browser)), browser.open('/group/demo'), *(
+            browser.open(f'{JOBS}/{number}') for number in (1, 2))]
+        told[who] = '\n'.join(page.answer.text + page.text for page in pages)
+    secrets = [key, quote(key), html.escape(key), 'masked-everywhere', 'value-of-the-file', host]
+    assert [secret for secret in secrets if secret in told['visitor']] == []
+    assert [secret for secret in secrets if secret not in told['owner']] == [quote(key)]
+    assert f'deploy {"*" * len(key)}' in told['visitor']
+    assert client.call('GET', '/api/v4/projects/1/pipelines/1', token=token).json['name'] == f'deploy {"*" * len(key)}'
+    for path in ('/projects/1', '/projects/1/pipelines/1', '/projects/1/jobs', '/projects/1/jobs/1', '/projects'):
+        assert client.call('GET', f'/api/v4{path}', status=401).json == {'message': '401 Unauthorized'}
 
 
 def test_strangers_see_nothing_without_public(ci, site):
