@@ -180,6 +180,7 @@ MAX_UNTRUSTED_BODY = 64 * KIB       # bytes of a body that are read before a goo
 MAX_UNTRUSTED_MEMORY = 16 * MIB     # bytes of such bodies that a server holds together
 MAX_HEADERS = 32 * KIB              # bytes of a request's headers
 MAX_STRANGERS = 100                 # connections of one address that have not brought a good token yet
+ACCEPTED_AT_ONCE = 100              # waiting connections that are accepted before the others have their turn
 HEADER_TIMEOUT = 10                 # seconds a client has for the headers of a request
 MIN_BODY_PACE = 1 * KIB             # bytes a second that a body must keep up
 DRAIN_TIMEOUT = 30                  # seconds that a refused request is read on, so that its client sees the answer
@@ -16033,6 +16034,10 @@ class RequestParser(waitress.parser.HTTPRequestParser):
             self.body_rcv.buf = SpoolBuffer(self.adj.inbuf_overflow)
             self.body_rcv.buf.directory = self.adj.directory
 
+    def is_wanted(self) -> bool:
+        """Tell whether the sender has brought a good token for this request."""
+        return self._admission.trusted
+
     def is_overdue(self) -> bool:
         """Tell whether the headers take too long, or the body arrives too slowly."""
         allowed = HEADER_TIMEOUT + self.body_bytes_received / MIN_BODY_PACE
@@ -16144,6 +16149,11 @@ class Channel(waitress.channel.HTTPChannel):
             return age > HEADER_TIMEOUT
         return idle > IDLE_TIMEOUT
 
+    def is_needless(self) -> bool:
+        """Tell whether the client has asked for nothing that is being answered, and sends nothing that is wanted."""
+        arriving = self.request is not None and self.request.is_wanted()
+        return not self.requests and not arriving
+
     def handle_close(self) -> None:
         """Close the connection, and the spool file of a request that was not sent to its end."""
         self.server.strangers.remove(self)
@@ -16153,11 +16163,17 @@ class Channel(waitress.channel.HTTPChannel):
 
 
 class Strangers:
-    """The connections that have not brought a good token yet, by address, the oldest first; and what they send."""
+    """The connections that have not brought a good token yet, the oldest first; and what they send.
 
-    def __init__(self, proxies: str) -> None:
+    One address may hold MAX_STRANGERS of them, all together `most`, so that there is always room for who
+    has a token.
+    """
+
+    def __init__(self, proxies: str, most: int) -> None:
         self._proxies = proxies
+        self._most = most
         self._lock = threading.Lock()
+        self._all: dict[Channel, None] = {}
         self._by_address: dict[str, dict[Channel, None]] = {}
         self._memory = 0
 
@@ -16168,7 +16184,7 @@ class Strangers:
             return self._memory
 
     def add(self, channel: Channel) -> None:
-        """Add a new connection; if its address holds too many, the oldest idle one is closed, or else this one.
+        """Add a new connection; if there are too many now, the oldest needless one is closed, or else this one.
 
         A trusted proxy may hold any number: they are of many clients.
         """
@@ -16176,22 +16192,30 @@ class Strangers:
             return
         with self._lock:
             held = self._by_address.setdefault(self._neighbourhood(channel), {})
-            held[channel] = None
-            if len(held) <= MAX_STRANGERS:
+            held[channel] = self._all[channel] = None
+            if len(held) > MAX_STRANGERS:
+                crowd = held
+            elif len(self._all) > self._most:
+                crowd = self._all
+            else:
                 return
-            idle = (other for other in held if not other.requests)
-            victim = next(idle, channel)
-            del held[victim]
+            needless = (other for other in crowd if other.is_needless())
+            victim = next(needless, channel)
+            self._forget(victim)
         victim.will_close = True
 
     def remove(self, channel: Channel) -> None:
         """Forget a connection: it is closed, or its client is trusted now."""
-        address = self._neighbourhood(channel)
         with self._lock:
-            held = self._by_address.get(address, {})
-            held.pop(channel, None)
-            if not held:
-                self._by_address.pop(address, None)
+            self._forget(channel)
+
+    def _forget(self, channel: Channel) -> None:
+        address = self._neighbourhood(channel)
+        held = self._by_address.get(address, {})
+        held.pop(channel, None)
+        self._all.pop(channel, None)
+        if not held:
+            self._by_address.pop(address, None)
 
     @staticmethod
     def _neighbourhood(channel: Channel) -> str:
@@ -16214,7 +16238,7 @@ class Listener(waitress.server.TcpWSGIServer):
 
     def __init__(self, application: Callable[..., Any], listener: socket.socket, options: Any,
                  proxies: str = '') -> None:
-        self.strangers = Strangers(proxies)
+        self.strangers = Strangers(proxies, options.connection_limit // 2)
         self.admit = getattr(application, 'admit', admit_everything)
         self.runners = waitress.task.ThreadedTaskDispatcher()
         self.runners.set_thread_count(options.threads)
@@ -16223,6 +16247,14 @@ class Listener(waitress.server.TcpWSGIServer):
         address = (listener.family, listener.type, listener.proto, listener.getsockname())
         super().__init__(application, {}, _sock=listener, dispatcher=others, adj=options, sockinfo=address,
                          bind_socket=False)
+
+    def handle_accept(self) -> None:
+        """Accept the connections that wait, many at a time: a client must not queue behind all of a crowd."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            before = len(self._map)
+            super().handle_accept()
+            if len(self._map) == before:
+                break
 
     def add_task(self, task: Channel) -> None:
         """Queue a connection whose next request is complete."""

@@ -286,15 +286,16 @@ def connect_from(number, port):
     return socket.create_connection(('127.0.0.1', port), timeout=60, source_address=address_of(number))
 
 
-def test_connections_of_one_machine_that_say_nothing_keep_nobody_waiting(world, form, figures):
-    count, seconds = form((150, 3), (2100, 20))
+@pytest.mark.parametrize(('machines', 'count'), [(1, 150), (50, 2_100)])
+def test_connections_that_say_nothing_keep_nobody_waiting(world, form, figures, machines, count):
+    count, seconds = form((count, 3), (2 * count, 20))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 500)), hard))
     silent = []
     try:
-        for _ in range(count):
+        for number in range(count):
             with contextlib.suppress(OSError):
-                silent.append(connect_from(0, world.port))
+                silent.append(connect_from(number % machines, world.port))
         worst = probes(world, seconds)
     finally:
         for stream in silent:
@@ -302,4 +303,4 @@ def test_connections_of_one_machine_that_say_nothing_keep_nobody_waiting(world, 
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert worst < 1.0 * PATIENCE
     figures('a probe answered within 1 s throughout',
-            f'{len(silent):,} silent connections: a probe waited {worst * 1000:.0f} ms at most')
+            f'{len(silent):,} silent connections of {machines} machines: a probe waited {worst * 1000:.0f} ms at most')
