@@ -426,6 +426,8 @@ class Settings:
                                   'bytes of traces and artifacts beyond which the oldest are removed')
     disk_reserve: str = setting('512M, 2%', parse_reserve,
                                 'free disk space that uploads leave for traces and states; of several the smallest')
+    project_share: str = setting('50%', parse_reserve,
+                                 'disk space that the artifacts of one project may take; of several the smallest')
     external_url: str = setting('', parse_url, 'address that people and runners use, when a proxy hides it')
     trusted_proxies: str = setting('', parse_networks, 'reverse proxies whose X-Forwarded-For is believed, '
                                                        'with commas: 10.0.0.2, 192.168.0.0/24')
@@ -5684,6 +5686,12 @@ CREATE TABLE IF NOT EXISTS namespace (
 INSERT OR IGNORE INTO namespace (path)
 SELECT DISTINCT rtrim(rtrim(path, replace(path, '/', '')), '/')
   FROM project;
+""", """
+-- A project has a share of the disk.
+
+ALTER TABLE artifact ADD COLUMN project_id INTEGER;     -- its job's, here for the index
+UPDATE artifact SET project_id = (SELECT project_id FROM job WHERE job.id = job_id);
+CREATE INDEX artifact_of_project ON artifact (project_id, size);
 """)
 
 
@@ -10279,8 +10287,8 @@ class Retention(Releases):
 
         A pipeline goes at `retention_age`. The last success of a ref stays while the ref exists and for
         `retention_age` after it was last seen. While all traces and artifacts together have more than
-        `retention_size` bytes, the project that has most of them loses its oldest pipeline, last
-        successes after all others. `dry_run` only returns what would go.
+        `retention_size` bytes, or those of one project nearly its `project_share`, the project that has most
+        of them loses its oldest pipeline, last successes after all others. `dry_run` only returns what would go.
         """
         rows = self._all(PIPELINE_SIZES)
         gone = self._too_old(rows, dry_run=dry_run)
@@ -10340,7 +10348,7 @@ class Retention(Releases):
         return names
 
     def _too_much(self, rows: Sequence[Row]) -> set[int]:
-        """Return the ids of the pipelines to remove until the others fit into `retention_size`."""
+        """Return the ids of the pipelines to remove until the others fit into `retention_size` and `project_share`."""
         sizes: collections.Counter[int] = collections.Counter()
         removable = collections.defaultdict(list)   # by project, what goes first at the end
         for row in rows:
@@ -10350,9 +10358,12 @@ class Retention(Releases):
         for finished in removable.values():
             finished.sort(key=lambda row: (row['last_success'], row['id']), reverse=True)
         excess = sizes.total() - self.settings.retention_size
+        room = self._project_share() * 0.9      # what comes until the next time needs a place, too
         gone = set()
-        while excess > 0 and removable:
+        while removable:
             project_id = max(removable, key=sizes.__getitem__)
+            if excess <= 0 and sizes[project_id] <= room:
+                break
             row = removable[project_id].pop()
             if not removable[project_id]:
                 del removable[project_id]
@@ -10361,6 +10372,10 @@ class Retention(Releases):
             excess -= size
             gone.add(row['id'])
         return gone
+
+    def _project_share(self) -> int:
+        """Return how many bytes of the disk the artifacts of one project may take."""
+        return reserved_bytes(self.settings.project_share, shutil.disk_usage(self.data).total)
 
     def _stored_size(self, row: Row) -> int:
         """Return how many bytes the artifacts and traces of a pipeline have."""
@@ -11013,7 +11028,7 @@ class Uploads(Queue):
             if before:
                 c.execute('DELETE FROM artifact WHERE id = :id', dict(id=before['id']))
             self._check_artifact_budget(c, job, columns['size'])
-            insert(c, 'artifact', job_id=job['id'], **columns)
+            insert(c, 'artifact', job_id=job['id'], project_id=job['project_id'], **columns)
             if tests is not None:
                 self._store_tests(c, job['id'], tests)
         if before:
@@ -11021,7 +11036,7 @@ class Uploads(Queue):
         return []
 
     def _check_artifact_budget(self, c: sqlite3.Connection, job: Row, size: int) -> None:
-        """Raise TooLarge when a job's artifacts would be too many, or too large together."""
+        """Raise TooLarge when a job's artifacts would be too many, or its or its project's too large together."""
         files, bytes_held = c.execute("""
             SELECT count(*), coalesce(sum(size), 0)
               FROM artifact
@@ -11032,6 +11047,15 @@ class Uploads(Queue):
         if bytes_held + size > self.settings.max_artifacts_size:
             raise TooLarge('the artifacts of the job have reached the maximum size limit of '
                            f'{self.settings.max_artifacts_size} bytes together (the setting max_artifacts_size)')
+        held_by_project, = c.execute("""
+            SELECT coalesce(sum(size), 0)
+              FROM artifact INDEXED BY artifact_of_project
+             WHERE project_id = :id
+            """, dict(id=job['project_id'])).fetchone()
+        share = self._project_share()
+        if held_by_project + size > share:
+            raise TooLarge(f'the artifacts of the project have reached its share of {share} bytes of the disk (the '
+                           'setting project_share)')
 
 
 # Checks #######################################################################################

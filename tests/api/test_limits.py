@@ -5,7 +5,7 @@ import logging
 import zipfile
 
 import pytest
-from support import FORM, UPLOAD, Client
+from support import FORM, PLAIN, SHA, UPLOAD, Client, Runner
 
 import minici
 
@@ -35,7 +35,6 @@ def test_a_job_has_a_limited_number_of_artifacts(client, job):
 
 def test_the_sizes_of_a_jobs_artifacts_are_added_up(tmp_path):
     with minici.Coordinator(tmp_path / 'ci.sqlite', max_artifacts_size='100K') as ci:
-        from support import PLAIN, SHA, Runner
         ci.create_pipeline(ci.create_project('demo'), 'main', sha=SHA, content=PLAIN)
         client, job = Client(ci), Runner(ci).claim()
         assert upload(client, job, 'archive', b'x' * 60_000).status_int == 201
@@ -43,6 +42,28 @@ def test_the_sizes_of_a_jobs_artifacts_are_added_up(tmp_path):
         assert answer.status_int == 413
         assert 'max_artifacts_size' in answer.text
         assert upload(client, job, 'sast', b'x' * 30_000).status_int == 201
+
+
+def test_a_project_that_has_its_share_of_the_disk_uploads_no_more_and_others_go_on(tmp_path):
+    with minici.Coordinator(tmp_path / 'ci.sqlite', project_share='100K, 50%') as ci:
+        client, runner, jobs = Client(ci), Runner(ci), {}
+        for path in ('greedy', 'modest'):
+            two = {name: {'script': ['x']} for name in ('a', 'b')}
+            ci.create_pipeline(ci.create_project(path), 'main', sha=SHA, content=two)
+            jobs[path] = [runner.claim() for _ in two]
+        first, second = jobs['greedy']
+        assert upload(client, first, 'archive', b'x' * 60_000).status_int == 201
+        answer = upload(client, second, 'archive', b'x' * 60_000)
+        assert answer.status_int == 413
+        assert 'its share of 102400 bytes' in answer.text
+        assert 'project_share' in answer.text
+        assert upload(client, second, 'sast', b'x' * 30_000).status_int == 201
+        for job in jobs['modest']:
+            assert upload(client, job, 'archive', b'x' * 45_000).status_int == 201
+        assert len(list(ci.artifacts.stored())) == 4
+        ci.update_job(ci.authenticate_job(first.job['id'], first.token), 'success')
+        ci.erase_job(ci.find_job(first.job['id']))
+        assert upload(client, second, 'archive', b'x' * 60_000).status_int == 201
 
 
 def test_a_file_that_unpacks_to_a_thousand_times_its_size_is_not_unpacked(ci, client, job, token):

@@ -191,6 +191,16 @@ def test_the_project_that_has_most_loses_its_oldest_pipelines_first(tmp_path, cl
         assert ci.find_pipeline(small['id'])
 
 
+def test_a_project_near_its_share_of_the_disk_loses_its_own_oldest_pipelines_alone(tmp_path, clock):
+    with minici.Coordinator(tmp_path / 'ci.sqlite', clock=clock, fsync=False, project_share='1M') as ci:
+        runner = Runner(ci)
+        small = finished(ci, ci.create_project('small'), runner, 'main', size=100_000)
+        large = [finished(ci, ci.find_project('large') if number else ci.create_project('large'), runner, 'main',
+                          size=200_000)['id'] for number in range(5)]
+        assert [row['id'] for row in ci.prune()] == large[:1]
+        assert ci.find_pipeline(small['id'])
+
+
 @pytest.fixture
 def cloned(tmp_path, clock):
     """A coordinator whose project has a repository with the branches main and topic, both built once."""
