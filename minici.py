@@ -432,7 +432,8 @@ class Settings:
     trusted_proxies: str = setting('', parse_networks, 'reverse proxies whose X-Forwarded-For is believed, '
                                                        'with commas: 10.0.0.2, 192.168.0.0/24')
     public: bool = setting(False, bool, 'let anybody read the pages and badges')
-    public_imports_only: bool = setting(False, bool, 'refuse an import_url on this machine or in a private network')
+    public_imports_only: bool = setting(False, bool,
+                                        'import and include from http and https addresses on the internet alone')
     no_registration_token: bool = setting(False, bool, 'refuse registration by token: people create runners instead')
     metrics_token: str = setting('', parse_text, 'secret that lets monitors on other machines read /-/metrics')
     include_hosts: str = setting('', parse_hosts, 'hosts that pipeline files may include from, with commas; * for any')
@@ -1054,16 +1055,33 @@ def check_sha(sha: str) -> str:
     return sha.lower()
 
 
-def is_public_url(url: str) -> bool:
-    """Tell whether all addresses of a URL's host are on the internet."""
-    parts = urllib.parse.urlsplit(url)
-    if not parts.hostname:
-        return False
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(str(address[0]).partition('%')[0]).is_global for *_, address in found)
+def is_public_address(address: str) -> bool:
+    """Tell whether an IP address is one of the internet."""
+    return ipaddress.ip_address(address.partition('%')[0]).is_global
+
+
+def public_addresses(host: str) -> list[str]:
+    """Return the addresses of a host on the internet; raise OSError if it has others, or none.
+
+    Who connects uses these: a name that is looked up again may mean something else by then.
+    """
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    addresses = [str(address[0]) for *_, address in found]
+    if not all(map(is_public_address, addresses)):
+        raise OSError(f'{host} is not on the internet')
+    return addresses
+
+
+def connect_publicly(address: tuple[str, int], *options: Any) -> socket.socket:
+    """Connect to a host on the internet, as `socket.create_connection` does; raise OSError for any other."""
+    host, port = address
+    error = OSError(f'{host} has no address')
+    for found in public_addresses(host):
+        try:
+            return socket.create_connection((found, port), *options)
+        except OSError as refused:
+            error = refused
+    raise error
 
 
 def check_import_url(url: str) -> str:
@@ -4263,6 +4281,26 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
     return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
 
 
+def pinned_settings(url: str) -> dict[str, str]:
+    """Return git's settings that hold it to the addresses that the host of a URL has on the internet now.
+
+    Raises BadRequest for a host that has others, and for a protocol in which git would look it up again.
+    """
+    parts = urllib.parse.urlsplit(url)
+    try:
+        if parts.scheme not in ('http', 'https') or not parts.hostname:
+            raise OSError('only http and https')
+        addresses = public_addresses(parts.hostname)
+    except OSError:
+        raise BadRequest({'import_url': ['must be an http or https address on the internet: --public-imports-only '
+                                         'is set']}) from None
+    pinned = {'http.followRedirects': 'false'}
+    if parts.hostname not in addresses:
+        port = parts.port or {'http': 80, 'https': 443}[parts.scheme]
+        pinned['http.curloptResolve'] = f'{parts.hostname}:{port}:{",".join(addresses)}'
+    return pinned
+
+
 def git_reason(done: subprocess.CompletedProcess[bytes]) -> str:
     """Return the line in which git says why it failed."""
     lines = done.stderr.decode('utf-8', 'replace').strip().splitlines() or ['git failed']
@@ -4272,10 +4310,11 @@ def git_reason(done: subprocess.CompletedProcess[bytes]) -> str:
 class Git:
     """Runs git in one directory of ours, with a deadline for all calls together and a limit on what each prints."""
 
-    def __init__(self, directory: Path, url: str = '') -> None:
-        """Prepare to run in `directory`; `url` is the address that may be asked, with its credentials."""
+    def __init__(self, directory: Path, url: str = '', settings: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Prepare to run in `directory`; `url` may be asked, with its credentials; `settings` are more of git's."""
         self.directory = directory
         self.url, self._username, self._password = split_credentials(url)
+        self._settings = settings
         self._deadline = time.monotonic() + GIT_TIMEOUT
         self._calls = 0
 
@@ -4297,7 +4336,7 @@ class Git:
     def _environment(self) -> dict[str, str]:
         """Return the variables that give git its directory, our settings and the credentials."""
         environment = {'GIT_DIR': str(self.directory)}
-        pairs = [*GIT_CONFIG.items()]
+        pairs = [*GIT_CONFIG.items(), *self._settings.items()]
         if self._username or self._password:
             environment.update(MINICI_GIT_USERNAME=self._username, MINICI_GIT_PASSWORD=self._password)
             pairs += [('credential.helper', ''), ('credential.helper', CREDENTIAL_HELPER)]
@@ -4477,12 +4516,14 @@ class Repository:
     """A git repository, read by a few git calls within a directory of ours.
 
     `url` is a project's `import_url`: one on this machine is borrowed, a remote one is fetched, commit by
-    commit as they are asked for. Every failure is a BadRequest that says what git said.
+    commit as they are asked for, with `public_only` from the internet alone. Every failure is a BadRequest
+    that says what git said.
     """
 
-    def __init__(self, url: str, scratch: Path) -> None:
+    def __init__(self, url: str, scratch: Path, *, public_only: bool = False) -> None:
         self._url = check_import_url(url)
         self._scratch = scratch
+        self._settings = pinned_settings(url) if public_only else {}
         self._local = url.startswith('file://')
 
     def __enter__(self) -> Repository:
@@ -4494,7 +4535,7 @@ class Repository:
                 borrow_repository(Path(path), directory)
                 self._git = Git(directory, str(directory))
             else:
-                self._git = Git(directory, self._url)
+                self._git = Git(directory, self._url, self._settings)
                 make_repository(self._git)
         except BaseException:
             self.__exit__()
@@ -4992,17 +5033,20 @@ class IncludeLibrary:
 
     `find_url` returns the import_url of a project here, or None; `hosts` are the names that may be
     asked by https and `mapped` pairs ``PREFIX=URL`` for projects that are elsewhere, both as in the
-    settings. `read_artifact` returns a file out of the artifacts of a job of the parent pipeline.
+    settings; with `public_only` they must be on the internet. `read_artifact` returns a file out of the
+    artifacts of a job of the parent pipeline.
     """
 
     def __init__(self, scratch: Path, cache: FileCache, find_url: Callable[[str], str | None], hosts: str,
-                 mapped: str, read_artifact: Callable[[str, str], bytes] | None = None) -> None:
+                 mapped: str, read_artifact: Callable[[str, str], bytes] | None = None, *,
+                 public_only: bool = False) -> None:
         self._scratch = scratch
         self._cache = cache
         self._find_url = find_url
         self._hosts = set(hosts.split(','))
         self._mapped = [pair.split('=', 1) for pair in mapped.split()]
         self._read_artifact = read_artifact
+        self._public_only = public_only
         self._open = contextlib.ExitStack()
         self._repositories: dict[str, Repository] = {}
 
@@ -5015,7 +5059,8 @@ class IncludeLibrary:
     def _repository(self, url: str) -> Repository:
         """Return a repository, which stays open until the end."""
         if url not in self._repositories:
-            self._repositories[url] = self._open.enter_context(Repository(url, self._scratch))
+            repository = Repository(url, self._scratch, public_only=self._public_only)
+            self._repositories[url] = self._open.enter_context(repository)
         return self._repositories[url]
 
     def _mapped_url(self, path: str) -> str | None:
@@ -5117,7 +5162,8 @@ class IncludeLibrary:
         self._check_address(url)
         ends = time.monotonic() + FETCH_TIMEOUT
         content = bytearray()
-        with open_address(url, self._check_address) as answer:
+        connect = connect_publicly if self._public_only else socket.create_connection
+        with open_address(url, self._check_address, connect) as answer:
             while chunk := answer.read1(COPY_CHUNK):
                 content += chunk
                 if len(content) > MAX_FILE_SIZE:
@@ -5136,9 +5182,13 @@ class IncludeLibrary:
                                        f'--include-hosts {parts.netloc}']})
 
 
-def open_address(url: str, check: Callable[[str], None]) -> HTTPResponse:
-    """Open an https address for reading; `check` raises for an address that a redirect must not lead to."""
-    from urllib.request import HTTPRedirectHandler, build_opener  # it is large, and few files include an address
+def open_address(url: str, check: Callable[[str], None], connect: Callable[..., socket.socket]) -> HTTPResponse:
+    """Open an https address for reading; `check` raises for an address that a redirect must not lead to.
+
+    `connect` opens each connection; the name of the host stays what its certificate must show.
+    """
+    from http.client import HTTPSConnection
+    from urllib.request import HTTPRedirectHandler, HTTPSHandler, build_opener  # large, and few files include addresses
 
     class Redirects(HTTPRedirectHandler):
         """Follows redirects to addresses that pass the check."""
@@ -5149,7 +5199,21 @@ def open_address(url: str, check: Callable[[str], None]) -> HTTPResponse:
             check(newurl)
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    answer: HTTPResponse = build_opener(Redirects).open(url, timeout=FETCH_TIMEOUT)
+    class Connection(HTTPSConnection):
+        """A connection that `connect` opens."""
+
+        def __init__(self, host: str, **options: Any) -> None:
+            super().__init__(host, **options)
+            self._create_connection = connect
+
+    class Handler(HTTPSHandler):
+        """Opens https addresses over such connections."""
+
+        def https_open(self, req: Request) -> HTTPResponse:
+            """Send a request and return the answer."""
+            return self.do_open(Connection, req)
+
+    answer: HTTPResponse = build_opener(Redirects, Handler).open(url, timeout=FETCH_TIMEOUT)
     return answer
 
 
@@ -7457,8 +7521,8 @@ class Projects(Accounts):
     def _check_import(self, url: str) -> None:
         """Raise BadRequest for an address that git does not accept, or that the settings do not allow."""
         check_import_url(url)
-        if self.settings.public_imports_only and not is_public_url(url):
-            raise BadRequest({'import_url': ['must be an address on the internet: --public-imports-only is set']})
+        if self.settings.public_imports_only:
+            pinned_settings(url)
 
     def _check_project(self, import_url: str | None, default_branch: str, build_timeout: int | None, visibility: str,
                        ci_config_path: str) -> None:
@@ -9265,8 +9329,8 @@ class Compiling(Processing):
         if not project['import_url']:
             raise BadRequest({'base': [f'Project {project["path"]} has no import_url to read from; '
                                        'send both sha and content']})
-        self._check_import(project['import_url'])
-        return Repository(project['import_url'], self.artifacts.incoming)
+        return Repository(project['import_url'], self.artifacts.incoming,
+                          public_only=self.settings.public_imports_only)
 
     def _library(self, bridge: Row | None) -> IncludeLibrary:
         """Return what finds files that are included from elsewhere; `bridge` starts the child pipeline that asks."""
@@ -9274,7 +9338,8 @@ class Compiling(Processing):
         if bridge is not None:
             read_artifact = functools.partial(self._read_artifact, bridge['pipeline_id'])
         return IncludeLibrary(self.artifacts.incoming, FileCache(self.data / 'includes'), self._import_url,
-                              self.settings.include_hosts, self.settings.include_map, read_artifact)
+                              self.settings.include_hosts, self.settings.include_map, read_artifact,
+                              public_only=self.settings.public_imports_only)
 
     def _import_url(self, path: str) -> str | None:
         """Return the import_url of a project here, None when there is no such project or it has none."""
@@ -10343,7 +10408,8 @@ class Retention(Releases):
         """Return which of the refs a project's repository has; all of them when it does not answer by `deadline`."""
         if names and time.monotonic() < deadline:
             with contextlib.suppress(CIError, OSError):
-                with Repository(project['import_url'], self.artifacts.incoming) as repository:
+                with Repository(project['import_url'], self.artifacts.incoming,
+                                public_only=self.settings.public_imports_only) as repository:
                     return names & repository.refs()
         return names
 

@@ -1,11 +1,14 @@
 """What jobs and people may store, what is never shown again, and what the log says of it."""
 
+import functools
 import io
 import logging
+import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from support import FORM, PLAIN, SHA, UPLOAD, Client, Runner
+from support import FORM, PLAIN, SHA, UPLOAD, Client, Origin, Runner
 
 import minici
 
@@ -130,6 +133,42 @@ def test_servers_may_refuse_addresses_on_their_own_machine_and_network(tmp_path,
         with pytest.raises(minici.BadRequest, match='public-imports-only'):
             ci.create_project('demo', import_url=url)
         assert ci.create_project('other', import_url='https://8.8.8.8/x.git')
+
+
+def test_git_connects_to_the_address_that_was_checked_and_follows_nobody_elsewhere(tmp_path, monkeypatch):
+    origin = Origin(tmp_path / 'srv')
+    origin.commit()
+    origin.git('update-server-info')
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers['Host'])
+            if not self.path.startswith('/moved'):
+                return super().do_GET()
+            self.send_response(302)
+            self.send_header('Location', self.path.removeprefix('/moved'))
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.setattr(minici, 'public_addresses', lambda host: ['127.0.0.1'])     # no other resolver knows the name
+    handler = functools.partial(Handler, directory=str(origin.path))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05})
+        thread.start()
+        try:
+            base = f'http://git.minici.test:{server.server_port}'
+            with minici.Repository(f'{base}/.git', tmp_path, public_only=True) as repository:
+                assert repository.refs() == {'main'}
+            assert set(asked) == {f'git.minici.test:{server.server_port}'}
+            with minici.Repository(f'{base}/moved/.git', tmp_path, public_only=True) as repository:
+                with pytest.raises(minici.BadRequest, match='302'):
+                    repository.refs()
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize('url', ['http://[abc/x', 'http://host:99999/x', 'http://[::1/x', 'http://host:x/y'])

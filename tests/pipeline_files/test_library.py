@@ -202,6 +202,24 @@ def test_a_host_that_is_not_allowed_is_not_asked(ci, https):
     assert https.asked == []
 
 
+def test_the_host_of_an_include_is_looked_up_once_and_must_be_on_the_internet(tmp_path, https, monkeypatch):
+    https.files['/a.yml'] = b'a: {script: make}'
+    looked_up, look_up = [], minici.socket.getaddrinfo
+
+    def once(host, *arguments, **options):
+        looked_up.append(host)
+        return look_up('127.0.0.1' if looked_up.count('localhost') == 1 else host, *arguments, **options)
+
+    monkeypatch.setattr(minici.socket, 'getaddrinfo', once)
+    with minici.Coordinator(tmp_path / 'ci.sqlite', include_hosts=https.host, public_imports_only=True) as ci:
+        assert 'localhost is not on the internet' in lint_refusal(ci, f'{https.url}/a.yml')
+        assert https.asked == []
+        looked_up.clear()
+        monkeypatch.setattr(minici, 'is_public_address', lambda address: True)
+        assert linted(ci, f'{https.url}/a.yml') == ['a', 'test']
+        assert looked_up == ['localhost', '127.0.0.1']
+
+
 @pytest.mark.parametrize('target', ['http://127.0.0.1:1/a.yml', 'https://127.0.0.1:1/a.yml'])
 def test_a_redirect_leads_to_allowed_https_addresses_alone(online, https, target):
     https.files['/a.yml'] = target.encode()
