@@ -1079,8 +1079,8 @@ def connect_publicly(address: tuple[str, int], *options: Any) -> socket.socket:
     for found in public_addresses(host):
         try:
             return socket.create_connection((found, port), *options)
-        except OSError as refused:
-            error = refused
+        except OSError as failure:
+            error = failure
     raise error
 
 
@@ -5206,14 +5206,14 @@ def open_address(url: str, check: Callable[[str], None], connect: Callable[..., 
             super().__init__(host, **options)
             self._create_connection = connect
 
-    class Handler(HTTPSHandler):
+    class Opener(HTTPSHandler):
         """Opens https addresses over such connections."""
 
         def https_open(self, req: Request) -> HTTPResponse:
             """Send a request and return the answer."""
             return self.do_open(Connection, req)
 
-    answer: HTTPResponse = build_opener(Redirects, Handler).open(url, timeout=FETCH_TIMEOUT)
+    answer: HTTPResponse = build_opener(Redirects, Opener).open(url, timeout=FETCH_TIMEOUT)
     return answer
 
 
