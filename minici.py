@@ -46,6 +46,7 @@ if __name__ == '__main__':  # hand over to the imported module: there is one of 
     sys.exit(sys.modules['minici'].main())
 
 import base64
+import bisect
 import codecs
 import collections
 import contextlib
@@ -5859,19 +5860,23 @@ class Database:
         if self.damage:
             raise Busy(f'The database is damaged ({self.damage}): bring a backup back with `restore DIR`')
 
+    def _translate(self, error: sqlite3.DatabaseError) -> NoReturn:
+        """Raise Busy for an error of locks, disks and files; any other is a fault of ours and is raised as it is."""
+        if not str(error).startswith(TROUBLE):
+            raise error
+        if str(error).startswith(DAMAGE):
+            self._note_damage(str(error))
+            self._check_process()
+        log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
+        raise Busy(f'The database answers: {error}') from error
+
     @contextlib.contextmanager
     def _trouble(self) -> Iterator[None]:
-        """Convert lock, disk and I/O errors into Busy; any other error is a fault of ours and stays as it is."""
+        """Convert lock, disk and I/O errors within the block into Busy."""
         try:
             yield
         except sqlite3.DatabaseError as error:
-            if not str(error).startswith(TROUBLE):
-                raise
-            if str(error).startswith(DAMAGE):
-                self._note_damage(str(error))
-                self._check_process()
-            log.warning('database: %s', error, exc_info=log.isEnabledFor(logging.DEBUG))
-            raise Busy(f'The database answers: {error}') from error
+            self._translate(error)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -5880,18 +5885,29 @@ class Database:
         Raises Busy when the file cannot be read.
         """
         self._check_process()
-        with self._trouble():
-            try:
-                connection = self._readers.pop()
-            except IndexError:
-                connection = self._connect(writer=False)
-            try:
-                yield connection
-            finally:
-                if self.closed:
-                    connection.close()
-                else:
-                    self._readers.append(connection)
+        connection = None
+        try:
+            connection = self._borrow_reader()
+            yield connection
+        except sqlite3.DatabaseError as error:
+            self._translate(error)
+        finally:
+            if connection is not None:
+                self._return_reader(connection)
+
+    def _borrow_reader(self) -> sqlite3.Connection:
+        """Return a reading connection that nobody uses."""
+        try:
+            return self._readers.pop()
+        except IndexError:
+            return self._connect(writer=False)
+
+    def _return_reader(self, connection: sqlite3.Connection) -> None:
+        """Keep a reading connection for the next block."""
+        if self.closed:
+            connection.close()
+        else:
+            self._readers.append(connection)
 
     @contextlib.contextmanager
     def write(self, *, patient: bool = True) -> Iterator[sqlite3.Connection]:
@@ -6379,14 +6395,15 @@ class TraceStore:
             check()
             path = self._name(job_id)
             read_at = self._last_read(path)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(os.path.dirname(path), mode=0o700)
-            with self._open(path, 'ab') as file:
-                size = file.tell()
+            handle = self._open_end(path)
+            try:
+                size = os.fstat(handle).st_size
                 if start != size:
                     self._check_size(start + len(data))
                     raise RangeMismatch(size)
-                self._write(file, self._fitting(data, size))
+                self._write(handle, self._fitting(data, size), size)
+            finally:
+                os.close(handle)
             self._set_heard(path, read_at)
             if not start:
                 self._sync_directories(self.path(job_id))
@@ -6412,30 +6429,39 @@ class TraceStore:
             sync_path(self._directory)
             self._synced.add(path.parent)
 
-    def _write(self, file: IO[bytes], data: bytes) -> None:
-        """Write all of `data` and flush it to disk; restore the file's old length when that fails."""
-        offset = file.tell()
+    @staticmethod
+    def _open_end(path: str) -> int:
+        """Open a trace to write at its end; make it, for its owner alone, and its directory."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0)
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            return os.open(path, flags, 0o600)
+
+    def _write(self, handle: int, data: bytes, offset: int = 0) -> None:
+        """Write all of `data` at the file's end and flush it to disk; restore its old length when that fails."""
         rest = memoryview(data)
         try:
             while rest:
-                written = os.write(file.fileno(), rest)
+                written = os.write(handle, rest)
                 rest = rest[written:]
             if self._fsync and data:
-                os.fsync(file.fileno())
+                os.fsync(handle)
         except OSError:
             with contextlib.suppress(OSError):
-                file.truncate(offset)
+                os.ftruncate(handle, offset)
             raise
 
     @staticmethod
     def _last_read(path: Path | str) -> float:
         """Return when somebody last read a trace, or waited for its first byte; 0 if nobody ever did."""
-        name, _ = os.path.splitext(path)
-        for place in (path, f'{name}.watched'):
-            try:
-                return os.stat(place).st_atime
-            except FileNotFoundError:
-                continue
+        try:
+            return os.stat(path).st_atime
+        except FileNotFoundError:
+            name, _ = os.path.splitext(path)
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(f'{name}.watched').st_atime
         return 0.0
 
     def _set_heard(self, path: Path | str, read_at: float) -> None:
@@ -6450,7 +6476,7 @@ class TraceStore:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             part = path.with_suffix('.part')
             with self._open(part, 'wb') as file:
-                self._write(file, self._fitting(data))
+                self._write(file.fileno(), self._fitting(data))
             self._set_heard(part, self._last_read(path))
             os.replace(part, path)
             self._sync_directories(path)
@@ -7795,6 +7821,13 @@ def check_runner(tags: Sequence[str], run_untagged: bool, maximum_timeout: int |
         raise BadRequest({'maximum_timeout': ['needs to be at least 10 minutes']})
 
 
+@functools.lru_cache(maxsize=256)
+def parsed_info(text: str) -> JSON:
+    """Return what a runner last said of itself, to be read only; each of its polls is compared with it."""
+    said: JSON = json.loads(text)
+    return said
+
+
 class Runners(Projects):
     """Registered runners, their runner managers (machines), and the projects that they serve."""
 
@@ -7892,11 +7925,14 @@ class Runners(Projects):
     def find_runner(self, token: str, system_id: str = '') -> Row | None:
         """Return the runner that a token belongs to, or None.
 
-        With it come the queue's `version` and what is known of the runner manager `system_id`:
-        `manager_info` and `manager_contacted_at`.
+        With it come the queue's `version`, when the next delayed job is due (`due_at`), and what is
+        known of the runner manager `system_id`: `manager_info` and `manager_contacted_at`.
         """
         return self._one("""
             SELECT runner.*, queue_version.version,
+                   (SELECT min(scheduled_at)
+                      FROM job INDEXED BY job_scheduled
+                     WHERE status = 'scheduled') AS due_at,
                    manager.info AS manager_info, manager.contacted_at AS manager_contacted_at
               FROM runner
               JOIN queue_version
@@ -8009,7 +8045,7 @@ class Runners(Projects):
         if system_id:
             before = runner['manager_info']
             last = runner['manager_contacted_at']
-        known = json.loads(before or '{}')
+        known = parsed_info(before or '{}')
         now = self.clock()
         said = known.copy()
         said.update((name, value) for name, value in info.items() if value)
@@ -8435,6 +8471,8 @@ class Dependencies(Jobs):
 
     def _dependencies(self, c: sqlite3.Connection, job: Row) -> list[Row]:
         """Return the jobs whose artifacts and variables `job` gets: all it waited for, unless it names some."""
+        if job['needs'] is None and not job['stage_idx']:
+            return self._cross_dependencies(c, job)     # it waited for nothing here
         values = dict(pipeline_id=job['pipeline_id'], stage_idx=job['stage_idx'], needs=job['needs'], now=self.clock())
         index = 'job_of_pipeline'
         waited_for = 'job.stage_idx < :stage_idx'
@@ -9038,6 +9076,22 @@ class Processing(Waiting):
             if retried is None:
                 raise Forbidden('Job is not retryable')
         return self.find_job(retried)
+
+    @staticmethod
+    def _is_retried(c: sqlite3.Connection, job: Row, spec: Members, failure_reason: str | None,
+                    exit_code: int | None) -> bool:
+        """Tell whether a job that failed for this reason is to be retried by its spec's `retry`."""
+        retry = spec['retry']
+        if not retry:
+            return False
+        if not {'always', failure_reason} & set(retry['when']) and exit_code not in retry['exit_codes']:
+            return False
+        tries, = c.execute("""
+            SELECT count(*)
+              FROM job
+             WHERE pipeline_id = :pipeline_id AND name = :name
+            """, dict(pipeline_id=job['pipeline_id'], name=job['name'])).fetchone()
+        return tries <= retry['max']
 
     def _clone(self, c: sqlite3.Connection, job: Row, user: Row | None, variables: str = '[]',
                status: str = ENQUEUED) -> int | None:
@@ -10547,15 +10601,23 @@ QUEUES = {
         index='job_protected_project', reach='queued.project_id = enabled.project_id AND queued.protected = 1',
         projects=ENABLED),
 }
-CLAIMS = {kind: f"""
+CANDIDATES = {kind: f"""
+    SELECT *, (SELECT ref FROM pipeline WHERE id = pipeline_id) AS ref
+      FROM job
+     WHERE id = ({oldest})
+    """ for kind, oldest in QUEUES.items()}
+CLAIM = """
     UPDATE job
        SET runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash, claimed_at = :now,
-           attempts = attempts + 1
+           attempts = attempts + 1 {accepted}
      WHERE status = 'pending' AND token_hash IS NULL AND id = ({oldest})
-    RETURNING *, (SELECT ref FROM pipeline WHERE id = pipeline_id) AS ref
-    """ for kind, oldest in QUEUES.items()}
-
+    RETURNING id, pipeline_id, (SELECT status FROM pipeline WHERE id = pipeline_id) AS pipeline_status
+    """
 # A claimed job is pending until its runner accepts it; for most runners that is at once.
+CLAIMS = {kind: CLAIM.format(accepted=", status = 'running', started_at = :now", oldest=oldest)
+          for kind, oldest in QUEUES.items()}
+PREPARATIONS = {kind: CLAIM.format(accepted='', oldest=oldest) for kind, oldest in QUEUES.items()}
+
 ACCEPT = """
     UPDATE job
        SET status = 'running', started_at = :now
@@ -10605,6 +10667,22 @@ def unsupported_keywords(job: Row, features: Container[str]) -> list[str]:
     return [KEYWORDS_BY_FEATURE[feature] for feature, wanted in needed.items() if wanted and feature not in features]
 
 
+def find_coverage(lines: Iterable[bytes], pattern: str) -> float | None:
+    """Return the first number that a job's coverage pattern finds; raise TimeoutError when that takes too long."""
+    until = time.monotonic() + PATTERN_TIMEOUT
+    for line in lines:
+        text = line.decode('utf-8', 'replace').rstrip('\r')
+        left = max(until - time.monotonic(), 0.001)
+        found = regex.findall(pattern, text, timeout=left) or ['']
+        last = found[-1]
+        if isinstance(last, tuple):
+            last = last[-1]     # several groups: the last one counts
+        percentage = re.search(r'[0-9]+(?:\.[0-9]+)?', last)
+        if percentage:
+            return float(percentage[0])
+    return None
+
+
 @dataclass(frozen=True)
 class Claim:
     """A job that has just been handed to a runner.
@@ -10630,6 +10708,26 @@ class Queue(Retention):
         self._listening_since = self._swept_at = clock()
         self._ticked_at = time.monotonic()
         self._tidied_at = 0.0
+        self._searched: dict[int, int] = {}     # by runner: the queue's version when it last asked in vain
+
+    def poll(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
+             system_id: str | None = None, features: Collection[str] | None = None) -> Claim | None:
+        """Return what `request_job` does, without a search while nothing has become claimable since the last in vain.
+
+        `runner` must have been read just now, by `find_runner`: its `version` and `due_at` tell.
+        """
+        now = self.clock()
+        is_due = runner['due_at'] is not None and runner['due_at'] <= now
+        if is_due or abs(now - self._swept_at) >= SWEEP_INTERVAL:
+            return self.request_job(runner, job_age=job_age, system_id=system_id, features=features)
+        if not runner['active'] or last_update and last_update == self.queue_value(runner):
+            return None
+        if self._searched.get(runner['id']) == runner['version']:
+            return None
+        claim = self._claim(runner, now, job_age=job_age, system_id=system_id, features=features)
+        if claim is None and job_age is None:
+            self._searched[runner['id']] = runner['version']
+        return claim
 
     def request_job(self, runner: Row, *, last_update: str | None = None, job_age: int | None = None,
                     system_id: str | None = None, pipeline: Row | None = None,
@@ -10647,31 +10745,49 @@ class Queue(Retention):
         started = self._catch_up(now)
         if not runner['active'] or not started and last_update and last_update == self.queue_value(runner):
             return None
-        wanted = dict(runner_id=runner['id'], system_id=system_id, now=now, job_age=job_age,
-                      pipeline_id=id_of(pipeline))
+        return self._claim(runner, now, job_age=job_age, system_id=system_id, features=features,
+                           pipeline_id=id_of(pipeline))
+
+    def _claim(self, runner: Row, now: float, *, job_age: int | None, system_id: str | None,
+               features: Collection[str] | None, pipeline_id: int | None = None) -> Claim | None:
+        """Claim the oldest job that a runner may take, or return None."""
+        wanted = dict(runner_id=runner['id'], system_id=system_id, now=now, job_age=job_age, pipeline_id=pipeline_id)
         kind = runner['runner_type'], runner['access_level']
-        while self._all(QUEUES[kind], **wanted)[0]['id'] is not None:  # an idle poll takes no lock
-            token = self.new_token('mcb')
-            wanted['token_hash'] = token_hash(token)
-            with self.db.write() as c:
-                claimed = c.execute(CLAIMS[kind], wanted).fetchall()
-                if not claimed:
-                    return None
-                lacking = [] if features is None else unsupported_keywords(claimed[0], features)
-                if lacking:
-                    self._refuse(c, claimed[0], runner, lacking)
-                    continue
-                dependencies = self._dependencies(c, claimed[0])
-                missing = self._missing_dependency(c, claimed[0], dependencies)
-                if missing:
-                    self._end(c, claimed[0], 'failed', 'missing_dependency_failure', message=missing)
-                    continue
-                if 'two_phase_job_commit' not in (features or ()):
-                    self._accept(c, claimed[0], now)
-                job = self._claimed_job(c, claimed[0]['id'], now)
-                claim = Claim(job, token, dependencies, self._job_variables(job, environment_of(job)))
-            self._announce()
-            return claim
+        if self._all(QUEUES[kind], **wanted)[0]['id'] is None:  # an idle poll takes no lock
+            return None
+        accepted = 'two_phase_job_commit' not in (features or ())
+        claims = CLAIMS if accepted else PREPARATIONS
+        token = self.new_token('mcb')
+        wanted['token_hash'] = token_hash(token)
+        with self.db.write() as c:
+            while oldest := c.execute(CANDIDATES[kind], wanted).fetchone():
+                dependencies = self._dependencies(c, oldest)
+                refusal = self._refusal(c, oldest, runner, features, dependencies)
+                if refusal is None:
+                    break
+                c.execute(PREPARATIONS[kind], wanted).fetchall()
+                taken = c.execute('SELECT * FROM job WHERE id = :id', dict(id=oldest['id'])).fetchone()
+                self._end(c, taken, 'failed', refusal[0], message=refusal[1])
+            else:
+                return None
+            claimed = c.execute(claims[kind], wanted).fetchall()
+            if accepted and claimed[0]['pipeline_status'] != 'running':
+                self._start_pipeline(c, oldest['pipeline_id'], now)
+            job = self._claimed_job(c, oldest['id'], now)
+            claim = Claim(job, token, dependencies, self._job_variables(job, environment_of(job)))
+        self._announce()
+        return claim
+
+    def _refusal(self, c: sqlite3.Connection, job: Row, runner: Row, features: Container[str] | None,
+                 dependencies: Sequence[Row]) -> tuple[str, str] | None:
+        """Return why a job fails that its runner would run without a keyword or an archive of it: reason, message."""
+        lacking = [] if features is None else unsupported_keywords(job, features)
+        if lacking:
+            return 'runner_unsupported', (f'runner {runner["id"]} does not support {", ".join(lacking)}; '
+                                          'update it, or give the job a tag that only newer runners have')
+        missing = self._missing_dependency(c, job, dependencies)
+        if missing:
+            return 'missing_dependency_failure', missing
         return None
 
     def _catch_up(self, now: float) -> bool:
@@ -10704,12 +10820,6 @@ class Queue(Retention):
               FROM ({JOB_ROWS}
                      WHERE job.id = :id) AS claimed
             """, dict(id=job_id, now=now)).fetchone()
-
-    def _refuse(self, c: sqlite3.Connection, job: Row, runner: Row, lacking: Sequence[str]) -> None:
-        """Fail a job that its runner would run without `lacking` keywords."""
-        message = (f'runner {runner["id"]} does not support {", ".join(lacking)}; '
-                   'update it, or give the job a tag that only newer runners have')
-        self._end(c, job, 'failed', 'runner_unsupported', message=message)
 
     def _accept(self, c: sqlite3.Connection, job: Row, now: float) -> list[Row]:
         """Let a claimed job run; return its row, or nothing if it is not pending by this claim any more."""
@@ -10860,7 +10970,8 @@ class Queue(Retention):
         spec = stored_spec(job)
         coverage = None
         if spec['coverage']:
-            coverage = self._coverage(job, spec['coverage'])
+            with contextlib.suppress(NotFound, regex.error, TimeoutError):
+                coverage = find_coverage(self.traces.lines_backwards(job['id']), spec['coverage'])
         with self.db.write() as c:
             final = self._end(c, job, status, failure_reason, exit_code=exit_code, coverage=coverage)
         if final:
@@ -10885,38 +10996,6 @@ class Queue(Retention):
             self._cancel_after_failure(c, ended[0])
             self._process_after(c, ended[0])
         return ended[0]['status']
-
-    @staticmethod
-    def _is_retried(c: sqlite3.Connection, job: Row, spec: Members, failure_reason: str | None,
-                    exit_code: int | None) -> bool:
-        """Tell whether a job that failed for this reason is to be retried by its spec's `retry`."""
-        retry = spec['retry']
-        if not retry:
-            return False
-        if not {'always', failure_reason} & set(retry['when']) and exit_code not in retry['exit_codes']:
-            return False
-        tries, = c.execute("""
-            SELECT count(*)
-              FROM job
-             WHERE pipeline_id = :pipeline_id AND name = :name
-            """, dict(pipeline_id=job['pipeline_id'], name=job['name'])).fetchone()
-        return tries <= retry['max']
-
-    def _coverage(self, job: Row, pattern: str) -> float | None:
-        """Return the last number that a job's coverage pattern finds in its trace, looked for from the end."""
-        until = time.monotonic() + PATTERN_TIMEOUT
-        with contextlib.suppress(NotFound, regex.error, TimeoutError):
-            for line in self.traces.lines_backwards(job['id']):
-                text = line.decode('utf-8', 'replace').rstrip('\r')
-                left = max(until - time.monotonic(), 0.001)
-                found = regex.findall(pattern, text, timeout=left) or ['']
-                last = found[-1]
-                if isinstance(last, tuple):
-                    last = last[-1]     # several groups: the last one counts
-                percentage = re.search(r'[0-9]+(?:\.[0-9]+)?', last)
-                if percentage:
-                    return float(percentage[0])
-        return None
 
     @contextlib.contextmanager
     def _trace_limit(self, job: Row) -> Iterator[None]:
@@ -11883,6 +11962,12 @@ class Body:
         key = name.upper().replace('-', '_')
         return self.environ.get(key if key in ('CONTENT_TYPE', 'CONTENT_LENGTH') else f'HTTP_{key}') or None
 
+    @property
+    def is_small(self) -> bool:
+        """Tell whether a stranger may send all of the body, so that nobody need look at a part of it first."""
+        length = self.body_length
+        return length is not None and length <= MAX_UNTRUSTED_BODY and not self.route.upload
+
     def show(self, extent: Extent) -> None:
         """Choose how much of the request the parameters are taken from, as long as that is not everything."""
         if self._extent == WHOLE:
@@ -11913,7 +11998,7 @@ class Body:
     def body_length(self) -> int | None:
         """The bytes that the body has, None when only its end will tell."""
         given = self.environ.get('CONTENT_LENGTH') or ''
-        if not re.fullmatch('[0-9]{0,18}', given):
+        if given and not (given.isdecimal() and given.isascii() and len(given) <= 18):
             raise InvalidParameter('Content-Length is invalid')
         if not given and self.environ.get('wsgi.input_terminated'):
             return None
@@ -11978,7 +12063,10 @@ class Body:
     @property
     def query(self) -> JSON:
         """The parameters of the query string."""
-        return self._form(self.environ.get('QUERY_STRING', ''))
+        text = self.environ.get('QUERY_STRING')
+        if not text:
+            return {}
+        return self._form(text)
 
     @staticmethod
     def _form(text: str) -> JSON:
@@ -11991,7 +12079,11 @@ class Body:
     def params(self) -> JSON:
         """All parameters: a body's beat the query's, the path's beat both."""
         if self._params is None:
-            self._params = {**self.query, **({} if self.route.raw else self._read_body()), **self.path_params}
+            given = self.query
+            if not self.route.raw:
+                given.update(self._read_body())
+            given.update(self.path_params)
+            self._params = given
         return self._params
 
     @property
@@ -12353,7 +12445,8 @@ def json_refusal(call: Call, error: CIError) -> bottle.HTTPResponse:
 
 def hardened(response: bottle.HTTPResponse) -> bottle.HTTPResponse:
     """Return an answer with the headers that every one of ours has."""
-    response.headers.setdefault('Cache-Control', 'private, no-store')
+    if 'Cache-Control' not in response.headers:
+        response.headers['Cache-Control'] = 'private, no-store'
     response.headers['X-Content-Type-Options'] = 'nosniff'
     return response
 
@@ -12697,14 +12790,16 @@ def late_token() -> TooLarge:
 
 def authenticate(call: Call) -> None:
     """Find out who is calling. Of the body no more is read than a stranger may send, until a good token is found."""
-    settled = look(call, HEAD)
-    if not settled and not call.trusted:
-        settled = look(call, START)
-    if not settled and not call.trusted:
-        raise late_token()
-    call.show(WHOLE)
+    settled = False
+    if not call.is_small:
+        settled = look(call, HEAD)
+        if not settled and not call.trusted:
+            settled = look(call, START)
+        if not settled and not call.trusted:
+            raise late_token()
     if not settled:
-        call.actor = call.route.auth(call)
+        look(call, WHOLE)
+    call.show(WHOLE)
     if call.route.upload:
         call.receive_upload()
     if call.trusted and 'minici.trust' in call.environ:
@@ -12748,9 +12843,8 @@ def audit(call: Call) -> None:
              call.environ['minici.path'])
 
 
-def answer_call(declared: Route, **arguments: str) -> bottle.HTTPResponse:
+def answer_call(declared: Route, arguments: Mapping[str, str], environ: Environ) -> bottle.HTTPResponse:
     """Answer a request: read the path, authenticate, call the handler, present its result or its refusal."""
-    environ = bottle.request.environ
     call = Call(environ['minici.ci'], declared, environ)
     try:
         call.read_path(arguments)
@@ -13477,8 +13571,8 @@ def claim_response(call: Call, payload: Callable[[Claim, Call, Row], Any],
     last_update = call.optional('last_update')
     job_age = call.optional_integer('job_age')
     call.ci.contact(runner, info, call.remote_address, system_id)
-    claim = call.ci.request_job(runner, last_update=last_update, job_age=job_age, system_id=system_id or None,
-                                features=info.get('features', ASSUMED_FEATURES))
+    claim = call.ci.poll(runner, last_update=last_update, job_age=job_age, system_id=system_id or None,
+                         features=info.get('features', ASSUMED_FEATURES))
     if claim is None:
         return nothing({'X-GitLab-Last-Update': call.ci.queue_value(runner)})
     try:
@@ -15667,7 +15761,7 @@ class RouteFigures:
     """How often a route was called, how long its answers took, and how many bytes came and went."""
 
     statuses: collections.Counter[int] = field(default_factory=collections.Counter)
-    times: list[int] = field(default_factory=lambda: [0] * len(TIME_BUCKETS))   # answers within each bound
+    times: list[int] = field(default_factory=lambda: [0] * (len(TIME_BUCKETS) + 1))     # answers between the bounds
     seconds: float = 0
     received: int = 0
     sent: int = 0
@@ -15688,8 +15782,7 @@ class Metrics:
             figures.seconds += seconds
             figures.received += received
             figures.sent += sent
-            for index, bound in enumerate(TIME_BUCKETS):
-                figures.times[index] += seconds <= bound
+            figures.times[bisect.bisect_left(TIME_BUCKETS, seconds)] += 1
 
     def lines(self) -> Iterator[str]:
         """Yield all samples in Prometheus's text format."""
@@ -15717,7 +15810,8 @@ class Metrics:
         """Yield the samples of one histogram."""
         name = 'minici_http_request_seconds'
         total = figures.statuses.total()
-        for bound, count in zip(TIME_BUCKETS, figures.times, strict=True):
+        within = itertools.accumulate(figures.times)
+        for bound, count in zip(TIME_BUCKETS, within, strict=False):
             yield sample(f'{name}_bucket', count, **labels, le=str(bound))
         yield sample(f'{name}_bucket', total, **labels, le='+Inf')
         yield sample(f'{name}_sum', figures.seconds, **labels)
@@ -15877,7 +15971,6 @@ def router() -> bottle.Bottle:
     table = bottle.Bottle()
     for kind, pattern in PATH_KINDS.items():
         table.router.add_filter(kind, lambda config, pattern=pattern: (pattern, None, None))
-    table.default_error_handler = lambda error: no_route(error, bottle.request.path)
     for declared in all_routes():
         table.route(declared.path, declared.method, functools.partial(answer_call, declared))
     return table
@@ -15894,6 +15987,22 @@ def no_route(error: bottle.HTTPError, path: str) -> bottle.HTTPResponse:
     return hardened(json_response({'error': message}, error.status_code))
 
 
+def body_of(response: bottle.HTTPResponse, request: Environ) -> Iterable[bytes]:
+    """Return the body of an answer as a server wants it; what is not sent is closed."""
+    body: Any = response.body
+    if isinstance(body, bytes) and 'Content-Length' not in response:
+        response.set_header('Content-Length', str(len(body)))
+    if request['REQUEST_METHOD'] == 'HEAD' or response.status_code in (204, 304):
+        response.close()
+        return []
+    if isinstance(body, bytes):
+        return [body]
+    if isinstance(body, FileBody):
+        wrapper = request.get('wsgi.file_wrapper', bottle.WSGIFileWrapper)
+        return cast('Iterable[bytes]', wrapper(body))
+    return cast('Iterable[bytes]', body)
+
+
 class Application:
     """The WSGI callable. It routes by the undecoded path, so that ``group%2Fdemo`` stays one segment."""
 
@@ -15905,8 +16014,25 @@ class Application:
         self.routes = all_routes()
 
     def __call__(self, environ: JSON, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one WSGI request."""
-        return self._measured(self._routed(environ), start_response)
+        """Answer one WSGI request, count the answer, and log it with --access-log."""
+        began = time.perf_counter()
+        request = self._routed(environ)
+        response = self._answer(request)
+        body = body_of(response, request)
+        sent = int(response.get_header('Content-Length', 0))
+        self._note(request, response.status_code, sent, time.perf_counter() - began)
+        start_response(response.status_line, response.headerlist)
+        return body
+
+    def _answer(self, request: Environ) -> bottle.HTTPResponse:
+        """Find the route of a request and answer it."""
+        try:
+            matched, arguments = self._router.router.match(request)
+        except bottle.HTTPError as error:
+            return no_route(error, request['PATH_INFO'])
+        request['bottle.route'] = matched
+        response: bottle.HTTPResponse = matched.callback(arguments, request)
+        return response
 
     def admit(self, environ: Environ, start: bytes | None) -> Admission:
         """Decide about a request before its body is read; `start` is the part that has arrived, None before it.
@@ -15951,22 +16077,6 @@ class Application:
         }
         return {**environ, **ours}
 
-    def _measured(self, environ: JSON, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one request, count the answer, and log it with --access-log."""
-        began = time.perf_counter()
-        started: list[tuple[int, int]] = []
-
-        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            lengths = [int(value) for name, value in headers if name.lower() == 'content-length']
-            started.append((int(status[:3]), sum(lengths)))
-            return start_response(status, headers, *rest)
-
-        body = self._router(environ, start)
-        seconds = time.perf_counter() - began
-        status, sent = started[-1]
-        self._note(environ, status, sent, seconds)
-        return body
-
     def _note(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
         """Count an answer, and log it with --access-log."""
         # of all addresses that have no route together
@@ -15988,10 +16098,14 @@ class Application:
         mount = environ.get('SCRIPT_NAME', '')
         decoded = mount + environ.get('PATH_INFO', '')
         sent = environ.get('REQUEST_URI') or environ.get('RAW_URI') or ''
+        if not mount and sent == decoded and sent.isascii() and '%' not in sent:
+            return sent     # as most are
         without_host = re.sub(r'^https?://[^/?]*', '', sent)
         raw, _, _ = without_host.partition('?')
         if urllib.parse.unquote(raw, 'latin-1') != decoded:  # missing, or a middleware has rewritten the path
             raw = urllib.parse.quote(decoded.encode('latin-1'), safe="/:@!$&'()*+,;=~")
+        elif not raw.isascii():
+            raw = urllib.parse.quote(raw.encode('latin-1'), safe="%/:@!$&'()*+,;=~")
         depth = mount.count('/')
         below = raw.split('/')[depth + 1:]
         return '/' + '/'.join(below)

@@ -143,6 +143,51 @@ def test_last_update_equal_to_the_queue_value_skips_the_search(ci, project, runn
     assert ci.request_job(runner.row, last_update=ci.queue_value(stale)).job['id'] == 1
 
 
+@pytest.fixture
+def idle(ci):
+    """A runner that has nothing to do."""
+    return Runner(ci, tag_list=['none'], run_untagged=False)
+
+
+def test_a_runner_that_polled_in_vain_gets_what_another_process_has_made_claimable_since(ci, project, runner, idle):
+    assert ci.poll(runner.row) is None
+    assert ci.poll(idle.row) is None
+    with minici.Coordinator(ci.db.path, ci.data, clock=ci.clock, fsync=False) as other:
+        other.create_pipeline(other.find_project(project['id']), 'main', sha=SHA, content=PLAIN)
+    assert ci.poll(idle.row) is None
+    assert ci.poll(runner.row).job['id'] == 1
+    assert ci.poll(runner.row) is None
+
+
+def test_a_runner_that_polled_in_vain_gets_a_job_once_it_serves_its_tags_or_the_job_is_due(ci, project, idle, clock):
+    ci.create_pipeline(project, 'main', sha=SHA, content={'now': {'script': ['x']}, 'later': {
+        'script': ['x'], 'when': 'delayed', 'start_in': '10 seconds', 'tags': ['none']}})
+    assert ci.poll(idle.row) is None
+    clock.advance(10)
+    assert ci.poll(idle.row).job['name'] == 'later'
+    assert ci.poll(idle.row) is None
+    ci.edit_runner(idle.row, run_untagged=True)
+    assert ci.poll(idle.row).job['name'] == 'now'
+
+
+def test_a_poll_that_looked_for_old_jobs_alone_says_nothing_about_younger_ones(ci, project, runner):
+    ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN)
+    assert ci.poll(runner.row, job_age=60) is None
+    assert ci.poll(runner.row).job['id'] == 1
+
+
+def test_a_poll_in_vain_is_answered_without_a_search_and_still_sweeps(ci, runner, clock, monkeypatch):
+    assert ci.poll(runner.row) is None
+    searched, swept = [], []
+    monkeypatch.setattr(ci, '_claim', lambda *arguments, **details: searched.append(1))
+    monkeypatch.setattr(ci, 'sweep', lambda: swept.append(1))
+    ci.poll(runner.row)
+    assert (searched, swept) == ([], [])
+    clock.advance(minutes=1)
+    ci.poll(runner.row)
+    assert swept == [1]
+
+
 @pytest.mark.parametrize('path', ['/api/v4/jobs/request', '/ci/api/v1/builds/register'])
 def test_an_idle_runner_is_told_the_queue_value_and_brings_it_back(ci, client, project, runner, path):
     agent = {'User-Agent': 'gitlab-ci-multi-runner 1.5.2 (1-5-stable; go1.6.3; linux/amd64)'}

@@ -10,9 +10,9 @@ import minici
 
 #: How many statements one request takes, transactions and triggers aside.
 STATEMENTS = {
-    'idle poll': 3,
-    'idle poll with last_update': 2,
-    'claim': 9,
+    'idle poll': 1,
+    'idle poll with last_update': 1,
+    'claim': 6,
     'PATCH': 2,
     'PUT': 7,
     'list of pending jobs': 6,
