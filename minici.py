@@ -5810,6 +5810,7 @@ class Database:
             raise CIError(f'minici needs SQLite 3.35 or later; this Python has {sqlite3.sqlite_version}')
         self.path = path
         self._fsync = fsync
+        self._journals = 'MEMORY'   # where SQLite keeps the journal of a single statement
         self.damage = ''        # what SQLite found wrong with the file; nothing is read or written from then on
         log_file = path.with_name(f'{path.name}-wal')
         self.was_in_use = log_file.exists()     # by a process that runs still or was killed
@@ -5847,6 +5848,7 @@ class Database:
                     raise
                 time.sleep(0.02)
         connection.execute('PRAGMA journal_size_limit = 4194304').fetchall()
+        connection.execute(f'PRAGMA temp_store = {self._journals}')
         connection.execute('PRAGMA synchronous = FULL')     # said explicitly: some builds of SQLite default to less
         if not self._fsync:
             connection.execute('PRAGMA synchronous = OFF')
@@ -5969,6 +5971,7 @@ class Database:
         with self.read() as c:  # before the first write, which would switch another program's file to WAL
             if self._version(c) == len(MIGRATIONS):
                 return
+        self._keep_journals('FILE')
         with self.write() as c:
             version = self._version(c)
             for script in MIGRATIONS[version:]:
@@ -5977,6 +5980,17 @@ class Database:
             if version < len(MIGRATIONS):
                 c.execute(f'PRAGMA user_version = {len(MIGRATIONS)}')
                 c.execute(f'PRAGMA application_id = {APPLICATION_ID}')
+        self._keep_journals('MEMORY')
+
+    def _keep_journals(self, place: str) -> None:
+        """Choose where SQLite keeps the journal of a single statement.
+
+        A FILE is made anew for each statement that fires a trigger, and doubles its cost; it is for
+        statements that change or copy the whole database.
+        """
+        self._journals = place
+        if self._writer is not None:
+            self._writer.execute(f'PRAGMA temp_store = {place}')
 
     def _version(self, c: sqlite3.Connection) -> int:
         """Return the schema's version; raise CIError for another program's file or a newer version of ours."""
@@ -6038,7 +6052,11 @@ class Database:
             if self._writer is None:
                 self._writer = self._connect(writer=True)
             self._writer.execute('PRAGMA auto_vacuum = INCREMENTAL')
-            self._writer.execute('VACUUM')
+            self._keep_journals('FILE')
+            try:
+                self._writer.execute('VACUUM')
+            finally:
+                self._keep_journals('MEMORY')
             self._writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()
 
     def copy_to(self, target: Path) -> None:

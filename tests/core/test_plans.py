@@ -24,7 +24,7 @@ STATEMENTS = {
     'one pipeline': 4,
     'page of pipelines': 7,
     'page of a pipeline': 6,
-    'page of a job': 7,
+    'page of a job': 8,
 }
 #: What ANALYZE may have seen: jobs by status.
 SEEN = {
