@@ -4259,6 +4259,9 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
             ) -> subprocess.CompletedProcess[bytes]:
     """Run git in a directory, with `given` as its standard input, and return its exit status and output.
 
+    Without a directory it runs in the root of the file system: the process itself may stand in a
+    repository that somebody else configures.
+
     git asks nobody anything, speaks only the protocols that an `import_url` may have, and is killed with
     all that it started after `timeout` seconds. It sees none of our own variables for git; `environment`
     adds some. Raises Unreadable when git is missing or takes too long, OutputTooLong when it prints more
@@ -4269,7 +4272,7 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
         with tempfile.TemporaryFile() as source:
             source.write(given)
             source.seek(0)
-            with subprocess.Popen(['git', *arguments], cwd=directory, env=variables, stdin=source, bufsize=0,
+            with subprocess.Popen(['git', *arguments], cwd=directory or os.sep, env=variables, stdin=source, bufsize=0,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
                 if limit is not None:
                     limit_memory(process)
