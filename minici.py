@@ -694,8 +694,14 @@ class JobSpec:
 JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
 
 
+def spec_text(job: JobSpec) -> str:
+    """Return the JSON under which a JobSpec is stored: the fields that are not as by default."""
+    given = {name: value for name, value in vars(job).items() if value != JOB_SPEC_DEFAULTS[name]}
+    return json.dumps(given, separators=(',', ':'))
+
+
 def stored_spec(job: Row) -> JSON:
-    """Return the fields of a stored job's JobSpec, to be read only; what an older version left out has its default."""
+    """Return the fields of a stored job's JobSpec, to be read only; what was left out has its default."""
     return parsed_spec(job['spec'])
 
 
@@ -2100,10 +2106,15 @@ def sort_and_expand_all(variables: Sequence[Mapping[str, Value]]) -> list[dict[s
             return result
         return value
 
+    copies = [dict(item) for item in variables]
     try:
-        return [{**item, 'value': expanded(item, (str(item['key']),))} for item in variables]
+        values = {place: expanded(item, (str(item['key']),)) for place, item in enumerate(copies)
+                  if '$' in str(item['value']) or '%' in str(item['value'])}
     except (ValueError, RecursionError):
-        return [dict(item) for item in variables]
+        values = {}
+    for place, value in values.items():
+        copies[place]['value'] = value
+    return copies
 
 
 def environment_slug(name: str) -> str:
@@ -8877,6 +8888,8 @@ DEPENDENTS = """
     """
 
 
+#: The statuses of the latest jobs of a pipeline: status, `allow_failure`, and the first stage with such a job.
+Outcomes = list[tuple[str, bool, int]]
 #: What a finished pipeline makes of the bridge that waits for it; otherwise the bridge is running.
 MIRRORED = {'success': 'success', 'failed': 'failed', 'canceled': 'canceled', 'skipped': 'failed'}
 
@@ -8904,7 +8917,7 @@ class Processing(Waiting):
              ORDER BY stage_idx, id
             """, dict(id=pipeline_id)).fetchall()
         self._start(c, next_statuses(jobs))
-        self._settle(c, pipeline_id)
+        self._settle(c, pipeline_id, self._outcomes(c, pipeline_id))
         if any(job['resource_group'] for job in jobs):
             self._hand_out_resources(c, jobs[0]['project_id'])
 
@@ -8930,7 +8943,8 @@ class Processing(Waiting):
         names = {finished['name']}
         grouped = finished['resource_group']
         while names:    # a skipped job may free later ones
-            following = [*self._next_of_stage(c, pipeline_id), *self._next_of_needs(c, pipeline_id, names)]
+            outcomes = self._outcomes(c, pipeline_id)
+            following = [*self._next_of_stage(c, pipeline_id, outcomes), *self._next_of_needs(c, pipeline_id, names)]
             statuses = {}
             names = set()
             for job, status in following:
@@ -8939,18 +8953,18 @@ class Processing(Waiting):
                     names.add(job['name'])
                     grouped = grouped or job['resource_group']
             self._start(c, statuses)
-        self._settle(c, pipeline_id)
+        self._settle(c, pipeline_id, outcomes)
         if grouped:
             self._hand_out_resources(c, finished['project_id'])
 
     @staticmethod
-    def _outcomes(c: sqlite3.Connection, pipeline_id: int) -> list[tuple[str, bool, int]]:
-        """Return the statuses of the latest jobs of a pipeline: status, `allow_failure`, and the first such stage."""
+    def _outcomes(c: sqlite3.Connection, pipeline_id: int) -> Outcomes:
+        """Return what the latest jobs of a pipeline have come to."""
         return [tuple(row) for row in c.execute(STATUSES_SEEN, dict(id=pipeline_id)).fetchall()]
 
-    def _next_of_stage(self, c: sqlite3.Connection, pipeline_id: int) -> list[tuple[Row, str]]:
+    @staticmethod
+    def _next_of_stage(c: sqlite3.Connection, pipeline_id: int, outcomes: Outcomes) -> list[tuple[Row, str]]:
         """Return the created jobs of the first stage with open jobs, and the status that each gets."""
-        outcomes = self._outcomes(c, pipeline_id)
         unfinished = [first for status, allowed, first in outcomes if is_open(status, allowed)]
         if not unfinished:
             return []
@@ -8974,9 +8988,8 @@ class Processing(Waiting):
             needed[row['id']].append((row['needed_status'], row['needed_allowed']))
         return [(job, status_after_needs(job, needed[job_id])) for job_id, job in jobs.items()]
 
-    def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
-        """Update the pipeline's status from its jobs."""
-        outcomes = self._outcomes(c, pipeline_id)
+    def _settle(self, c: sqlite3.Connection, pipeline_id: int, outcomes: Outcomes) -> None:
+        """Update the pipeline's status from the `outcomes` of its jobs."""
         status = composite_status((status, allowed) for status, allowed, _ in outcomes)
         changed_rows = c.execute("""
             UPDATE pipeline
@@ -9037,7 +9050,7 @@ class Processing(Waiting):
             """, dict(project_id=project_id, now=self.clock())).fetchall()
         self._bridges_due += [row['id'] for row in queued if row['status'] == 'running']
         for row in queued:
-            self._settle(c, row['pipeline_id'])
+            self._settle(c, row['pipeline_id'], self._outcomes(c, row['pipeline_id']))
 
     def cancel_job(self, job: Row) -> Row:
         """Cancel a job that has not finished; a finished one stays as it is. Return the job.
@@ -9134,7 +9147,7 @@ class Processing(Waiting):
                              tag_set_id, shared, protected, needs, resource_group, interruptible, timeout, user_id,
                              created_at, queued_at, variables, environment, spec)
             SELECT job.project_id, pipeline_id, kind, job.name, stage, stage_idx, {status}, when_,
-                   json_extract(spec, '$.allow_failure'),
+                   coalesce(json_extract(spec, '$.allow_failure'), 0),
                    tag_set_id, project.shared_runners_enabled, protected, needs, resource_group, interruptible, timeout,
                    coalesce(:user_id, user_id),
                    :now, :now, :variables, environment, spec
@@ -9587,7 +9600,7 @@ class Pipelines(Compiling):
             'environment': (job.environment or {}).get('name'),
             'interruptible': job.interruptible,
             'timeout': job.timeout,
-            'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':')),
+            'spec': spec_text(job),
         }
 
     def _supersede(self, c: sqlite3.Connection, facts: Members, pipeline_id: int) -> None:
@@ -12445,9 +12458,12 @@ class Rendered(str):
     """A text that is JSON already."""
 
 
+COMPACT_JSON = json.JSONEncoder(separators=(',', ':'))
+
+
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
     """Return an answer of JSON; old runners take it only as exactly ``application/json``."""
-    text = value if isinstance(value, Rendered) else json.dumps(value, separators=(',', ':'))
+    text = value if isinstance(value, Rendered) else COMPACT_JSON.encode(value)
     return bottle.HTTPResponse(text.encode(), status, {'Content-Type': 'application/json', **(headers or {})})
 
 
