@@ -6585,9 +6585,10 @@ class TraceStore:
 
     def size(self, job_id: int) -> int | None:
         """Return the length of a job's trace in bytes, or None when there is none."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return os.stat(self._name(job_id)).st_size
-        return None
+        except FileNotFoundError:
+            return None
 
     def checksum(self, job_id: int) -> str:
         """Return the CRC-32 of a job's trace as runners write it: ``crc32:`` and eight digits."""
@@ -12565,13 +12566,13 @@ def page_of(call: Call) -> tuple[int, int]:
     return numbers['page'], min(100, numbers['per_page'])
 
 
-def page_link(call: Call, **changes: Any) -> str:
+def page_link(call: Call, **changes: int) -> str:
     """Return this call's address with some of its query parameters changed."""
     left_out = {*changes, 'private_token', 'job_token', 'access_token'}
     given = urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
-    pairs = [(name, value) for name, value in given if name not in left_out]
-    pairs += [(name, str(value)) for name, value in changes.items()]
-    query = urllib.parse.urlencode(pairs)
+    kept = urllib.parse.urlencode([(name, value) for name, value in given if name not in left_out])
+    changed = [f'{name}={value}' for name, value in changes.items()]
+    query = '&'.join([kept, *changed] if kept else changed)
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 
 
