@@ -8753,10 +8753,10 @@ class Waiting(Tests):
     def _waits_for(self, once: Callable[..., Any], pipeline_id: int, stage_idx: int, needs: str | None) -> str:
         """Say which unfinished jobs stand before a created job: those it `needs`, or those of earlier stages."""
         unfinished = once(self._unfinished, pipeline_id)
+        waited_for = (name for name, place in unfinished.items() if place < stage_idx)
         if needs:
-            before = [name for name in json.loads(needs) if name in unfinished]
-        else:
-            before = [name for name, place in unfinished.items() if place < stage_idx]
+            waited_for = (name for name in json.loads(needs) if name in unfinished)
+        before = list(itertools.islice(waited_for, 6))
         more = ', ...' if before[5:] else ''
         return f'it waits for {", ".join(before[:5])}{more}'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -38,11 +39,20 @@ class Markup(str):
         return self
 
 
+#: What a text must not have in markup.
+SPECIAL = re.compile('[&<>"\']')
+
+
 def escape(value: object) -> str:
     """Return a value as markup: what has `__html__` as that says, None as nothing, anything else escaped."""
     if hasattr(value, '__html__'):
         return value.__html__()
-    return '' if value is None else html.escape(str(value))
+    if value is None:
+        return ''
+    text = str(value)
+    if SPECIAL.search(text):    # most texts have nothing to escape, and a page has hundreds
+        return html.escape(text)
+    return text
 
 
 def mark(status: str) -> Markup:
