@@ -228,6 +228,7 @@ MAX_GIT_CALLS = 300                 # calls of git for one pipeline
 MAX_GIT_OUTPUT = 8 * MIB            # bytes that one call of git may print
 MAX_GIT_PATHS = 20_000              # files of a commit, or files that differ between two
 MAX_GIT_FILE = 2 * MIB              # bytes of one file that is read from a repository
+MAX_DESCRIBED_REFS = 5000           # branches and tags whose commits are remembered
 MAX_COMMIT_MESSAGE = 64 * KIB       # bytes of a commit's message that are kept
 MAX_GIT_COMPLAINT = 16 * KIB        # bytes of what git complains about that are read
 MAX_GIT_MEMORY = 512 * MIB          # bytes of memory of one git process, mapped files aside (Linux)
@@ -4529,6 +4530,47 @@ def gives_reachable_commits(config: Path) -> bool:
     return any(re.search(allowed, section, re.M | re.I) for section in sections)
 
 
+@dataclass(frozen=True)
+class GitRef:
+    """A branch or tag: its full name, what it points to (a commit, or the object of an annotated tag), its commit."""
+
+    full_name: str
+    target: str
+    sha: str
+
+
+#: What git tells of a commit that a ref points to.
+REF_COMMIT_FIELDS = {
+    'author_name': 'authorname',
+    'author_email': 'authoremail',
+    'authored_date': 'authordate:iso-strict',
+    'committer_name': 'committername',
+    'committer_email': 'committeremail',
+    'committed_date': 'committerdate:iso-strict',
+    'message': 'contents',
+    'parent_ids': 'parent',
+}
+#: What git tells of a ref: of an annotated tag a star stands before what its commit says.
+REF_FIELDS = ('refname', 'objecttype', 'taggerdate:iso-strict', *REF_COMMIT_FIELDS.values(),
+              *(f'*{name}' for name in REF_COMMIT_FIELDS.values()))
+REF_FORMAT = ''.join(f'%({name})%00' for name in REF_FIELDS)
+
+
+def described_ref(record: Mapping[str, str]) -> JSON:
+    """Return the commit of a ref from what git tells of it by `REF_FIELDS`."""
+    annotated = record['objecttype'] == 'tag'
+    star = '*' if annotated else ''
+    found: JSON = {key: record[star + name] for key, name in REF_COMMIT_FIELDS.items()}
+    for key in ('author_email', 'committer_email'):
+        found[key] = found[key].strip('<>')
+    found['parent_ids'] = found['parent_ids'].split()
+    found['tag_message'] = found['tagged_at'] = None
+    if annotated:
+        found['tag_message'] = record['contents'].rstrip('\n')
+        found['tagged_at'] = record['taggerdate:iso-strict']
+    return found
+
+
 class Repository:
     """A git repository, read by a few git calls within a directory of ours.
 
@@ -4667,14 +4709,33 @@ class Repository:
         printed = self._git.run('ls-remote', '--quiet', '--tags', '--refs', '--end-of-options', self._git.url) or b''
         return set(re.findall(r'\trefs/tags/(.+)', printed.decode('utf-8', 'replace')))
 
-    def list_refs(self, kind: str) -> dict[str, str]:
-        """Return the branches (`kind` is ``heads``) or the tags (``tags``), sorted by name: names and their commits."""
+    def list_refs(self, kind: str) -> dict[str, GitRef]:
+        """Return the branches (`kind` is ``heads``) or the tags (``tags``), by their names in order."""
         printed = self._git.run('ls-remote', '--quiet', f'--{kind}', '--end-of-options', self._git.url) or b''
-        found = re.findall(rf'^([0-9a-f]+)\trefs/{kind}/(.+?)(\^{{}})?$', printed.decode('utf-8', 'replace'), re.M)
-        refs: dict[str, str] = {}
-        for sha, name, _ in found:      # the commit of an annotated tag comes after the tag itself
-            refs[name] = sha
+        found = re.findall(rf'^([0-9a-f]+)\t(refs/{kind}/(.+?))(\^{{}})?$', printed.decode('utf-8', 'replace'), re.M)
+        refs: dict[str, GitRef] = {}
+        for sha, full_name, name, peeled in found:      # the commit of an annotated tag comes after the tag itself
+            target = refs[name].target if peeled else sha
+            refs[name] = GitRef(full_name, target, sha)
         return dict(sorted(refs.items()))
+
+    def describe_refs(self, refs: Sequence[GitRef]) -> list[JSON]:
+        """Return the commits of branches or tags as `commit` does, by one fetch and one call of git.
+
+        With the commit of an annotated tag come its `tag_message` and `tagged_at`, else None.
+        """
+        names = [ref.full_name for ref in refs]
+        if not self._local:     # the parents come along, or git would hide that there are any
+            self._git.run('fetch', '--quiet', '--no-tags', '--depth=2', '--filter=tree:0', '--end-of-options',
+                          self._git.url, *(f'+{name}:{name}' for name in names))
+        printed = self._git.run('for-each-ref', f'--format={REF_FORMAT}', *names) or b''
+        values = printed.decode('utf-8', 'replace').split('\0')[:-1]
+        size = len(REF_FIELDS)
+        records = {}
+        for start in range(0, len(values), size):
+            record = dict(zip(REF_FIELDS, values[start:start + size], strict=True))
+            records[record['refname'].strip()] = described_ref(record)
+        return [records[name] for name in names if name in records]
 
     def refs(self) -> set[str]:
         """Return the names of all branches and tags."""
@@ -7251,6 +7312,7 @@ class Store:
                                        max_size=settings.max_artifacts_size, reserve=settings.disk_reserve)
         self._changed = threading.Condition()
         self._bridges_due: collections.deque[int] = collections.deque()     # of pipelines that were processed
+        self._described: dict[str, JSON] = {}   # commits and annotated tags that were read, by id
         self.address = settings.external_url or 'http://localhost'      # a server that starts says where it listens
 
     def close(self) -> None:
@@ -8666,8 +8728,22 @@ UNCLAIMED = f"""
     """
 
 
+#: The runners that run jobs, with the managers that do.
+BUSY_MACHINES = """
+    SELECT DISTINCT runner_id, system_id
+      FROM job INDEXED BY job_alive
+     WHERE status IN ('running', 'canceling')
+    """
+
+
 class Waiting(Tests):
     """Jobs as answers show them: as JSON, and in words why one is not running yet."""
+
+    def busy_machines(self) -> set[Any]:
+        """Return the ids of the runners that run jobs, and the pairs of runner id and system id of their managers."""
+        rows = self._all(BUSY_MACHINES)
+        machines = {(row['runner_id'], row['system_id']) for row in rows}
+        return machines.union(runner_id for runner_id, _ in machines)
 
     def render_jobs(self, expression: str, jobs: Iterable[tuple[Row, str | None]], **values: Any) -> str:
         """Return jobs as JSON, with commas between: SQLite renders each by the SELECT expression of an entity.
@@ -8682,7 +8758,8 @@ class Waiting(Tests):
               FROM (WITH wanted AS (
                         SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.reason') AS reason,
                                json_extract(value, '$.trace_size') AS trace_size
-                          FROM json_each(:wanted))
+                          FROM json_each(:wanted)),
+                         busy AS ({BUSY_MACHINES})
                     SELECT {expression} AS entity
                       FROM wanted
                      CROSS JOIN job ON job.id = wanted.id
@@ -8690,7 +8767,9 @@ class Waiting(Tests):
                      CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
                      CROSS JOIN project ON project.id = job.project_id
                       LEFT JOIN user ON user.id = job.user_id
-                      LEFT JOIN runner ON runner.id = job.runner_id)
+                      LEFT JOIN runner ON runner.id = job.runner_id
+                      LEFT JOIN runner_manager ON runner_manager.runner_id = job.runner_id
+                                              AND runner_manager.system_id = job.system_id)
             """, **values, wanted=json.dumps(wanted), now=self.clock())
         return found[0]['entities'] or ''
 
@@ -10324,8 +10403,8 @@ class Releases(Schedules):
                 return row
         raise NotFound('Environment')
 
-    def list_refs(self, project: Row, kind: str, search: str = '') -> dict[str, str]:
-        """Return the branches (`kind` is ``heads``) or tags (``tags``) of a project's repository, and their commits.
+    def list_refs(self, project: Row, kind: str, search: str = '') -> dict[str, GitRef]:
+        """Return the branches (`kind` is ``heads``) or tags (``tags``) of a project's repository, by their names.
 
         `search` is a part of the name, ``^`` and ``$`` stand for its beginning and end. Raises BadRequest
         when the repository cannot be read.
@@ -10335,13 +10414,34 @@ class Releases(Schedules):
         start = search.startswith('^')
         end = search.endswith('$')
         part = search.removeprefix('^').removesuffix('$')
-        return {name: sha for name, sha in refs.items()
+        return {name: ref for name, ref in refs.items()
                 if part in name and (not start or name.startswith(part)) and (not end or name.endswith(part))}
 
-    def describe_commits(self, project: Row, shas: Iterable[str]) -> dict[str, JSON]:
-        """Return what `Repository.commit` says of commits, by their ids."""
-        with self._repository(project) as repository:
-            return {sha: repository.commit(sha) for sha in shas}
+    def describe_refs(self, project: Row, refs: Iterable[GitRef]) -> dict[GitRef, JSON]:
+        """Return the commits of branches or tags as `Repository.describe_refs` does; each is fetched once."""
+        found = {ref: self._described.get(ref.target) for ref in refs}
+        unknown = [ref for ref, info in found.items() if info is None]
+        if unknown:
+            with self._repository(project) as repository:
+                infos = repository.describe_refs(unknown)
+            for ref, info in zip(unknown, infos, strict=True):
+                found[ref] = self._remember(ref.target, info)
+        return cast('dict[GitRef, JSON]', found)
+
+    def describe_commit(self, project: Row, sha: str) -> JSON | None:
+        """Return what `Repository.commit` says of a commit, None if it cannot be read."""
+        info = self._described.get(sha)
+        if info is None and project['import_url']:
+            with contextlib.suppress(BadRequest), self._repository(project) as repository:
+                info = self._remember(sha, repository.commit(sha))
+        return info
+
+    def _remember(self, object_id: str, info: JSON) -> JSON:
+        """Remember what git tells of a commit or tag, which is never something else; return it."""
+        if len(self._described) > MAX_DESCRIBED_REFS:
+            self._described.clear()
+        self._described[object_id] = info
+        return info
 
     def list_releases(self, project: Row) -> list[Row]:
         """Return the releases of a project, newest first."""
@@ -10370,8 +10470,10 @@ class Releases(Schedules):
         sha = None
         if project['import_url']:
             with self._repository(project) as repository:
-                sha = repository.list_refs('tags').get(tag)
-                if sha is None and ref is not None:
+                known_tag = repository.list_refs('tags').get(tag)
+                if known_tag is not None:
+                    sha = known_tag.sha
+                elif ref is not None:
                     sha = ref if re.fullmatch('[0-9a-f]{40}', ref) else repository.resolve(ref)[0]
         now = self.clock()
         numbered = [{**link, 'id': number} for number, link in enumerate(links, 1)]
@@ -12953,25 +13055,41 @@ def pick_times(row: Record, *names: str) -> JSON:
     return {name: iso_time(row[name]) for name in names}
 
 
+#: What GitLab tells of a user and minici does not ask.
+USER_CONSTANTS: JSON = {
+    'state': 'active',
+    'locked': False,
+    'avatar_url': None,
+    'public_email': '',
+    'is_admin': True,
+    'bot': False,
+    'bio': None,
+    'location': None,
+    'skype': '',
+    'linkedin': '',
+    'twitter': '',
+    'discord': '',
+    'github': '',
+    'website_url': '',
+    'job_title': '',
+    'pronouns': None,
+    'organization': None,
+    'work_information': None,
+    'local_time': None,
+    'followers': 0,
+    'following': 0,
+}
+
+
 def user_entity(row: Record, call: Viewer) -> JSON | None:
-    """Return the user that a row names, with the fields of the seed's job page, or None."""
+    """Return the user that a row names, or None."""
     if row['user_id'] is None:
         return None
-    return {
-        'id': row['user_id'],
-        'name': row['username'],
-        'username': row['username'],
-        'state': 'active',
-        'avatar_url': None,
-        'web_url': f'{call.base_url}/{row["username"]}',
-        'created_at': iso_time(row['user_created_at']),
-        'is_admin': True,
-        'bio': None,
-        'skype': '',
-        'linkedin': '',
-        'twitter': '',
-        'website_url': '',
-    }
+    user = {'id': row['user_id'], 'name': row['username'], 'username': row['username']}
+    user['web_url'] = f'{call.base_url}/{row["username"]}'
+    user['created_at'] = iso_time(row['user_created_at'])
+    user.update(USER_CONSTANTS)
+    return user
 
 
 def git_time(text: str) -> str | None:
@@ -13008,6 +13126,7 @@ def commit_entity(row: Row, call: Viewer) -> JSON:
         'title': info['message'].partition('\n')[0],
         'created_at': info['committed_date'],
         'trailers': {},
+        'extended_trailers': {},
         **info,
         'web_url': f'{call.base_url}/{row["project_path"]}/-/commit/{row["sha"]}',
     }
@@ -13083,6 +13202,13 @@ def runner_status(active: int, contacted_at: float | None, now: float) -> JSON:
 RUNNER_VERSION = ('version', 'revision', 'platform', 'architecture')
 
 
+def execution_status(busy: bool) -> str:
+    """Return the `job_execution_status` of a runner or manager that runs jobs, or does not."""
+    if busy:
+        return 'active'
+    return 'idle'
+
+
 def runner_entity(row: Record, call: Viewer, *, detail: bool = False) -> JSON:
     """Return a runner as lists show it, or in `detail` with its settings and projects; never its token."""
     info = json.loads(row['info'])
@@ -13092,6 +13218,7 @@ def runner_entity(row: Record, call: Viewer, *, detail: bool = False) -> JSON:
     runner['created_at'] = iso_time(row['created_at'])
     runner['created_by'] = None
     runner.update(runner_status(row['active'], row['contacted_at'], call.ci.clock()))
+    runner['job_execution_status'] = execution_status(row['id'] in call.ci.busy_machines())
     if not detail:
         return runner
     runner['tag_list'] = json.loads(row['tags'])
@@ -13109,8 +13236,11 @@ def manager_entity(row: Row, call: Viewer) -> JSON:
     """Return a runner manager: one of the machines that share a runner's token."""
     info = json.loads(row['info'])
     manager = pick(row, 'system_id', 'ip_address')
+    manager['id'] = round(row['created_at'] * 1_000_000)    # it has no number: the moment of its creation lasts
     manager.update(pick_times(row, 'created_at', 'contacted_at'))
     manager['status'] = runner_status(1, row['contacted_at'], call.ci.clock())['status']
+    busy = (row['runner_id'], row['system_id']) in call.ci.busy_machines()
+    manager['job_execution_status'] = execution_status(busy)
     manager.update((name, info.get(name)) for name in RUNNER_VERSION)
     return manager
 
@@ -13125,21 +13255,19 @@ def sql_flag(condition: str) -> str:
     return f"json(CASE WHEN {condition} THEN 'true' ELSE 'false' END)"
 
 
+def sql_execution_status(key: str) -> str:
+    """Return the SQL for the `job_execution_status` of the runner of a job, or of its manager."""
+    machine = ', '.join(f'job.{name}' for name in key.split(', '))
+    return f"CASE WHEN ({machine}) IN (SELECT {key} FROM busy) THEN 'active' ELSE 'idle' END"
+
+
 #: The user of a job, as `user_entity` shows it.
-JOB_USER = f"""CASE WHEN job.user_id IS NOT NULL THEN json_object(
-    'id', job.user_id,
-    'name', user.username,
-    'username', user.username,
-    'state', 'active',
-    'avatar_url', NULL,
-    'web_url', :base_url || '/' || user.username,
-    'created_at', {sql_time('user.created_at')},
-    'is_admin', json('true'),
-    'bio', NULL,
-    'skype', '',
-    'linkedin', '',
-    'twitter', '',
-    'website_url', ''
+JOB_USER = f"""CASE WHEN job.user_id IS NOT NULL THEN json_insert('{json.dumps(USER_CONSTANTS)}',
+    '$.id', job.user_id,
+    '$.name', user.username,
+    '$.username', user.username,
+    '$.web_url', :base_url || '/' || user.username,
+    '$.created_at', {sql_time('user.created_at')}
     ) END"""
 
 #: The runner of a job, as `runner_entity` shows it in lists; None before its claim.
@@ -13158,7 +13286,23 @@ JOB_RUNNER = f"""CASE WHEN job.runner_id IS NOT NULL THEN json_object(
                    THEN {sql_flag(f':now - runner.contacted_at < {ONLINE_FOR}')} END,
     'status', CASE WHEN runner.contacted_at IS NULL THEN 'never_contacted'
                    WHEN :now - runner.contacted_at < {ONLINE_FOR} THEN 'online'
-                   ELSE 'offline' END
+                   ELSE 'offline' END,
+    'job_execution_status', {sql_execution_status('runner_id')}
+    ) END"""
+
+#: The manager of a job, as `manager_entity` shows it; None before its claim, and for a runner without managers.
+JOB_MANAGER = f"""CASE WHEN runner_manager.system_id IS NOT NULL THEN json_object(
+    'id', CAST(round(runner_manager.created_at * 1000000) AS INTEGER),
+    'system_id', runner_manager.system_id,
+    'version', json_extract(runner_manager.info, '$.version'),
+    'revision', json_extract(runner_manager.info, '$.revision'),
+    'platform', json_extract(runner_manager.info, '$.platform'),
+    'architecture', json_extract(runner_manager.info, '$.architecture'),
+    'created_at', {sql_time('runner_manager.created_at')},
+    'contacted_at', {sql_time('runner_manager.contacted_at')},
+    'ip_address', runner_manager.ip_address,
+    'status', CASE WHEN :now - runner_manager.contacted_at < {ONLINE_FOR} THEN 'online' ELSE 'offline' END,
+    'job_execution_status', {sql_execution_status('runner_id, system_id')}
     ) END"""
 
 JOB_PIPELINE = f"""json_object(
@@ -13220,7 +13364,7 @@ JOB_JSON = f"""json_object(
     'artifacts_file', json({ARCHIVE}),
     'artifacts', {JOB_ARTIFACTS},
     'runner', {JOB_RUNNER},
-    'runner_manager', CASE WHEN job.system_id IS NOT NULL THEN json_object('system_id', job.system_id) END,
+    'runner_manager', {JOB_MANAGER},
     'trace_mismatch', json(job.trace_state),
     'pending_reason', wanted.reason,
     'artifacts_expire_at', {sql_time(EXPIRY)},
@@ -14495,7 +14639,7 @@ def ref_prefix(kind: str) -> str:
 
 def protected_ref_entity(name: str) -> JSON:
     """Return a protected branch or tag: whoever may push to the repository may push to it."""
-    levels = [{'access_level': 30, 'access_level_description': 'Developers + Maintainers'}]
+    levels = [{'id': 1, 'access_level': 30, 'access_level_description': 'Developers + Maintainers'}]
     return {
         'id': int(token_hash(name)[:8], 16),
         'name': name,
@@ -14853,7 +14997,9 @@ def show_user_route(call: Call) -> JSON | None:
 @route('GET', '/api/v4/version', '/api/v4/metadata', auth=private_token)
 def show_version_route() -> JSON:
     """Tell which GitLab's API this is, and which minici."""
-    return {'version': GITLAB_VERSION, 'revision': f'minici-{__version__}', 'enterprise': False}
+    version: JSON = {'version': GITLAB_VERSION, 'revision': f'minici-{__version__}', 'enterprise': False}
+    version['kas'] = {'enabled': False, 'externalUrl': None, 'externalK8sProxyUrl': None, 'version': None}
+    return version
 
 
 # -- runners, for people
@@ -15504,7 +15650,7 @@ def fetch_git_route(call: Call, project: Row) -> bottle.HTTPResponse:
 # releases; and the people behind the tokens.
 
 def ref_commit_entity(sha: str, info: Members, project: Row, call: Call) -> JSON:
-    """Return the commit that a branch or tag points to."""
+    """Return the commit of a branch, tag or release."""
     commit = {name: info[name] for name in ('author_name', 'author_email', 'committer_name', 'committer_email')}
     for name in ('authored_date', 'committed_date'):
         commit[name] = git_time(info[name])
@@ -15515,6 +15661,7 @@ def ref_commit_entity(sha: str, info: Members, project: Row, call: Call) -> JSON
     commit['created_at'] = commit['committed_date']
     commit['parent_ids'] = info['parent_ids']
     commit['trailers'] = {}
+    commit['extended_trailers'] = {}
     commit['web_url'] = f'{call.base_url}/{project["path"]}/-/commit/{sha}'
     return commit
 
@@ -15524,7 +15671,7 @@ def is_protected_ref(project: Row, name: str, *, tag: bool) -> bool:
     return matches_ref(project['protected_refs'], name, tag, project['default_branch'])
 
 
-def branch_entity(name: str, commit: JSON, project: Row, call: Call) -> JSON:
+def branch_entity(name: str, ref: GitRef, info: Members, project: Row, call: Call) -> JSON:
     """Return a branch."""
     protected = is_protected_ref(project, name, tag=False)
     return {
@@ -15536,11 +15683,11 @@ def branch_entity(name: str, commit: JSON, project: Row, call: Call) -> JSON:
         'developers_can_merge': False,
         'can_push': True,
         'web_url': f'{call.base_url}/{project["path"]}/-/tree/{urllib.parse.quote(name)}',
-        'commit': commit,
+        'commit': ref_commit_entity(ref.sha, info, project, call),
     }
 
 
-def tag_entity(name: str, commit: JSON, project: Row, call: Call) -> JSON:
+def tag_entity(name: str, ref: GitRef, info: Members, project: Row, call: Call) -> JSON:
     """Return a tag, with its release if it has one."""
     release = None
     with contextlib.suppress(NotFound):
@@ -15548,16 +15695,16 @@ def tag_entity(name: str, commit: JSON, project: Row, call: Call) -> JSON:
         release['tag_name'] = name
     return {
         'name': name,
-        'message': '',
-        'target': commit['id'],
-        'commit': commit,
+        'message': info.get('tag_message'),
+        'target': ref.target,
+        'commit': ref_commit_entity(ref.sha, info, project, call),
         'release': release,
         'protected': is_protected_ref(project, name, tag=True),
-        'created_at': None,
+        'created_at': git_time(info.get('tagged_at') or ''),
     }
 
 
-RefEntity = Callable[[str, JSON, Row, 'Call'], JSON]
+RefEntity = Callable[[str, GitRef, Members, Row, 'Call'], JSON]
 
 
 def refs_response(call: Call, project: Row, kind: str, entity: RefEntity) -> bottle.HTTPResponse:
@@ -15567,21 +15714,18 @@ def refs_response(call: Call, project: Row, kind: str, entity: RefEntity) -> bot
     if kind == 'tags' and call.choice('sort', ('asc', 'desc'), 'desc') == 'desc':
         refs.reverse()
     shown = refs[(number - 1) * per_page:number * per_page]
-    infos = call.ci.describe_commits(project, {sha for _, sha in shown})
-    entities = []
-    for name, sha in shown:
-        commit = ref_commit_entity(sha, infos[sha], project, call)
-        entities.append(entity(name, commit, project, call))
+    infos = call.ci.describe_refs(project, [ref for _, ref in shown])
+    entities = [entity(name, ref, infos[ref], project, call) for name, ref in shown]
     return paged_response(call, entities, len(refs))
 
 
 def ref_response(call: Call, project: Row, kind: str, name: str, entity: RefEntity) -> JSON:
     """Return one branch or tag of a project's repository."""
-    sha = call.ci.list_refs(project, kind).get(name)
-    if sha is None:
+    ref = call.ci.list_refs(project, kind).get(name)
+    if ref is None:
         raise NotFound({'heads': 'Branch', 'tags': 'Tag'}[kind])
-    info = call.ci.describe_commits(project, [sha])[sha]
-    return entity(name, ref_commit_entity(sha, info, project, call), project, call)
+    info = call.ci.describe_refs(project, [ref])[ref]
+    return entity(name, ref, info, project, call)
 
 
 @route('GET', f'{PROJECT}/repository/branches', auth=private_token)
@@ -15659,7 +15803,12 @@ def show_environment_route(call: Call, project: Row) -> JSON:
     environment['last_deployment'] = None
     if row['job_id'] is not None:
         environment['last_deployment'] = deployment_entity(call.ci.find_job(row['job_id']), call)
+        environment['last_deployment']['environment'] = {name: environment[name] for name in BASIC_ENVIRONMENT}
     return environment
+
+
+#: What is told of an environment beside a deployment.
+BASIC_ENVIRONMENT = ('id', 'name', 'slug', 'external_url', 'created_at', 'updated_at')
 
 
 def deployment_entity(job: Row, call: Call) -> JSON:
@@ -15667,7 +15816,7 @@ def deployment_entity(job: Row, call: Call) -> JSON:
     deployment = pick(job, 'id', 'ref', 'sha', 'status')
     deployment['iid'] = job['id']
     deployment['created_at'] = iso_time(job['created_at'])
-    deployment['updated_at'] = iso_time(job['finished_at'])
+    deployment['updated_at'] = iso_time(job['finished_at'] or job['started_at'] or job['created_at'])
     deployment['user'] = user_entity(job, call)
     deployment['deployable'] = job_entity(job, call)
     return deployment
@@ -15689,6 +15838,17 @@ def release_link_entity(link: JSON, url: str) -> JSON:
     return {'id': link['id'], 'name': link['name'], 'url': link['url'], 'direct_asset_url': direct, 'link_type': kind}
 
 
+def release_commit_entity(row: Row, call: Call) -> JSON:
+    """Return the commit of a release; of one that cannot be read, its id and the moment of the release."""
+    project = call.ci.find_project(row['project_id'])
+    info = call.ci.describe_commit(project, row['sha'])
+    if info is None:
+        moment = iso_time(row['created_at'])
+        info = {**UNREAD_COMMIT, 'authored_date': moment, 'committed_date': moment}
+        return {**ref_commit_entity(row['sha'], info, project, call), **info, 'created_at': moment}
+    return ref_commit_entity(row['sha'], info, project, call)
+
+
 def release_entity(row: Row, call: Call) -> JSON:
     """Return a release."""
     base = f'{call.base_url}/{row["project_path"]}/-'
@@ -15702,7 +15862,7 @@ def release_entity(row: Row, call: Call) -> JSON:
     entity['commit'] = None
     entity['commit_path'] = None
     if row['sha']:
-        entity['commit'] = {'id': row['sha'], 'short_id': row['sha'][:8]}
+        entity['commit'] = release_commit_entity(row, call)
         entity['commit_path'] = f'/{row["project_path"]}/-/commit/{row["sha"]}'
     entity['tag_path'] = f'/{row["project_path"]}/-/tags/{tag}'
     entity['milestones'] = [{'title': title} for title in json.loads(row['milestones'])]

@@ -139,9 +139,13 @@ def test_branches_are_those_of_the_repository(demo, repository, ask):
         demo.branches.get('nothing')
 
 
-def test_tags_are_those_of_the_repository(ci, project, demo, repository, ask):
+def test_tags_are_those_of_the_repository(ci, project, demo, repository, ask, tmp_path):
     ci.create_release(project, 'v2', description='notes')
-    assert [(tag.name, tag.target) for tag in demo.tags.list(get_all=True)] == [('v2', repository), ('v1', repository)]
+    annotated, light = demo.tags.list(get_all=True)
+    assert (annotated.name, annotated.message) == ('v2', 'second')
+    assert annotated.created_at == '2023-11-14T22:13:20.000+00:00'
+    assert (annotated.target, annotated.commit['id']) == (git(tmp_path / 'demo', 'rev-parse', 'v2'), repository)
+    assert (light.name, light.message, light.created_at, light.target) == ('v1', None, None, repository)
     assert demo.tags.get('v2').release == {'tag_name': 'v2', 'description': 'notes'}
     tag = ask('/projects/1/repository/tags/v1')
     assert (tag['release'], tag['commit']['id']) == (None, repository)
@@ -231,3 +235,37 @@ def test_users_and_the_own_token_are_shown(ci, gl, ask, server):
         'user_id': 'int', 'created_at': 'str', 'last_used_at': 'str', 'expires_at': 'NoneType'}
     with pytest.raises(gitlab.GitlabGetError, match='404'):
         gl.users.get(99)
+
+
+def test_a_page_of_branches_is_read_by_one_fetch_and_then_remembered(demo, repository, tmp_path, monkeypatch):
+    asked = []
+    run = minici.Git.run
+    monkeypatch.setattr(minici.Git, 'run', lambda git, *arguments, **options: (
+        asked.append(arguments[0]), run(git, *arguments, **options))[1])
+    for number in range(60):
+        git(tmp_path / 'demo', 'branch', f'topic/{number}')
+    first = demo.branches.list(per_page=100, page=1)
+    assert (len(first), {branch.commit['id'] for branch in first}) == (62, {repository})
+    assert len(asked) <= 3
+    asked.clear()
+    assert demo.branches.list(per_page=100, page=1) == first
+    assert asked == ['ls-remote']
+
+
+def test_a_remote_repository_is_told_of_as_a_local_one(ci, server, token, gl, demo, repository, tmp_path):
+    commit(tmp_path / 'demo', 'second', file='x')
+    git(tmp_path / 'demo', 'tag', '-a', '-m', 'third\n\nwith a body', 'v3')
+    address = f'{server.url}/group/demo.git'.replace('//', f'//x:{token}@')
+    ci.create_project('mirror', import_url=address)
+    mirror = gl.projects.get('mirror')
+    for kind in ('branches', 'tags'):
+        ours, theirs = ([one.attributes for one in getattr(project, kind).list(get_all=True)]
+                        for project in (mirror, demo))
+        assert len(ours) >= 2
+        for one, other in zip(ours, theirs, strict=True):
+            one['commit'].pop('web_url')
+            other['commit'].pop('web_url')
+            differing = {name for name in one if one[name] != other[name]}
+            assert differing <= {'web_url', 'project_id'}
+    assert mirror.tags.get('v3').message == 'third\n\nwith a body'
+    assert mirror.branches.get('main').commit['parent_ids'] == [repository]
