@@ -391,7 +391,7 @@ def test_running_job_has_its_runner_and_a_growing_duration(clock, api, job, runn
     assert shown['runner'] == {
         'id': runner.id, 'description': 'fixture', 'ip_address': None, 'active': True, 'paused': False,
         'is_shared': True, 'runner_type': 'instance_type', 'name': None, 'online': None, 'status': 'never_contacted',
-        'created_at': '2023-11-14T22:13:20.000Z', 'created_by': None}
+        'created_at': '2023-11-14T22:13:20.000Z', 'created_by': None, 'job_execution_status': 'active'}
 
 
 def test_finished_job_has_its_times_and_files(ci, clock, api, pipeline):

@@ -902,8 +902,9 @@ def test_a_runner_is_shown_with_all_its_fields_and_never_its_token(ci, client, f
     created = minici.iso_time(clock.now - 7200)
     assert runner == {
         'id': 1, 'description': 'own', 'ip_address': '192.0.2.1', 'active': True, 'paused': False, 'is_shared': False,
-        'runner_type': 'project_type', 'name': None, 'online': False, 'status': 'offline', 'created_at': created,
-        'created_by': None, 'tag_list': ['a', 'b'], 'run_untagged': True, 'locked': False, 'maximum_timeout': None,
+        'runner_type': 'project_type', 'name': None, 'online': False, 'status': 'offline',
+        'job_execution_status': 'idle', 'created_at': created, 'created_by': None, 'tag_list': ['a', 'b'],
+        'run_untagged': True, 'locked': False, 'maximum_timeout': None,
         'access_level': 'not_protected', 'version': '17.9.0', 'revision': None, 'platform': None, 'architecture': None,
         'contacted_at': created, 'maintenance_note': None, 'groups': []}
     assert fleet['own'].token not in answer.text
@@ -923,7 +924,7 @@ def test_online_is_null_until_a_runner_was_heard(client, clock, runner, token):
 def test_a_summary_has_the_fields_of_a_summary_alone(client, runner, token):
     summary, = client.call('GET', '/api/v4/runners', token=token).json
     assert set(summary) == {'id', 'description', 'ip_address', 'active', 'paused', 'is_shared', 'runner_type', 'name',
-                            'online', 'created_at', 'created_by', 'status'}
+                            'online', 'created_at', 'created_by', 'status', 'job_execution_status'}
 
 
 def test_an_unknown_runner_is_404(client, token):
