@@ -22,7 +22,7 @@ The sections, each using only those above it:
 
     ground      Settings, Errors, Vocabulary
     language    Pipeline rules, YAML, Expressions, Keywords, Includes, Pipeline files, Repositories,
-                Library
+                Library, Compilers
     storage     Schema, Database, Traces, Artifacts, Reports
     domain      Store, Accounts, Projects, Runners, Jobs, Dependencies, Tests, Waiting, Processing,
                 Compiling, Pipelines, Bridges, Schedules, Releases, Retention, Queue, Uploads, Checks, Backups,
@@ -30,7 +30,7 @@ The sections, each using only those above it:
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
                 Webhooks, Git over HTTP, Repository API, Operations, Application, Server
-    command     Local runner, Local runs, Runs by GitLab Runner, Command line
+    command     Local runner, Local runs, Command line
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ if __name__ == '__main__':  # hand over to the imported module: there is one of 
                  f'  {sys.executable} -m pip install bottle cronsim multipart PyYAML regex waitress')
     sys.exit(sys.modules['minici'].main())
 
+import atexit
 import base64
 import bisect
 import codecs
@@ -67,6 +68,7 @@ import logging
 import mimetypes
 import operator
 import os
+import pickle
 import re
 import secrets
 import select
@@ -223,7 +225,6 @@ LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's 
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
 RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
 GIT_TIMEOUT = 60                    # seconds that all git calls for one pipeline may take
-MAX_GIT_SERVERS = 16                # fetching clients that are answered at the same time
 MAX_GIT_CALLS = 300                 # calls of git for one pipeline
 MAX_GIT_OUTPUT = 8 * MIB            # bytes that one call of git may print
 MAX_GIT_PATHS = 20_000              # files of a commit, or files that differ between two
@@ -238,6 +239,9 @@ PATTERN_TIMEOUT = 5.0               # seconds all patterns of one pipeline may s
 MAX_COMPILATIONS = 2                # pipeline files that one process compiles at a time
 COMPILE_WAIT = 30                   # seconds that a further one waits for its turn
 COMPILE_TIMEOUT = 5.0               # seconds of processor time that compiling one pipeline may take
+COMPILE_PATIENCE = 60               # seconds without a word after which a process that compiles is given up
+MAX_COMPILE_MEMORY = 256 * MIB      # bytes of memory that compiling one pipeline may take (Linux)
+MAX_COMPILED = 64 * MIB             # bytes of a compiled pipeline on its way from that process
 MAX_FILE_SIZE = 2 * MIB             # bytes of one pipeline file, GitLab's limit
 MAX_FILE_DEPTH = 100                # levels of mappings and lists in it, GitLab's limit
 MAX_FILE_NODES = 100_000            # values in a pipeline file once its aliases and references are expanded
@@ -695,14 +699,8 @@ class JobSpec:
 JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
 
 
-def spec_text(job: JobSpec) -> str:
-    """Return the JSON under which a JobSpec is stored: the fields that are not as by default."""
-    given = {name: value for name, value in vars(job).items() if value != JOB_SPEC_DEFAULTS[name]}
-    return json.dumps(given, separators=(',', ':'))
-
-
 def stored_spec(job: Row) -> JSON:
-    """Return the fields of a stored job's JobSpec, to be read only; what was left out has its default."""
+    """Return the fields of a stored job's JobSpec, to be read only; what an older version left out has its default."""
     return parsed_spec(job['spec'])
 
 
@@ -762,9 +760,8 @@ def check_variable(variable: Members) -> JSON:
     if kind not in ('env_var', 'file'):
         raise BadRequest({'variable_type': [f'the variable_type of {key} must be env_var or file']})
     checked = {'key': key, 'value': value, 'variable_type': kind}
-    for flag in ('raw', 'masked'):
-        if variable.get(flag) is True:
-            checked[flag] = True
+    if variable.get('raw') is True:
+        checked['raw'] = True
     return checked
 
 
@@ -2107,15 +2104,10 @@ def sort_and_expand_all(variables: Sequence[Mapping[str, Value]]) -> list[dict[s
             return result
         return value
 
-    copies = [dict(item) for item in variables]
     try:
-        values = {place: expanded(item, (str(item['key']),)) for place, item in enumerate(copies)
-                  if '$' in str(item['value']) or '%' in str(item['value'])}
+        return [{**item, 'value': expanded(item, (str(item['key']),))} for item in variables]
     except (ValueError, RecursionError):
-        values = {}
-    for place, value in values.items():
-        copies[place]['value'] = value
-    return copies
+        return [dict(item) for item in variables]
 
 
 def environment_slug(name: str) -> str:
@@ -3210,6 +3202,14 @@ def as_input(value: Value, kind: str) -> Value:
     return value
 
 
+def merged_yaml(merged: Mapping[str, Value]) -> str:
+    """Return a merged pipeline file as YAML."""
+    text = json.dumps(merged, indent=2)
+    if yaml is None:
+        return text
+    return yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True, explicit_start=True)
+
+
 def plain_text(value: Value) -> str:
     """Return a value as people would type it."""
     if value is None:
@@ -4273,9 +4273,6 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
             ) -> subprocess.CompletedProcess[bytes]:
     """Run git in a directory, with `given` as its standard input, and return its exit status and output.
 
-    Without a directory it runs in the root of the file system: the process itself may stand in a
-    repository that somebody else configures.
-
     git asks nobody anything, speaks only the protocols that an `import_url` may have, and is killed with
     all that it started after `timeout` seconds. It sees none of our own variables for git; `environment`
     adds some. Raises Unreadable when git is missing or takes too long, OutputTooLong when it prints more
@@ -4286,7 +4283,7 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
         with tempfile.TemporaryFile() as source:
             source.write(given)
             source.seek(0)
-            with subprocess.Popen(['git', *arguments], cwd=directory or os.sep, env=variables, stdin=source, bufsize=0,
+            with subprocess.Popen(['git', *arguments], cwd=directory, env=variables, stdin=source, bufsize=0,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
                 if limit is not None:
                     limit_memory(process)
@@ -5313,6 +5310,321 @@ def newest_version(wanted: str, tags: Iterable[str]) -> str | None:
     if found:
         return max(found)[1]
     return None
+
+
+# Compilers ####################################################################################
+#
+# What a repository or the network brought is compiled in processes of their own: their memory is not
+# the server's, requests are answered meanwhile, and the system ends one that takes too much. Such a
+# process is sent pickles; what it sends is JSON, because it has read what nobody trusts.
+
+@dataclass(frozen=True)
+class Foreign:
+    """A pipeline file that a repository or the network brought."""
+
+    content: str | bytes | Mapping[str, Value]
+
+
+#: What a process that compiles may ask of a repository or a library.
+QUESTIONS = frozenset((
+    'file', 'files', 'changes', 'compare', 'last_commit', 'project', 'component', 'remote', 'template', 'artifact'))
+#: The signals by which a process ends that has taken too much.
+ENDED_BY_FILE = frozenset(-number for number in (
+    signal.SIGXCPU, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS))
+
+
+class Pipe:
+    """Sends and receives messages through a socket, each behind its length."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._file = stream.makefile('rb')
+
+    def send(self, message: bytes) -> None:
+        """Send a message; raise OSError when nobody takes it."""
+        self._stream.sendall(struct.pack('>Q', len(message)))
+        self._stream.sendall(message)
+
+    def receive(self, most: int = sys.maxsize) -> bytes:
+        """Return the next message; raise EOFError at the end, OSError when none comes or it has `most` bytes."""
+        size, = struct.unpack('>Q', self._read(8))
+        if size >= most:
+            raise OSError('the message is too long')
+        return self._read(size)
+
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._file.close()
+        self._stream.close()
+
+
+class Outgoing(pickle.Pickler):
+    """Pickles what a process that compiles is sent; repositories and libraries stay here, and are numbers there."""
+
+    def __init__(self, file: IO[bytes], kept: list[Any]) -> None:
+        super().__init__(file)
+        self._kept = kept
+
+    def persistent_id(self, obj: object) -> tuple[int, bool] | None:
+        """Return the number of a repository or library and whether it has a history, None for all else."""
+        if not isinstance(obj, Repository | CachedTree | IncludeLibrary):
+            return None
+        self._kept.append(obj)
+        return len(self._kept) - 1, isinstance(obj, History)
+
+
+class Incoming(pickle.Unpickler):
+    """Reads what a process that compiles is sent."""
+
+    def __init__(self, data: bytes, pipe: Pipe) -> None:
+        super().__init__(io.BytesIO(data))
+        self._pipe = pipe
+
+    def persistent_load(self, pid: tuple[int, bool]) -> Asked:
+        """Return what stands for a repository or library."""
+        number, has_history = pid
+        return AskedHistory(self._pipe, number) if has_history else Asked(self._pipe, number)
+
+
+class Asked:
+    """A repository or library of another process, which is asked through a pipe."""
+
+    def __init__(self, pipe: Pipe, number: int) -> None:
+        self._pipe = pipe
+        self._number = number
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(self._ask, name)
+
+    def _ask(self, name: str, *about: Value) -> Any:
+        question = {'of': self._number, 'ask': name, 'about': about}
+        self._pipe.send(json.dumps(question).encode())
+        found, answer = Incoming(self._pipe.receive(), self._pipe).load()
+        if not found:
+            raise BadRequest(answer)
+        return answer
+
+
+class AskedHistory(Asked):
+    """A repository of another process, whose history can be asked for."""
+
+    def compare(self, ref: str, sha: str) -> Any:
+        """Return the paths that a commit changed since its history left that of a ref."""
+        return self._ask('compare', ref, sha)
+
+    def last_commit(self, sha: str, path: str) -> Any:
+        """Return the newest commit that changed a file."""
+        return self._ask('last_commit', sha, path)
+
+
+class CompilerProcess:
+    """A process that compiles pipeline files, one after another."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        program = f'import sys; sys.path[:] = sys.argv[1:]; import {__name__}; {__name__}.serve_compilations()'
+        with theirs:
+            self._process = subprocess.Popen([sys.executable, '-c', program, *sys.path], stdin=theirs.fileno(),
+                                             stdout=subprocess.DEVNULL, start_new_session=True)
+        ours.settimeout(COMPILE_PATIENCE)
+        self._pipe = Pipe(ours)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def request(self, work: str, arguments: JSON) -> JSON:
+        """Return the answer to a request; until it is there, answer what the process asks.
+
+        Raises BadRequest when the file took too much, and Busy when the process ended in another way.
+        """
+        kept: list[Any] = []
+        try:
+            self._send((work, arguments), kept)
+            while 'ask' in (message := self._receive()):
+                self._send(self._answer(message, kept), kept)
+        except (EOFError, OSError):
+            raise self._failure() from None
+        return message
+
+    def _send(self, value: object, kept: list[Any]) -> None:
+        buffer = io.BytesIO()
+        Outgoing(buffer, kept).dump(value)
+        self._pipe.send(buffer.getvalue())
+
+    def _receive(self) -> JSON:
+        message: JSON = json.loads(self._pipe.receive(MAX_COMPILED))
+        return message
+
+    @staticmethod
+    def _answer(question: JSON, kept: Sequence[Any]) -> tuple[bool, object]:
+        """Return whether a question has an answer, and the answer or the refusal."""
+        if question['ask'] not in QUESTIONS:
+            raise EOFError
+        try:
+            return True, getattr(kept[question['of']], question['ask'])(*question['about'])
+        except BadRequest as error:
+            return False, error.detail
+
+    def _failure(self) -> CIError:
+        """End the process and return why it gave no answer."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)       # it ends by itself, unless it was only silent
+        self.stop()
+        if self._process.returncode in ENDED_BY_FILE:
+            return too_much()
+        return Busy('The process that compiles pipeline files has ended; see the log of the server')
+
+    def stop(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+    def forget(self) -> None:
+        """Leave the process to this one's parent, which it belongs to."""
+        self._pipe.close()
+        self._process.returncode = 0
+
+
+class CompilerPool:
+    """The processes that compile for this one: at most MAX_COMPILATIONS, started when they are first needed."""
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self.stop)
+
+    def _reset(self) -> None:
+        self._turns = threading.BoundedSemaphore(MAX_COMPILATIONS)
+        self._idle: list[CompilerProcess] = []
+        self._all: set[CompilerProcess] = set()
+
+    def _forget(self) -> None:
+        """Begin anew in a forked child."""
+        for process in self._all:
+            process.forget()
+        self._reset()
+
+    def stop(self) -> None:
+        """End all processes."""
+        while self._all:
+            self._all.pop().stop()
+        self._idle.clear()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn to compile: a file may take much memory, and many at a time would take it many times."""
+        if not self._turns.acquire(timeout=COMPILE_WAIT):
+            raise Busy('Too many pipeline files are being compiled')
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def request(self, work: str, **arguments: Any) -> Any:
+        """Return the result of some work (`WORK`) of a process; raise BadRequest for a file that it refuses."""
+        with self.turn():
+            process = self._find()
+            try:
+                answer = process.request(work, arguments)
+            except BaseException:
+                self._drop(process)
+                raise
+            if 'spent' in answer:
+                self._drop(process)
+            else:
+                self._idle.append(process)
+        if 'refusal' in answer:
+            raise BadRequest(answer['refusal'])
+        return answer['result']
+
+    def _find(self) -> CompilerProcess:
+        while self._idle:
+            process = self._idle.pop()
+            if process.alive:
+                return process
+            self._drop(process)
+        process = CompilerProcess()
+        self._all.add(process)
+        return process
+
+    def _drop(self, process: CompilerProcess) -> None:
+        self._all.discard(process)
+        process.stop()
+
+    def compile(self, content: str | bytes | Mapping[str, Value], **options: Any) -> PipelineSpec:
+        """Return the pipeline that `compile_pipeline` makes of a file."""
+        found = self.request('compile', content=content, **options)
+        jobs = [JobSpec(**job) for job in found.pop('jobs')]
+        return PipelineSpec(jobs=jobs, **found)
+
+    def choices(self, content: str | bytes | Mapping[str, Value]) -> list[list[Choice]]:
+        """Return what `read_choices` finds in a file."""
+        return [[Choice(**choice) for choice in kind] for kind in self.request('choices', content=content)]
+
+
+COMPILERS = CompilerPool()
+
+
+# -- what such a process does
+
+def compile_alone(content: str | bytes | Mapping[str, Value], *, merged: bool, **options: Any) -> PipelineSpec:
+    """Return the pipeline of a file, with the whole file if it is asked for."""
+    spec = compile_pipeline(content, **options)
+    if merged:
+        return spec
+    return dataclasses.replace(spec, merged=None)
+
+
+WORK: dict[str, Callable[..., Any]] = {'compile': compile_alone, 'choices': read_choices, 'merged_yaml': merged_yaml}
+
+
+def too_much() -> BadRequest:
+    """Return the refusal of a file that takes too much to compile."""
+    return BadRequest({'base': [f'the file takes more than {COMPILE_TIMEOUT:g} seconds or {MAX_COMPILE_MEMORY // MIB} '
+                                'MiB to compile; split it, or use fewer jobs and variables']})
+
+
+def serve_compilations() -> None:
+    """Do the work that the process sends which has started this one, until it ends."""
+    pipe = Pipe(socket.socket(fileno=0))
+    os.nice(5)      # whoever asks the server comes first
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            work, arguments = Incoming(pipe.receive(), pipe).load()
+            limit_resources()
+            pipe.send(done_work(work, arguments))
+
+
+def done_work(work: str, arguments: JSON) -> bytes:
+    """Return the answer to a request: a result or a refusal."""
+    try:
+        result = WORK[work](**arguments)
+        return json.dumps({'result': result}, default=vars).encode()
+    except BadRequest as error:
+        return json.dumps({'refusal': error.detail}).encode()
+    except MemoryError:
+        return json.dumps({'refusal': too_much().detail, 'spent': True}).encode()
+
+
+def limit_resources() -> None:
+    """Let the system end this process when the next file takes too much time, and refuse it too much memory."""
+    import resource
+    spent = time.process_time()
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(spent + COMPILE_TIMEOUT) + 2, most))
+    with contextlib.suppress(FileNotFoundError):    # other systems than Linux do not tell
+        pages = int(Path('/proc/self/statm').read_text().split()[0])
+        size = pages * resource.getpagesize() + MAX_COMPILE_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
 
 
 # Schema #######################################################################################
@@ -6646,10 +6958,9 @@ class TraceStore:
 
     def size(self, job_id: int) -> int | None:
         """Return the length of a job's trace in bytes, or None when there is none."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return os.stat(self._name(job_id)).st_size
-        except FileNotFoundError:
-            return None
+        return None
 
     def checksum(self, job_id: int) -> str:
         """Return the CRC-32 of a job's trace as runners write it: ``crc32:`` and eight digits."""
@@ -8968,8 +9279,6 @@ DEPENDENTS = """
     """
 
 
-#: The statuses of the latest jobs of a pipeline: status, `allow_failure`, and the first stage with such a job.
-Outcomes = list[tuple[str, bool, int]]
 #: What a finished pipeline makes of the bridge that waits for it; otherwise the bridge is running.
 MIRRORED = {'success': 'success', 'failed': 'failed', 'canceled': 'canceled', 'skipped': 'failed'}
 
@@ -8997,7 +9306,7 @@ class Processing(Waiting):
              ORDER BY stage_idx, id
             """, dict(id=pipeline_id)).fetchall()
         self._start(c, next_statuses(jobs))
-        self._settle(c, pipeline_id, self._outcomes(c, pipeline_id))
+        self._settle(c, pipeline_id)
         if any(job['resource_group'] for job in jobs):
             self._hand_out_resources(c, jobs[0]['project_id'])
 
@@ -9023,8 +9332,7 @@ class Processing(Waiting):
         names = {finished['name']}
         grouped = finished['resource_group']
         while names:    # a skipped job may free later ones
-            outcomes = self._outcomes(c, pipeline_id)
-            following = [*self._next_of_stage(c, pipeline_id, outcomes), *self._next_of_needs(c, pipeline_id, names)]
+            following = [*self._next_of_stage(c, pipeline_id), *self._next_of_needs(c, pipeline_id, names)]
             statuses = {}
             names = set()
             for job, status in following:
@@ -9033,18 +9341,18 @@ class Processing(Waiting):
                     names.add(job['name'])
                     grouped = grouped or job['resource_group']
             self._start(c, statuses)
-        self._settle(c, pipeline_id, outcomes)
+        self._settle(c, pipeline_id)
         if grouped:
             self._hand_out_resources(c, finished['project_id'])
 
     @staticmethod
-    def _outcomes(c: sqlite3.Connection, pipeline_id: int) -> Outcomes:
-        """Return what the latest jobs of a pipeline have come to."""
+    def _outcomes(c: sqlite3.Connection, pipeline_id: int) -> list[tuple[str, bool, int]]:
+        """Return the statuses of the latest jobs of a pipeline: status, `allow_failure`, and the first such stage."""
         return [tuple(row) for row in c.execute(STATUSES_SEEN, dict(id=pipeline_id)).fetchall()]
 
-    @staticmethod
-    def _next_of_stage(c: sqlite3.Connection, pipeline_id: int, outcomes: Outcomes) -> list[tuple[Row, str]]:
+    def _next_of_stage(self, c: sqlite3.Connection, pipeline_id: int) -> list[tuple[Row, str]]:
         """Return the created jobs of the first stage with open jobs, and the status that each gets."""
+        outcomes = self._outcomes(c, pipeline_id)
         unfinished = [first for status, allowed, first in outcomes if is_open(status, allowed)]
         if not unfinished:
             return []
@@ -9068,8 +9376,9 @@ class Processing(Waiting):
             needed[row['id']].append((row['needed_status'], row['needed_allowed']))
         return [(job, status_after_needs(job, needed[job_id])) for job_id, job in jobs.items()]
 
-    def _settle(self, c: sqlite3.Connection, pipeline_id: int, outcomes: Outcomes) -> None:
-        """Update the pipeline's status from the `outcomes` of its jobs."""
+    def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
+        """Update the pipeline's status from its jobs."""
+        outcomes = self._outcomes(c, pipeline_id)
         status = composite_status((status, allowed) for status, allowed, _ in outcomes)
         changed_rows = c.execute("""
             UPDATE pipeline
@@ -9130,7 +9439,7 @@ class Processing(Waiting):
             """, dict(project_id=project_id, now=self.clock())).fetchall()
         self._bridges_due += [row['id'] for row in queued if row['status'] == 'running']
         for row in queued:
-            self._settle(c, row['pipeline_id'], self._outcomes(c, row['pipeline_id']))
+            self._settle(c, row['pipeline_id'])
 
     def cancel_job(self, job: Row) -> Row:
         """Cancel a job that has not finished; a finished one stays as it is. Return the job.
@@ -9227,7 +9536,7 @@ class Processing(Waiting):
                              tag_set_id, shared, protected, needs, resource_group, interruptible, timeout, user_id,
                              created_at, queued_at, variables, environment, spec)
             SELECT job.project_id, pipeline_id, kind, job.name, stage, stage_idx, {status}, when_,
-                   coalesce(json_extract(spec, '$.allow_failure'), 0),
+                   json_extract(spec, '$.allow_failure'),
                    tag_set_id, project.shared_runners_enabled, protected, needs, resource_group, interruptible, timeout,
                    coalesce(:user_id, user_id),
                    :now, :now, :variables, environment, spec
@@ -9303,20 +9612,6 @@ class Choices:
     refs: Sequence[str]         # branches and tags, the default branch first
     variables: Sequence[Choice]
     inputs: Sequence[Choice]
-
-
-COMPILATIONS = threading.BoundedSemaphore(MAX_COMPILATIONS)
-
-
-@contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """Wait for a turn to compile: a file may need much memory, and many files at a time would need it many times."""
-    if not COMPILATIONS.acquire(timeout=COMPILE_WAIT):
-        raise Busy('Too many pipeline files are being compiled')
-    try:
-        yield
-    finally:
-        COMPILATIONS.release()
 
 
 class Compiling(Processing):
@@ -9417,17 +9712,31 @@ class Compiling(Processing):
             if project is None:
                 facts: JSON = dict(ref=ref or 'main', tag=False, sha='', source='push', before_sha='0' * 40)
                 predefined = {**texts_of(server_variables(self.address)), **known_variables(facts)}
-                with compiling():
-                    return compile_pipeline(content, facts=facts, library=library, inputs=inputs,
-                                            predefined=predefined)
+                return self._compile(content, merged=True, facts=facts, library=library, inputs=dict(inputs),
+                                     predefined=predefined)
             facts, repository = self._facts(project, ref or project['default_branch'], tag=False, sha='',
                                             source='push'), None
             if content is None or project['import_url']:
                 repository = stack.enter_context(self._repository(project))
                 content = self._read_repository(repository, facts, content)
-            with compiling():
-                return compile_pipeline(content, facts=facts, repository=repository, library=library, inputs=inputs,
-                                        predefined=self._predefined(facts))
+            return self._compile(content, merged=True, facts=facts, repository=repository, library=library,
+                                 inputs=dict(inputs), predefined=self._predefined(facts))
+
+    def _compile(self, content: Any, *, merged: bool = False, **options: Any) -> PipelineSpec:
+        """Compile a pipeline file; what a temporary coordinator is given is compiled by this process itself."""
+        if not isinstance(content, Foreign):
+            with COMPILERS.turn():
+                return compile_pipeline(content, **options)
+        if self._temporary:
+            return self._compile(content.content, **options)
+        return COMPILERS.compile(content.content, merged=merged, **options)
+
+    def merged_yaml(self, merged: Members) -> str:
+        """Return a pipeline file with all that it includes, extends and refers to in place, as YAML."""
+        if self._temporary:
+            return merged_yaml(merged)
+        text: str = COMPILERS.request('merged_yaml', merged=merged)
+        return text
 
     def list_choices(self, project: Row, ref: str) -> Choices:
         """Return the refs of a project's repository, and the variables and inputs that its file has at a ref.
@@ -9441,7 +9750,8 @@ class Compiling(Processing):
         with self._repository(project) as repository:
             names = repository.refs()
             content = self._read_repository(repository, facts, None)
-        variables, inputs = read_choices(content)
+        read = read_choices if self._temporary else COMPILERS.choices
+        variables, inputs = read(content.content)
         default = project['default_branch']
         return Choices(sorted(names, key=lambda name: (name != default, name)), variables, inputs)
 
@@ -9459,10 +9769,11 @@ class Compiling(Processing):
             facts['protected'] = facts['sha'] == found or repository.contains(given, facts['sha'])
         path = facts['ci_config_path'] or PIPELINE_FILE
         if content is None:
-            content = repository.file(facts['sha'], path)
-        if content is None:
-            raise BadRequest({'base': [f'Missing CI config file: {path} is not in the repository '
-                                       f'at {facts["sha"][:8]}; add it or send content']})
+            found_file = repository.file(facts['sha'], path)
+            if found_file is None:
+                raise BadRequest({'base': [f'Missing CI config file: {path} is not in the repository '
+                                           f'at {facts["sha"][:8]}; add it or send content']})
+            content = Foreign(found_file)
         return content
 
     def _spec(self, content: Any, facts: Members, given: list[JSON], user: Row | None,
@@ -9475,10 +9786,9 @@ class Compiling(Processing):
         variables.update((variable['key'], variable['value']) for variable in given)
         base = merge_request_of(facts).get('base_sha') or facts['before_sha']
         compared = {**facts, 'before_sha': base}
-        with compiling():
-            spec = compile_pipeline(content, name=facts['ci_config_path'] or PIPELINE_FILE, repository=repository,
-                                    facts=compared, variables=variables, library=library, inputs=inputs,
-                                    predefined=self._predefined(facts))
+        spec = self._compile(content, name=facts['ci_config_path'] or PIPELINE_FILE, repository=repository,
+                             facts=compared, variables=variables, library=library, inputs=dict(inputs),
+                             predefined=self._predefined(facts))
         hidden = Secrets(self.masked_values(facts['project_id']), [])
         name = hidden.mask((spec.name or '').encode()).decode()
         return dataclasses.replace(spec, name=name or None)     # a name is for all eyes
@@ -9680,7 +9990,7 @@ class Pipelines(Compiling):
             'environment': (job.environment or {}).get('name'),
             'interruptible': job.interruptible,
             'timeout': job.timeout,
-            'spec': spec_text(job),
+            'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':')),
         }
 
     def _supersede(self, c: sqlite3.Connection, facts: Members, pipeline_id: int) -> None:
@@ -10058,8 +10368,9 @@ class Bridges(Pipelines):
         user = self._one('SELECT * FROM user WHERE id = :id', id=bridge['user_id'])
         if trigger['include'] is not None:
             self._check_family(bridge, child=True)
+            content = Foreign({'include': trigger['include']})
             return self.create_pipeline(
-                bridge['project_id'], bridge['ref'], sha=bridge['sha'], content={'include': trigger['include']},
+                bridge['project_id'], bridge['ref'], sha=bridge['sha'], content=content,
                 tag=bool(bridge['tag']), before_sha=bridge['before_sha'], variables=variables, user=user,
                 source='parent_pipeline', merge_request=merge_request_of(bridge) or None, bridge=bridge)
         path = scope.expand(trigger['project'])
@@ -12561,12 +12872,9 @@ class Rendered(str):
     """A text that is JSON already."""
 
 
-COMPACT_JSON = json.JSONEncoder(separators=(',', ':'))
-
-
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
     """Return an answer of JSON; old runners take it only as exactly ``application/json``."""
-    text = value if isinstance(value, Rendered) else COMPACT_JSON.encode(value)
+    text = value if isinstance(value, Rendered) else json.dumps(value, separators=(',', ':'))
     return bottle.HTTPResponse(text.encode(), status, {'Content-Type': 'application/json', **(headers or {})})
 
 
@@ -12668,13 +12976,13 @@ def page_of(call: Call) -> tuple[int, int]:
     return numbers['page'], min(100, numbers['per_page'])
 
 
-def page_link(call: Call, **changes: int) -> str:
+def page_link(call: Call, **changes: Any) -> str:
     """Return this call's address with some of its query parameters changed."""
     left_out = {*changes, 'private_token', 'job_token', 'access_token'}
     given = urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
-    kept = urllib.parse.urlencode([(name, value) for name, value in given if name not in left_out])
-    changed = [f'{name}={value}' for name, value in changes.items()]
-    query = '&'.join([kept, *changed] if kept else changed)
+    pairs = [(name, value) for name, value in given if name not in left_out]
+    pairs += [(name, str(value)) for name, value in changes.items()]
+    query = urllib.parse.urlencode(pairs)
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 
 
@@ -14338,6 +14646,8 @@ def create_pipeline_route(call: Call, project: Row) -> JSON:
     ref = call.text('ref')
     sha = call.text('sha') or None
     inputs = call.mapping('inputs')
+    if content is not None:
+        content = Foreign(content)
     pipeline = call.ci.create_pipeline(project, ref, sha=sha, content=content, tag=call.flag('tag'),
                                        variables=variables, user=call.actor, inputs=inputs)
     return pipeline_entity(pipeline, call, detail=True)
@@ -14895,14 +15205,6 @@ def lint_jobs(spec: PipelineSpec, *, created: bool) -> list[JSON]:
     return [lint_job_entity(name, job) for name, job in jobs.items()]
 
 
-def merged_yaml(spec: PipelineSpec) -> str:
-    """Return the pipeline file with all that it includes, extends and refers to in place."""
-    merged = json.dumps(spec.merged, indent=2)
-    if yaml is None:
-        return merged
-    return yaml.safe_dump(json.loads(merged), sort_keys=False, allow_unicode=True, explicit_start=True)
-
-
 def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
     """Return what is wrong with a pipeline file, or the whole file with its includes, as GitLab's linter does.
 
@@ -14914,9 +15216,10 @@ def lint_response(call: Call, content: Any, ref: str | None) -> JSON:
     if include_jobs:
         result['jobs'] = []
     try:
-        spec = call.ci.lint(call.project, content, ref=ref, inputs=call.mapping('inputs'))
+        given = None if content is None else Foreign(content)
+        spec = call.ci.lint(call.project, given, ref=ref, inputs=call.mapping('inputs'))
         result['warnings'] = list(spec.warnings)
-        result['merged_yaml'] = merged_yaml(spec)
+        result['merged_yaml'] = call.ci.merged_yaml(spec.merged or {})
         if include_jobs:
             result['jobs'] = lint_jobs(spec, created=dry_run)
         if dry_run:
@@ -15511,7 +15814,6 @@ def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
 
 MAX_GIT_REQUEST = 32 * MIB          # bytes of a request to fetch: it lists the commits that the other side has
 GIT_URL = '/<project:project_path>.git'
-GIT_SERVERS = threading.BoundedSemaphore(MAX_GIT_SERVERS)
 
 
 def repository_reader(call: Call) -> Row:
@@ -15533,11 +15835,11 @@ def repository_reader(call: Call) -> Row:
 
 
 class GitAnswer:
-    """The body of an answer: what git prints, as it prints it. `close` ends git, and does what is `left` to do then."""
+    """The body of an answer: what git prints, as it prints it. `close` ends git and removes its directory."""
 
-    def __init__(self, process: subprocess.Popen[bytes], left: contextlib.ExitStack) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
         self._process = process
-        self._left = left
+        self._directory = directory
         self._timer = threading.Timer(GIT_LOCAL_TIMEOUT, process.kill)
         self._timer.start()
 
@@ -15562,18 +15864,7 @@ class GitAnswer:
         if self._process.stdout:
             self._process.stdout.close()
         self._process.wait()
-        self._left.close()
-
-
-@contextlib.contextmanager
-def git_server() -> Iterator[None]:
-    """Hold one of the places for a git that answers clients; raise Busy when all are taken."""
-    if not GIT_SERVERS.acquire(blocking=False):
-        raise Busy('Too many repositories are being fetched at once')
-    try:
-        yield
-    finally:
-        GIT_SERVERS.release()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def git_response(call: Call, project: Row, path: str) -> bottle.HTTPResponse:
@@ -15581,13 +15872,13 @@ def git_response(call: Call, project: Row, path: str) -> bottle.HTTPResponse:
     url = project['import_url'] or ''
     if not url.startswith('file://'):
         raise NotFound('Repository')
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(git_server())
-        directory = Path(tempfile.mkdtemp('.git', dir=call.ci.artifacts.incoming))
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp('.git', dir=call.ci.artifacts.incoming))
+    try:
         borrow_repository(Path(urllib.parse.unquote(url.removeprefix('file://'))), directory / 'repository.git')
-        process = start_git(call, directory, path)
-        answer = GitAnswer(process, stack.pop_all())
+        answer = start_git(call, directory, path)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     headers = answer.headers()
     status = int(headers.pop('status', '200').partition(' ')[0])
     if not headers:
@@ -15596,7 +15887,7 @@ def git_response(call: Call, project: Row, path: str) -> bottle.HTTPResponse:
     return bottle.HTTPResponse(answer, status, {name.title(): value for name, value in headers.items()})
 
 
-def start_git(call: Call, directory: Path, path: str) -> subprocess.Popen[bytes]:
+def start_git(call: Call, directory: Path, path: str) -> GitAnswer:
     """Start git's http-backend for a request, whose body it reads from a file."""
     settings = {**GIT_CONFIG, 'http.uploadpack': 'true', 'http.receivepack': 'false', 'http.getanyfile': 'false',
                 'uploadpack.allowAnySHA1InWant': 'true', 'safe.directory': '*'}
@@ -15627,7 +15918,7 @@ def start_git(call: Call, directory: Path, path: str) -> subprocess.Popen[bytes]
         process = subprocess.Popen(['git', 'http-backend'], cwd=directory, env=environment, stdin=body,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     limit_memory(process)
-    return process
+    return GitAnswer(process, directory)
 
 
 @route('GET', f'{GIT_URL}/info/refs', auth=repository_reader)
@@ -16806,7 +17097,6 @@ ENDS_WITH_JOB = ('CI_', 'GITLAB_', 'GIT_', 'MINICI_')   # prefixes of variables 
 class Workshop:
     """Where the jobs of a run find their sources, work, and keep caches; `stopping` ends them all."""
 
-    checkout: Path                  # the directory whose pipeline runs
     work: Path                      # a working copy for each job is made here
     caches: Path                    # archives that outlive the run
     store: Path                     # the bare repository that holds the snapshot
@@ -16912,8 +17202,8 @@ class JobOutput:
 class ShellJob:
     """One claimed job, run with a plain shell as its user; `payload` is what GitLab Runner would get for it."""
 
-    def __init__(self, ci: Coordinator, claim: Claim, payload: Members, place: Workshop,
-                 listen: Callable[[bytes], None]) -> None:
+    def __init__(self, ci: Coordinator, claim: Claim, payload: Members, place: Workshop, *,
+                 secret_values: Iterable[str] = (), listen: Callable[[bytes], None]) -> None:
         self._ci = ci
         self._job = claim.job
         self._payload = payload
@@ -16923,7 +17213,7 @@ class ShellJob:
         self._files = folder / 'minici.tmp'
         self._deadline = time.monotonic() + payload['runner_info']['timeout']
         masked = [item['value'] for item in payload['variables'] if item.get('masked')]
-        self._output = JobOutput(ci, self._job, masked, listen)
+        self._output = JobOutput(ci, self._job, [*masked, *secret_values], listen)
         self._environment: dict[str, str] = {}
 
     def run(self) -> str:
@@ -17026,41 +17316,6 @@ class ShellJob:
             self._git('-C', str(self._directory), 'checkout', '--quiet', '--detach', self._job['sha'])
         commit = self._job['sha'][:8]
         self._output.line(f'Checked out {commit} as detached HEAD (ref is {self._job["ref"]})')
-        submodules = self._environment.get('GIT_SUBMODULE_STRATEGY', 'none')
-        if submodules not in ('none', 'normal', 'recursive'):
-            raise JobEnded(f'unknown GIT_SUBMODULE_STRATEGY: {submodules}')
-        if submodules != 'none':
-            self._get_submodules(self._directory, self._place.checkout, recursive=submodules == 'recursive')
-
-    def _get_submodules(self, directory: Path, source: Path, *, recursive: bool) -> None:
-        """Check out the submodules of a working copy.
-
-        Those that are checked out in `source`, the directory it is a copy of, come from there; the
-        others from the addresses that `.gitmodules` gives.
-        """
-        inside = ('-C', str(directory))
-        for name, path in self._submodules(directory):
-            own = source / path
-            borrowed = self._files / 'modules' / hashlib.sha256(os.fsencode(own)).hexdigest()
-            borrowed.parent.mkdir(exist_ok=True)
-            with contextlib.suppress(Unreadable):
-                borrow_repository(own, borrowed)
-                self._git(*inside, 'config', f'submodule.{name}.url', borrowed.as_uri())
-            self._git(*inside, 'submodule', '--quiet', 'update', '--init', '--', path)
-            self._output.line(f'Checked out the submodule {path}')
-            if recursive:
-                self._get_submodules(directory / path, own, recursive=True)
-
-    def _submodules(self, directory: Path) -> list[tuple[str, str]]:
-        """Return the names and paths of the submodules of a working copy."""
-        if not (directory / '.gitmodules').is_file():
-            return []
-        inside = ('-C', str(directory))
-        staged = self._git(*inside, 'ls-files', '--stage', '-z').decode(errors='surrogateescape')
-        paths = re.findall(r'(?:^|\0)160000 [^\t]*\t([^\0]+)', staged)
-        named = self._git(*inside, 'config', '-z', '--file', '.gitmodules', '--get-regexp', r'^submodule\..*\.path$')
-        known = re.findall(r'submodule\.(.*)\.path\n([^\0]*)\0', named.decode(errors='surrogateescape'))
-        return [(name, path) for name, path in known if path in paths]
 
     def _git(self, *arguments: str) -> bytes:
         """Run git for the job's working copy, with the configuration of its store; return what it printed."""
@@ -17423,8 +17678,6 @@ def duration_text(seconds: float) -> str:
 # runner; what they print is shown as it comes, and summed up at the end.
 
 DEFAULT_DATABASE = 'minici.sqlite'
-RUNNER_PROGRAM = 'gitlab-runner'
-RUNNER_PAGE = 'https://docs.gitlab.com/runner/install/'
 MAX_JOBS_SHOWN = 10_000             # jobs of a pipeline
 RUNS_KEPT = 50                      # pipelines that the history of local runs holds
 TESTS_SHOWN = 10                    # failed tests of a job that the summary names
@@ -17589,15 +17842,12 @@ class JobView:
                 text += f' ({ended - started} s)'
             self._screen.line(self._prefix + self._screen.paint(text, '2'))
 
-    def end(self, job: Row) -> None:
-        """Show what is left, after a failure also what was folded in the section that failed, and how the job ended."""
+    def end(self, passed: bool) -> None:
+        """Show what is left; after a failure also what was folded in the section that failed."""
         if self._rest:
             self._take(self._rest)
-        if job['status'] != 'success':
+        if not passed:
             self._unfold()
-        self._screen.line(self._prefix + outcome_line(self._screen, job))
-        if not self._prefix:
-            self._screen.line()
 
     def _unfold(self) -> None:
         """Show what was folded after all."""
@@ -17654,9 +17904,9 @@ def needed_jobs(spec: PipelineSpec, job: JobSpec) -> list[JobSpec]:
     return [other for other in spec.jobs if other.stage in earlier and other.artifacts]
 
 
-def read_env_file(path: Path) -> list[JSON]:
+def read_env_file(path: Path) -> list[dict[str, str]]:
     """Return the variables of a file with lines ``NAME=value``; raise BadRequest for any other line."""
-    variables: list[JSON] = []
+    variables = []
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         text = line.strip()
         if not text or text.startswith('#'):
@@ -17712,9 +17962,9 @@ def command_inputs(options: argparse.Namespace) -> dict[str, str]:
     return inputs
 
 
-def given_variables(options: argparse.Namespace) -> list[JSON]:
+def given_variables(options: argparse.Namespace) -> list[dict[str, str]]:
     """Return the variables of the command line; raise BadRequest for one that is not written K=V."""
-    variables: list[JSON] = []
+    variables = []
     for text in options.variable:
         key, sign, value = text.partition('=')
         if not sign:
@@ -17750,8 +18000,8 @@ class LocalRun:
         store = ci.data / 'snapshots' / f'{project_name(checkout.root)}-{digest}.git'
         self.checkout = Checkout(checkout.root, store)
         self.project = self._find_project(name, digest)
-        self._variables = self._read_env_files()
-        self._unused = False    # whether the jobs want images or services that they do not get
+        self._secrets: list[dict[str, str]] = []
+        self._variables = self._read_env_file()
         self.dirty = False      # whether the snapshot holds anything that is not committed
 
     def _find_project(self, name: str, digest: str) -> Row:
@@ -17767,16 +18017,15 @@ class LocalRun:
                 return self.ci.edit_project(project, default_branch=default)
         raise BadRequest({'project': [f'the projects {name} and {name}-{digest} belong to other repositories']})
 
-    def _read_env_files(self) -> list[JSON]:
-        """Return the variables for all jobs, the more particular ones last; those of a person's files are masked."""
-        variables: list[JSON] = []
+    def _read_env_file(self) -> list[dict[str, str]]:
+        """Return the variables for all jobs, the more particular ones last."""
         for path in (configuration_directory() / 'env', self.checkout.root / '.minici.env'):
             if path.is_file():
-                variables += read_env_file(path)
-        for item in variables:
-            item['masked'] = can_be_masked(item['value'])
+                self._secrets += read_env_file(path)
+        variables = [*self._secrets]
         if self._options.variables_file:
             variables += read_env_file(Path(self._options.variables_file))
+        self._secrets = [item for item in self._secrets if can_be_masked(item['value'])]
         return variables + given_variables(self._options)
 
     # -- which jobs
@@ -17848,19 +18097,17 @@ class LocalRun:
         self._pipeline = self.ci.create_planned(plan)
         self._show_heading(plan)
         tags = sorted({tag for job in plan.spec.jobs for tag in job.tag_list})
-        self._runner, self._token = self.ci.create_runner(self.project, description='minici run', tag_list=tags)
+        self._runner, _ = self.ci.create_runner(self.project, description='minici run', tag_list=tags)
         self._started = time.monotonic()
         self._known = 1
-        ended = False
+        ended = True
         with tempfile.TemporaryDirectory(prefix='minici-run-', ignore_cleanup_errors=True) as work:
             place = Path(self._options.keep or work).resolve()
-            self._place = Workshop(self.checkout.root, place, self.ci.data / 'caches', self.checkout.store,
-                                   keep=bool(self._options.keep))
+            self._place = Workshop(place, self.ci.data / 'caches', self.checkout.store, keep=bool(self._options.keep))
             try:
                 self._work()
-                ended = True
             except KeyboardInterrupt:
-                pass
+                ended = False
             finally:
                 self._screen.progress('')
                 if not ended or self._screen.broken:
@@ -17890,17 +18137,14 @@ class LocalRun:
 
     def _claim(self) -> Claim | None:
         """Return the next job that may run, None if there is none right now."""
-        self._play(self._latest_jobs())
+        jobs = self._latest_jobs()
+        for job in jobs:
+            if job['status'] == 'scheduled' or job['status'] == 'manual' and self._is_named(job):
+                self.ci.play_job(job)      # nobody waits for a delay here
         for pipeline in self._family():
             if claim := self.ci.request_job(self._runner, pipeline=pipeline):
                 return claim
         return None
-
-    def _play(self, jobs: Iterable[Row]) -> None:
-        """Start the delayed jobs, for nobody waits here, and the manual ones that were asked for."""
-        for job in jobs:
-            if job['status'] == 'scheduled' or job['status'] == 'manual' and self._is_named(job):
-                self.ci.play_job(job)
 
     def _family(self) -> list[Row]:
         """Return the pipeline and those that its bridges have started in this project; the runner takes their tags."""
@@ -17931,19 +18175,19 @@ class LocalRun:
 
     def _run_job(self, claim: Claim) -> None:
         """Run one job and show it."""
-        prefix = self._begin(claim.job)
+        prefix = self._prefix(claim.job)
+        if not prefix:
+            self._screen.line(self._screen.paint(f'{claim.job["stage"]}: {claim.job["name"]}', '1'))
         view = JobView(self._screen, prefix)
         payload = job_payload(claim, self, self._runner)
-        shell = ShellJob(self.ci, claim, payload, self._place, view.feed)
-        shell.run()
-        view.end(self.ci.find_job(claim.job))
-
-    def _begin(self, job: Row) -> str:
-        """Show that a job begins; return what stands in front of its lines."""
-        prefix = self._prefix(job)
+        secret_values = [item['value'] for item in self._secrets]
+        shell = ShellJob(self.ci, claim, payload, self._place, secret_values=secret_values, listen=view.feed)
+        status = shell.run()
+        view.end(status == 'success')
+        row = self.ci.find_job(claim.job)
+        self._screen.line(prefix + outcome_line(self._screen, row))
         if not prefix:
-            self._screen.line(self._screen.paint(f'{job["stage"]}: {job["name"]}', '1'))
-        return prefix
+            self._screen.line()
 
     def _prefix(self, job: Row) -> str:
         """Return what stands in front of a job's lines: its name, when several jobs may run side by side."""
@@ -17976,7 +18220,6 @@ class LocalRun:
             text = f'left out by rules: {first_of(left_out, 4)} (--list says why)'
             self._screen.line(self._screen.paint(f'  {text}', '2'))
         self._show_unused(jobs)
-        self._show_missing(jobs)
         self._screen.line()
 
     def _show_unused(self, jobs: Sequence[JobSpec]) -> None:
@@ -17988,26 +18231,9 @@ class LocalRun:
             unused.append(f'{plural(len(images), "image")} {first_of(sorted(images))}')
         if services:
             unused.append(f'{plural(len(services), "service")} {first_of(sorted(services))}')
-        self._unused = bool(unused)
         if unused:
             text = f'not used in a plain shell: {" and ".join(unused)}'
             self._screen.line(self._screen.paint(f'  {text}', '33'))
-
-    def _show_missing(self, jobs: Sequence[JobSpec]) -> None:
-        """Name the ID tokens that jobs ask for: nobody issues them."""
-        for job in jobs:
-            if job.id_tokens:
-                tokens = ', '.join(job.id_tokens)
-                text = f'{job.name} runs without {tokens}: minici issues no ID tokens'
-                self._screen.line(self._screen.paint(f'  {text}', '33'))
-
-    def hint(self) -> str:
-        """Return how to get the images and services of the jobs, an empty text when they want none."""
-        if not self._unused:
-            return ''
-        if shutil.which(RUNNER_PROGRAM):
-            return f'minici run --runner uses images and services, by the {RUNNER_PROGRAM} on the PATH'
-        return f'images and services need {RUNNER_PROGRAM}: {RUNNER_PAGE} says how to get it; then add --runner'
 
     def _show_progress(self, running: Sequence[str]) -> None:
         """Show in the last line of the terminal how far the pipeline is."""
@@ -18222,156 +18448,43 @@ def print_table(screen: Screen, rows: Sequence[tuple[str, ...]], colours: Sequen
         screen.line(screen.paint('  ' + '  '.join(cells).rstrip(), colour))
 
 
+def open_coordinator(options: argparse.Namespace) -> Coordinator:
+    """Return a coordinator over the database that the options name; a missing one is made."""
+    settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
+    return Coordinator(options.db or DEFAULT_DATABASE, options.data, **settings)
 
 
-# Runs by GitLab Runner ########################################################################
-#
-# `minici run --runner`: the jobs of a local run in the hands of the genuine runner, which has images
-# and services. A server of ours on a port of its own hands them out for as long as the run takes.
-
-DEFAULT_IMAGE = 'debian:stable'     # of jobs that name none
-RUNNER_TIMEOUT = 60                 # seconds that it has to register or unregister itself
-#: The statuses of jobs that are with a runner or wait for one.
-WITH_RUNNERS = ('pending', 'preparing', 'running', 'canceling', 'waiting_for_resource', 'scheduled')
+def split_paths(options: argparse.Namespace) -> None:
+    """Tell the directory in front of the names of jobs from these."""
+    options.path = '.'
+    options.names = [*options.paths]
+    if options.names and Path(options.names[0]).is_dir():
+        options.path = options.names.pop(0)
 
 
-class FollowedJob:
-    """The trace of one job that runs somewhere else, shown as it grows."""
-
-    def __init__(self, ci: Coordinator, job: Row, view: JobView) -> None:
-        self._ci = ci
-        self._id = job['id']
-        self._view = view
-        self._decoder = TraceDecoder()
-        self._position = 0
-        self._ended = False
-
-    def read(self) -> None:
-        """Show what the trace has grown by, and what became of the job once it has ended."""
-        if self._ended:
-            return
-        job = self._ci.find_job(self._id)
-        self._ended = job['status'] in FINISHED     # asked first: by then the rest of the trace is there
-        self._ci.traces.looked_at(self._id)         # its runner then sends more of it more often
-        with contextlib.suppress(NotFound), self._ci.traces.open(self._id) as file:
-            file.seek(self._position)
-            while data := file.read(MIB):
-                self._position += len(data)
-                self._show(data)
-        if self._ended:
-            self._show(b'', final=True)
-            self._view.end(job)
-
-    def _show(self, data: bytes, *, final: bool = False) -> None:
-        text = self._decoder.feed(data, final=final)
-        self._view.feed(text.encode())
-
-
-class RunnerProcess:
-    """A `gitlab-runner` of this machine, registered for one run and removed after it; a context manager.
-
-    Its configuration and what it says are in `folder`. Raises BadRequest when it cannot be used.
-    """
-
-    def __init__(self, url: str, token: str, folder: Path, side_by_side: int) -> None:
-        program = shutil.which(RUNNER_PROGRAM)
-        if program is None:
-            raise BadRequest({'runner': [f'--runner needs {RUNNER_PROGRAM} on the PATH: {RUNNER_PAGE} says how to '
-                                         'get it']})
-        self._program = program
-        self._access = ['--url', url, '--token', token]
-        self._config = folder / 'config.toml'
-        self._log = folder / 'runner.log'
-        self._folder = folder
-        self._side_by_side = side_by_side
-        self.executor = 'docker' if shutil.which('docker') else 'shell'
-
-    def __enter__(self) -> RunnerProcess:
-        self._config.write_text(f'concurrent = {self._side_by_side}\ncheck_interval = 1\n')
-        chosen = ['--executor', self.executor]
-        if self.executor == 'docker':
-            chosen += ['--docker-image', DEFAULT_IMAGE, '--docker-pull-policy', 'if-not-present']
-            chosen += ['--docker-network-mode', 'host']     # from inside, this machine's own address leads nowhere
-        self._call('register', '--non-interactive', '--name', 'minici run', *self._access, *chosen)
-        with open(self._log, 'ab') as log_file:
-            self._process = subprocess.Popen(
-                [self._program, 'run', '--config', str(self._config), '--working-directory', str(self._folder)],
-                stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        stop_group(self._process)
-        with contextlib.suppress(BadRequest):   # the run removes it, too
-            self._call('unregister', '--all-runners')
-
-    def _call(self, command: str, *arguments: str) -> None:
-        """Run one of the program's commands to its end; raise BadRequest with its last words when it fails."""
-        with open(self._log, 'ab') as log_file:
-            done = subprocess.run([self._program, command, '--config', str(self._config), *arguments],
-                                  stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, timeout=RUNNER_TIMEOUT)
-        if done.returncode:
-            raise self._failed(command, done.returncode)
-
-    def check(self) -> None:
-        """Raise BadRequest when the runner has ended by itself."""
-        status = self._process.poll()
-        if status is not None:
-            raise self._failed('run', status)
-
-    def _failed(self, command: str, status: int) -> BadRequest:
-        """Return what is to be said of a command that has ended with this status."""
-        said = self._log.read_text(errors='replace').strip()
-        last = said.rpartition('\n')[2]
-        return BadRequest({'runner': [f'{RUNNER_PROGRAM} {command} ended with {exit_status(status)}: {last}']})
-
-
-class RunnerRun(LocalRun):
-    """A local run whose jobs a `gitlab-runner` takes over HTTP."""
-
-    def _work(self) -> None:
-        """Show the jobs while the runner takes them, until there is none left that may run."""
-        folder = self._place.work / 'runner'
-        folder.mkdir(mode=0o700)
-        with Server(self.ci, port=0) as server:
-            runner = RunnerProcess(server.url, self._token, folder, self._options.parallel)
-            text = f'the jobs run in {RUNNER_PROGRAM}, with its executor {runner.executor}'
-            self._screen.line(self._screen.paint(text, '2'))
-            with runner:
-                try:
-                    self._follow(runner)
-                except KeyboardInterrupt:
-                    self.ci.cancel_pipeline(self._pipeline)     # before the runner ends, which would fail its jobs
-                    raise
-
-    def _follow(self, runner: RunnerProcess) -> None:
-        """Show the traces of the jobs as they grow, until no job is with the runner or waits for it."""
-        shown: dict[int, FollowedJob] = {}
-        while not self._screen.broken:
-            jobs = self._latest_jobs()
-            self._play(jobs)
-            for job in jobs:
-                if job['kind'] == 'build' and job['started_at'] and job['id'] not in shown:
-                    view = JobView(self._screen, self._begin(job))
-                    shown[job['id']] = FollowedJob(self.ci, job, view)
-            for followed_job in shown.values():
-                followed_job.read()
-            open_jobs = [job for job in jobs if job['kind'] == 'build' and job['status'] in WITH_RUNNERS]
-            if not open_jobs:
-                return
-            runner.check()
-            self._show_progress([job['name'] for job in open_jobs if job['status'] in ALIVE])
-            time.sleep(PUMP_INTERVAL)
-
-    def _show_unused(self, jobs: Sequence[JobSpec]) -> None:
-        """Say so when images cannot be used: without Docker the runner has only a shell, too."""
-        if not shutil.which('docker'):
-            super()._show_unused(jobs)
-
-    def hint(self) -> str:
-        """Return what is missing for images and services."""
-        if not self._unused:
-            return ''
-        return 'images and services need Docker, too'
+def run_command(options: argparse.Namespace) -> int:
+    """Run the pipeline of a checkout on this machine."""
+    split_paths(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    screen = Screen(sys.stdout, colours=options.colours)
+    kept_apart = options.db is None
+    if kept_apart:
+        state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        options.db = str(state_directory() / DEFAULT_DATABASE)
+    options.include_hosts = options.include_hosts or '*'     # who runs a file here decides what it may ask
+    with open_coordinator(options) as ci:
+        local = LocalRun(ci, options, screen)
+        plan = local.plan()
+        if options.list:
+            return local.list_jobs(plan)
+        status = local.run(plan)
+        if screen.broken:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # what is buffered goes nowhere
+        if kept_apart:
+            ci.delete_pipelines(ci.list_pipelines(limit=RUNS_KEPT, offset=RUNS_KEPT)[0])
+        if screen.is_terminal:
+            screen.line(screen.paint(f'minici --db {options.db} shows it in a browser', '2'))
+        return status
 
 
 # Command line #################################################################################
@@ -18449,8 +18562,6 @@ def add_run_command(commands: Subcommands) -> None:
     parser.add_argument('--variables-file', metavar='FILE', help='lines K=V, as .minici.env in the checkout has them')
     parser.add_argument('--jobs', dest='parallel', type=int, default=os.cpu_count() or 1, metavar='N',
                         help='how many jobs may run side by side (default: %(default)s)')
-    parser.add_argument('--runner', action='store_true',
-                        help='let the gitlab-runner on the PATH run the jobs: it has images and services')
     parser.add_argument('--keep', metavar='DIR', help="keep the jobs' working copies in this directory")
     parser.add_argument('--artifacts', action='store_true', help='unpack the artifacts into the checkout afterwards')
     parser.add_argument('--colours', action=argparse.BooleanOptionalAction, help='(default: on a terminal)')
@@ -18602,48 +18713,6 @@ def prune_command(options: argparse.Namespace) -> int:
             finished = iso_time(pipeline['finished_at'])
             print(f'pipeline {pipeline["id"]} ({pipeline["ref"]}, {pipeline["status"]}, {finished})')
     return 0
-
-
-def open_coordinator(options: argparse.Namespace) -> Coordinator:
-    """Return a coordinator over the database that the options name; a missing one is made."""
-    settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
-    return Coordinator(options.db or DEFAULT_DATABASE, options.data, **settings)
-
-
-def split_paths(options: argparse.Namespace) -> None:
-    """Tell the directory in front of the names of jobs from these."""
-    options.path = '.'
-    options.names = [*options.paths]
-    if options.names and Path(options.names[0]).is_dir():
-        options.path = options.names.pop(0)
-
-
-def run_command(options: argparse.Namespace) -> int:
-    """Run the pipeline of a checkout on this machine."""
-    split_paths(options)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    screen = Screen(sys.stdout, colours=options.colours)
-    kept_apart = options.db is None
-    if kept_apart:
-        state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-        options.db = str(state_directory() / DEFAULT_DATABASE)
-    options.include_hosts = options.include_hosts or '*'     # who runs a file here decides what it may ask
-    with open_coordinator(options) as ci:
-        kind = RunnerRun if options.runner else LocalRun
-        local = kind(ci, options, screen)
-        plan = local.plan()
-        if options.list:
-            return local.list_jobs(plan)
-        status = local.run(plan)
-        if screen.broken:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # what is buffered goes nowhere
-        if kept_apart:
-            ci.delete_pipelines(ci.list_pipelines(limit=RUNS_KEPT, offset=RUNS_KEPT)[0])
-        if screen.is_terminal:
-            screen.line(screen.paint(f'minici --db {options.db} shows it in a browser', '2'))
-        if hint := local.hint():
-            screen.line(screen.paint(hint, '2'))
-        return status
 
 
 class Directory:
@@ -18816,6 +18885,39 @@ def submitted_project(ci: Coordinator, name: str, url: str, branch: str) -> Row:
     raise AssertionError
 
 
+class FollowedJob:
+    """The trace of one job that runs somewhere else, shown as it grows."""
+
+    def __init__(self, ci: Coordinator, job: Row, view: JobView) -> None:
+        self._ci = ci
+        self._id = job['id']
+        self._view = view
+        self._decoder = TraceDecoder()
+        self._position = 0
+
+    def read(self, *, final: bool = False) -> None:
+        """Show what the trace has grown by; its runner then sends more of it more often."""
+        self._ci.traces.looked_at(self._id)
+        with contextlib.suppress(NotFound), self._ci.traces.open(self._id) as file:
+            file.seek(self._position)
+            while data := file.read(MIB):
+                self._position += len(data)
+                self._show(data)
+        if final:
+            self._show(b'', final=True)
+
+    def _show(self, data: bytes, *, final: bool = False) -> None:
+        text = self._decoder.feed(data, final=final)
+        self._view.feed(text.encode())
+
+    def end(self, screen: Screen, prefix: str) -> None:
+        """Show the rest of the trace, and what became of the job."""
+        self.read(final=True)
+        job = self._ci.find_job(self._id)
+        self._view.end(job['status'] == 'success')
+        screen.line(prefix + outcome_line(screen, job))
+
+
 def waiting_line(ci: Coordinator, jobs: Iterable[Row]) -> str | None:
     """Say why the oldest of a pipeline's jobs waits when none of them runs; None when there is nothing to say."""
     if any(job['status'] in ALIVE for job in jobs):
@@ -18832,18 +18934,24 @@ def follow(ci: Coordinator, pipeline: Row, screen: Screen) -> int:
 
     What only waits to be started by hand is not waited for.
     """
-    followed: dict[int, FollowedJob] = {}
+    followed: dict[int, tuple[FollowedJob, str]] = {}
+    ended: set[int] = set()
     reason = None
     while not screen.broken:
         status = ci.find_pipeline(pipeline)['status']
         jobs = ci.list_jobs(pipeline=pipeline, limit=MAX_JOBS_SHOWN)
         width = min(NAME_WIDTH, max(len(job['name']) for job in jobs))
         for job in reversed(jobs):
-            if job['started_at'] and job['id'] not in followed:
-                prefix = f'{shortened(job["name"], width):{width}} │ '
-                followed[job['id']] = FollowedJob(ci, job, JobView(screen, prefix))
-        for shown in followed.values():
-            shown.read()
+            if job['id'] in ended or not job['started_at']:
+                continue
+            prefix = f'{shortened(job["name"], width):{width}} │ '
+            if job['id'] not in followed:
+                followed[job['id']] = FollowedJob(ci, job, JobView(screen, prefix)), prefix
+            reader, prefix = followed[job['id']]
+            reader.read()
+            if job['status'] in FINISHED:
+                reader.end(screen, prefix)
+                ended.add(job['id'])
         before = reason
         reason = waiting_line(ci, jobs)
         if reason and reason != before:

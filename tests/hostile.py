@@ -291,7 +291,9 @@ def measure(row, seconds):
         (directory / 'facts').write_text(json.dumps(facts))
         attackers = subprocess.Popen([sys.executable, __file__, row, str(directory / 'facts')])
         try:
-            return runner_beside(server, connection, facts, poll, before, seconds)
+            found = runner_beside(server, connection, facts, poll, before, seconds)
+            assert attackers.poll() is None, 'the attack ended by itself'
+            return found
         finally:
             attackers.kill()
             attackers.wait()

@@ -23,7 +23,7 @@ TREE = ast.parse(SOURCE)
 PARTS = {
     'ground': ('Settings', 'Errors', 'Vocabulary'),
     'language': ('Pipeline rules', 'YAML', 'Expressions', 'Keywords', 'Includes', 'Pipeline files', 'Repositories',
-                 'Library'),
+                 'Library', 'Compilers'),
     'storage': ('Schema', 'Database', 'Traces', 'Artifacts', 'Reports'),
     'domain': ('Store', 'Accounts', 'Projects', 'Runners', 'Jobs', 'Dependencies', 'Tests', 'Waiting', 'Processing',
                'Compiling', 'Pipelines', 'Bridges', 'Schedules', 'Releases', 'Retention', 'Queue', 'Uploads', 'Checks',
@@ -32,7 +32,7 @@ PARTS = {
              'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
              'Administration API', 'Schedules API', 'Webhooks', 'Git over HTTP', 'Repository API', 'Operations',
              'Application', 'Server'),
-    'command': ('Local runner', 'Local runs', 'Runs by GitLab Runner', 'Command line'),
+    'command': ('Local runner', 'Local runs', 'Command line'),
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
 #: The classes of the domain, each above the one it uses.
