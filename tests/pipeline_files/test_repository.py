@@ -525,8 +525,8 @@ def test_nobody_is_asked_for_a_password(ci, tmp_path, monkeypatch, origin):
 def test_a_server_that_says_nothing_is_given_up_and_let_go(monkeypatch, scratch, scheme):
     with socket.create_server(('127.0.0.1', 0)) as silent:
         silent.settimeout(30)
+        monkeypatch.setattr(minici, 'GIT_TIMEOUT', 2)   # for all that is asked of one repository
         with minici.Repository(f'{scheme}://127.0.0.1:{silent.getsockname()[1]}/x.git', scratch) as repository:
-            monkeypatch.setattr(minici, 'GIT_TIMEOUT', 1)
             assert 'too long' in refused(repository.resolve, 'main')
         connection, _ = silent.accept()
         with connection:
