@@ -219,7 +219,7 @@ def arena(directory, *, git=False):
         facts['cookie'] = f'minici_{ci.instance}={ci.sign_in_with(facts["token"])}'
         runner = Runner(ci)
         facts['runner'] = runner.token
-        jobs = {f'job {number}': {'script': ['x']} for number in range(60)}
+        jobs = {f'job {number}': {'script': ['x']} for number in range(100)}
         ci.create_pipeline(project, 'main', sha=SHA, content=jobs)
         claims = [runner.claim() for _ in jobs]
         for name, claim in zip(('sections', 'long', 'uploading', 'zipped'), claims, strict=False):
@@ -280,17 +280,22 @@ def timed(connection, method, path, body, headers):
 
 
 def measure(row, seconds):
+    """Return the slowest answers to a runner while ten clients attack a server of their own for so many seconds."""
+    with tempfile.TemporaryDirectory() as directory:
+        with arena(Path(directory), git=row.startswith(('git', 'huge'))) as (server, facts):
+            return attacked(server, facts, row, seconds)
+
+
+def attacked(server, facts, row, seconds):
     """Return the slowest answers to a runner while ten clients carry out an attack for so many seconds."""
-    with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server, facts = stack.enter_context(arena(directory, git=row.startswith(('git', 'huge'))))
-        connection = stack.enter_context(contextlib.closing(server.connect()))
+    with contextlib.closing(server.connect()) as connection:
         poll = json.dumps({'token': facts['runner'], 'last_update': ''}).encode()
         timed(connection, 'POST', '/api/v4/jobs/request', poll, JSON)
         before = resident(server.process)
-        (directory / 'facts').write_text(json.dumps(facts))
-        attackers = subprocess.Popen([sys.executable, __file__, row, str(directory / 'facts')])
+        attackers = subprocess.Popen([sys.executable, __file__, row], stdin=subprocess.PIPE, text=True)
         try:
+            with attackers.stdin:
+                json.dump(facts, attackers.stdin)
             found = runner_beside(server, connection, facts, poll, before, seconds)
             assert attackers.poll() is None, 'the attack ended by itself'
             return found
@@ -302,9 +307,8 @@ def measure(row, seconds):
 def runner_beside(server, connection, facts, poll, before, seconds):
     """Ask for what a runner asks for until the time is over; return the slowest answers."""
     found = Slowest(0, 0, 0, 0, 0)
-    jobs = iter(facts['jobs'])
     ends, next_final, start = time.monotonic() + seconds, time.monotonic() + 1, 0
-    job, token = next(jobs)
+    job, token = facts['jobs'].pop()
     while time.monotonic() < ends:
         status, took = timed(connection, 'POST', '/api/v4/jobs/request', poll, JSON)
         assert status in (204, 201), status
@@ -319,16 +323,16 @@ def runner_beside(server, connection, facts, poll, before, seconds):
             status, took = timed(connection, 'PUT', f'/api/v4/jobs/{job}', body, JSON)
             assert status == 200, status
             found.final = max(found.final, took)
-            (job, token), start, next_final = next(jobs), 0, time.monotonic() + 0.5
+            (job, token), start, next_final = facts['jobs'].pop(), 0, time.monotonic() + 0.5
         found.memory = max(found.memory, resident(server.process) - before)
         found.answers += 1
         time.sleep(0.01)
     return found
 
 
-def main(name, path):
-    """Carry out an attack ten times side by side until this process is killed."""
-    facts = json.loads(Path(path).read_text())
+def main(name):
+    """Carry out an attack ten times side by side until this process is killed; its input tells the facts."""
+    facts = json.load(sys.stdin)
 
     def repeat():
         while True:
