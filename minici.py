@@ -12911,9 +12911,9 @@ class FileBody:
         file.seek(start)
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes within the window."""
+        """Return the next bytes within the window, few at a time: each of many slow readers takes as much memory."""
         left = max(0, self._stop - self._file.tell())
-        return self._file.read(left if size < 0 else min(size, left))
+        return self._file.read(left if size < 0 else min(size, left, COPY_CHUNK))
 
     def seekable(self) -> bool:
         """Tell waitress that it may send this at its leisure."""

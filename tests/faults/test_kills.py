@@ -36,11 +36,11 @@ class Reader(threading.Thread):
                 self.error = error
 
 
-def prepare(db):
-    """Make a database of 6,000 jobs, six of them claimed."""
+def prepare(db, thousands):
+    """Make a database of some thousand jobs, six of them claimed."""
     with minici.Coordinator(db, fsync=False) as ci:
         ci.create_project('demo')
-        for part in range(6):
+        for part in range(thousands):
             jobs = [minici.JobSpec(f'job {part}-{index}', ['make']) for index in range(1000)]
             ci.create_pipeline('demo', 'main', sha=SHA, content=minici.PipelineSpec(['test'], jobs))
         runner = Runner(ci)
@@ -71,9 +71,9 @@ def restores(backup, tmp_path, tracers, seen):
 
 
 def test_a_server_killed_again_and_again_loses_nothing_and_its_backups_restore(tmp_path, form, figures):
-    kills, backups, longest = form((5, 1, 0.4), (200, 20, 0.4))
+    kills, backups, longest = form((2, 1, 0.4), (200, 20, 0.4))
     db, chance = tmp_path / 'ci.sqlite', random.Random(2)
-    token, runner_token, claims = prepare(db)
+    token, runner_token, claims = prepare(db, form(1, 6))
     claimer, second = Claimer(runner_token), Claimer(runner_token)
     tracers = [Tracer(claim.job['id'], claim.token, random.Random(claim.token)) for claim in claims[:4]]
     uploaders = [Uploader(claim.job['id'], claim.token, random.Random(claim.token)) for claim in claims[4:]]
