@@ -99,7 +99,7 @@ def slow_reader(port, path, token):
 
 def test_a_large_trace_is_taken_shown_and_read_slowly_in_little_memory(served, form, figures):
     server, _, claim, token = served
-    blocks, readers = form((40, 20), (200, 80))
+    blocks, readers = form((24, 20), (200, 80))
     block = (b'x' * 1023 + b'\n') * 1024
     before, times = peak_memory(server.process), {}
     with contextlib.closing(server.connect()) as connection:

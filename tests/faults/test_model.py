@@ -14,7 +14,7 @@ from support import Served, call
 
 
 def test_a_job_behaves_as_its_model(form, figures):
-    runs, steps = form((10, 30), (2000, 40))
+    runs, steps = form((4, 30), (2000, 40))
     run_state_machine_as_test(test_fuzz.JobMachine, settings=settings(
         max_examples=runs, stateful_step_count=steps, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck), derandomize=True))
@@ -53,7 +53,7 @@ def request(surface, chance):
 
 def test_no_request_to_any_route_fails_inside(tmp_path, form, figures, caplog):
     surface, chance = test_fuzz.Surface(tmp_path), random.Random(20)
-    count = form(1500, 180_000)
+    count = form(500, 180_000)
     failures, statuses, memory = [], {}, 0
     for number in range(count):
         route, path, query, body, kind, headers = request(surface, chance)
