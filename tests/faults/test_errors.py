@@ -128,16 +128,16 @@ def test_a_claim_burns_no_job_whatever_fails(world, name, figures):
 
 def test_a_claim_whose_answer_cannot_be_made_is_undone(world, monkeypatch):
     ci, client, runner, _ = world
-    real = json.dumps
+    real = minici.json_response
 
-    def fails(value, **options):
-        if isinstance(value, dict) and 'job_info' in value:
+    def fails(value, status=200, headers=None):
+        if status == 201:
             raise MemoryError
-        return real(value, **options)
+        return real(value, status, headers)
 
     for _ in range(10):
         with monkeypatch.context() as patch:
-            patch.setattr(minici.json, 'dumps', fails)
+            patch.setattr(minici, 'json_response', fails)
             answer = client.call('POST', '/api/v4/jobs/request', json={'token': runner.token})
         assert answer.status_int == 503
     claim = runner.claim()
