@@ -15998,12 +15998,36 @@ def tag_entity(name: str, ref: GitRef, info: Members, project: Row, call: Call) 
 RefEntity = Callable[[str, GitRef, Members, Row, 'Call'], JSON]
 
 
+def sorted_tags(call: Call, project: Row, tags: list[tuple[str, GitRef]]) -> list[tuple[str, GitRef]]:
+    """Return tags in the order that the call wants: by default the newest commit first."""
+    order = call.choice('order_by', ('name', 'updated', 'version'), 'updated')
+    descending = call.choice('sort', ('asc', 'desc'), 'desc') == 'desc'
+    if order == 'version':
+        return sorted(tags, key=lambda tag: version_key(tag[0]), reverse=descending)
+    if order == 'updated':
+        infos = call.ci.describe_refs(project, [ref for _, ref in tags])
+        tags = sorted(tags, key=lambda tag: (moment_of_commit(infos[tag[1]]), tag[0]))
+    return tags[::-1] if descending else tags
+
+
+def version_key(name: str) -> list[tuple[str, int]]:
+    """Return what sorts names of tags as versions: numbers by their value."""
+    return [(text, int(number or 0)) for text, number in re.findall('([^0-9]*)([0-9]{0,18})', name)]
+
+
+def moment_of_commit(info: Members) -> float:
+    """Return when a commit was made, 0 if that cannot be read."""
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(info['committed_date'].replace('Z', '+00:00')).timestamp()
+    return 0.0
+
+
 def refs_response(call: Call, project: Row, kind: str, entity: RefEntity) -> bottle.HTTPResponse:
     """Return a page of the branches or tags of a project's repository."""
     number, per_page = page_of(call)
     refs = list(call.ci.list_refs(project, kind, call.text('search')).items())
-    if kind == 'tags' and call.choice('sort', ('asc', 'desc'), 'desc') == 'desc':
-        refs.reverse()
+    if kind == 'tags':
+        refs = sorted_tags(call, project, refs)
     shown = refs[(number - 1) * per_page:number * per_page]
     infos = call.ci.describe_refs(project, [ref for _, ref in shown])
     entities = [entity(name, ref, infos[ref], project, call) for name, ref in shown]
@@ -16080,6 +16104,8 @@ def list_environments_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List the environments that jobs of a project name."""
     if call.has('name') and call.has('search'):
         raise InvalidParameter('name, search are mutually exclusive')
+    if call.has('search') and len(call.text('search')) < 3:
+        raise BadRequest('Search query is less than 3 characters')
     states = call.optional_choice('states', ('available', 'stopping', 'stopped'))
     rows = call.ci.list_environments(project, name=call.text('name') or None, search=call.text('search'))
     entities = [environment_entity(row) for row in rows]
@@ -16183,7 +16209,10 @@ def given_links(call: Call) -> list[JSON]:
 @route('GET', RELEASES, auth=job_or_private_token)
 def list_releases_route(call: Call, project: Row) -> bottle.HTTPResponse:
     """List the releases of a project, newest first."""
-    return paged_response(call, [release_entity(row, call) for row in call.ci.list_releases(project)])
+    order = call.choice('order_by', ('released_at', 'created_at'), 'released_at')
+    descending = call.choice('sort', ('asc', 'desc'), 'desc') == 'desc'
+    rows = sorted(call.ci.list_releases(project), key=lambda row: (row[order], row['id']), reverse=descending)
+    return paged_response(call, [release_entity(row, call) for row in rows])
 
 
 @route('POST', RELEASES, auth=job_or_private_token, status=201)

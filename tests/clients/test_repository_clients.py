@@ -269,3 +269,32 @@ def test_a_remote_repository_is_told_of_as_a_local_one(ci, server, token, gl, de
             assert differing <= {'web_url', 'project_id'}
     assert mirror.tags.get('v3').message == 'third\n\nwith a body'
     assert mirror.branches.get('main').commit['parent_ids'] == [repository]
+
+
+def test_tags_come_in_the_order_that_is_asked_for(demo, repository, tmp_path):
+    commit(tmp_path / 'demo', 'later', **{'file': 'x'})
+    for name in ('v10', 'a9'):
+        git(tmp_path / 'demo', 'tag', name)
+
+    def names(**order):
+        return [tag.name for tag in demo.tags.list(get_all=True, **order)]
+    assert names(order_by='name') == ['v2', 'v10', 'v1', 'a9']
+    assert names(order_by='name', sort='asc') == ['a9', 'v1', 'v10', 'v2']
+    assert names(order_by='version', sort='asc') == ['a9', 'v1', 'v2', 'v10']
+    assert sorted(names()) == sorted(names(order_by='updated', sort='asc')) == ['a9', 'v1', 'v10', 'v2']
+    with pytest.raises(gitlab.GitlabError, match='order_by does not have a valid value'):
+        names(order_by='size')
+
+
+def test_releases_come_in_the_order_that_is_asked_for(ci, clock, project, demo):
+    for tag, released_at in (('a', 300), ('b', 100), ('c', 200)):
+        clock.advance(1)
+        ci.create_release(project, tag, released_at=released_at)
+    assert [one.tag_name for one in demo.releases.list()] == ['a', 'c', 'b']
+    assert [one.tag_name for one in demo.releases.list(sort='asc')] == ['b', 'c', 'a']
+    assert [one.tag_name for one in demo.releases.list(order_by='created_at')] == ['c', 'b', 'a']
+
+
+def test_environments_are_searched_for_by_three_letters_or_more(demo):
+    with pytest.raises(gitlab.GitlabError, match='less than 3 characters'):
+        demo.environments.list(search='pr')

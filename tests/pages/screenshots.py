@@ -141,6 +141,7 @@ def work(ci, runner, *, broken='', leave_running=False, seconds=0, clock=None):
     ci.append_trace(job, 0, text.format(now, now + 2, now + 2 + seconds).encode())
     if state == 'failed':
         part = ci.artifacts.receive()
+        part.filename = 'junit.xml.gz'
         part.write(gzip.compress(REPORT.encode()))
         ci.store_artifacts(job, part, file_type='junit', file_format='gzip')
         part.discard()

@@ -121,6 +121,29 @@ def test_schedule_is_added_played_paused_and_removed(ci, browser, project):
     assert page.all('li', class_='schedule') == []
 
 
+def test_schedule_is_run_now_and_keeps_its_time(ci, browser, tmp_path):
+    sha = commit(tmp_path / 'demo', **{'.gitlab-ci.yml': 'test: {script: make, only: [schedules]}'})
+    project = ci.create_project('group/timed', import_url=f'file://{tmp_path}/demo')
+    ci.create_schedule(project, ci.find_owner({'user_id': 1}), description='nightly', ref='main', cron='0 3 * * *')
+    planned = ci.list_schedules(project)[0]['next_run_at']
+    page = browser.press(browser.open('/group/timed/-/pipeline_schedules'), 'Run nightly now')
+    pipeline = ci.find_pipeline(1)
+    assert page.answer.request.path == '/group/timed/-/pipelines/1'
+    assert (pipeline['source'], pipeline['sha'], pipeline['ref']) == ('schedule', sha, 'main')
+    assert ci.list_schedules(project)[0]['next_run_at'] == planned
+    page = browser.open('/group/timed/-/pipeline_schedules')
+    assert page.one('li', class_='schedule').one('a')['href'] == '/group/timed/-/pipelines/1'
+
+
+def test_schedule_without_anything_to_run_says_so(ci, browser, tmp_path):
+    commit(tmp_path / 'demo', **{'.gitlab-ci.yml': 'test: {script: make, only: [tags]}'})
+    project = ci.create_project('group/timed', import_url=f'file://{tmp_path}/demo')
+    ci.create_schedule(project, None, description='nightly', ref='main', cron='0 3 * * *')
+    page = browser.press(browser.open('/group/timed/-/pipeline_schedules'), 'Run nightly now', 400)
+    assert 'no job' in page.text.lower() or 'No stages' in page.text
+    assert ci.list_pipelines(project)[0] == []
+
+
 def test_schedule_that_cannot_be_is_told_with_what_was_entered(browser, project):
     form = browser.open('/group/demo/-/pipeline_schedules')
     page = browser.press(form, 'Add', 400, description='x', cron='61 * * * *')
