@@ -30,7 +30,7 @@ The sections, each using only those above it:
     HTTP        Routes, Request bodies, Calls, Responses, Guards, Entities, Shared responses, Runner API,
                 Legacy CI API, Jobs and pipelines API, Administration API, Schedules API,
                 Webhooks, Git over HTTP, Repository API, Operations, Application, Server
-    command     Local runner, Local runs, Command line
+    command     Local runner, Local runs, Runs by GitLab Runner, Command line
 """
 
 from __future__ import annotations
@@ -225,6 +225,7 @@ LOCK_TIMEOUT = 3.0                  # seconds a writer waits for this process's 
 BUSY_TIMEOUT = 3.0                  # seconds it then waits for other processes
 RETRY_AFTER = 2                     # seconds a client is told to wait after a 503
 GIT_TIMEOUT = 60                    # seconds that all git calls for one pipeline may take
+MAX_GIT_SERVERS = 16                # fetching clients that are answered at the same time
 MAX_GIT_CALLS = 300                 # calls of git for one pipeline
 MAX_GIT_OUTPUT = 8 * MIB            # bytes that one call of git may print
 MAX_GIT_PATHS = 20_000              # files of a commit, or files that differ between two
@@ -699,8 +700,14 @@ class JobSpec:
 JOB_SPEC_DEFAULTS = dataclasses.asdict(JobSpec(name='', script=()))
 
 
+def spec_text(job: JobSpec) -> str:
+    """Return the JSON under which a JobSpec is stored: the fields that are not as by default."""
+    given = {name: value for name, value in vars(job).items() if value != JOB_SPEC_DEFAULTS[name]}
+    return json.dumps(given, separators=(',', ':'))
+
+
 def stored_spec(job: Row) -> JSON:
-    """Return the fields of a stored job's JobSpec, to be read only; what an older version left out has its default."""
+    """Return the fields of a stored job's JobSpec, to be read only; what was left out has its default."""
     return parsed_spec(job['spec'])
 
 
@@ -760,8 +767,9 @@ def check_variable(variable: Members) -> JSON:
     if kind not in ('env_var', 'file'):
         raise BadRequest({'variable_type': [f'the variable_type of {key} must be env_var or file']})
     checked = {'key': key, 'value': value, 'variable_type': kind}
-    if variable.get('raw') is True:
-        checked['raw'] = True
+    for flag in ('raw', 'masked'):
+        if variable.get(flag) is True:
+            checked[flag] = True
     return checked
 
 
@@ -2104,10 +2112,15 @@ def sort_and_expand_all(variables: Sequence[Mapping[str, Value]]) -> list[dict[s
             return result
         return value
 
+    copies = [dict(item) for item in variables]
     try:
-        return [{**item, 'value': expanded(item, (str(item['key']),))} for item in variables]
+        values = {place: expanded(item, (str(item['key']),)) for place, item in enumerate(copies)
+                  if '$' in str(item['value']) or '%' in str(item['value'])}
     except (ValueError, RecursionError):
-        return [dict(item) for item in variables]
+        values = {}
+    for place, value in values.items():
+        copies[place]['value'] = value
+    return copies
 
 
 def environment_slug(name: str) -> str:
@@ -4273,6 +4286,9 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
             ) -> subprocess.CompletedProcess[bytes]:
     """Run git in a directory, with `given` as its standard input, and return its exit status and output.
 
+    Without a directory it runs in the root of the file system: the process itself may stand in a
+    repository that somebody else configures.
+
     git asks nobody anything, speaks only the protocols that an `import_url` may have, and is killed with
     all that it started after `timeout` seconds. It sees none of our own variables for git; `environment`
     adds some. Raises Unreadable when git is missing or takes too long, OutputTooLong when it prints more
@@ -4283,7 +4299,7 @@ def run_git(arguments: Sequence[str], directory: Path | None, *, given: bytes = 
         with tempfile.TemporaryFile() as source:
             source.write(given)
             source.seek(0)
-            with subprocess.Popen(['git', *arguments], cwd=directory, env=variables, stdin=source, bufsize=0,
+            with subprocess.Popen(['git', *arguments], cwd=directory or os.sep, env=variables, stdin=source, bufsize=0,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
                 if limit is not None:
                     limit_memory(process)
@@ -6958,9 +6974,10 @@ class TraceStore:
 
     def size(self, job_id: int) -> int | None:
         """Return the length of a job's trace in bytes, or None when there is none."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return os.stat(self._name(job_id)).st_size
-        return None
+        except FileNotFoundError:
+            return None
 
     def checksum(self, job_id: int) -> str:
         """Return the CRC-32 of a job's trace as runners write it: ``crc32:`` and eight digits."""
@@ -9279,6 +9296,8 @@ DEPENDENTS = """
     """
 
 
+#: The statuses of the latest jobs of a pipeline: status, `allow_failure`, and the first stage with such a job.
+Outcomes = list[tuple[str, bool, int]]
 #: What a finished pipeline makes of the bridge that waits for it; otherwise the bridge is running.
 MIRRORED = {'success': 'success', 'failed': 'failed', 'canceled': 'canceled', 'skipped': 'failed'}
 
@@ -9306,7 +9325,7 @@ class Processing(Waiting):
              ORDER BY stage_idx, id
             """, dict(id=pipeline_id)).fetchall()
         self._start(c, next_statuses(jobs))
-        self._settle(c, pipeline_id)
+        self._settle(c, pipeline_id, self._outcomes(c, pipeline_id))
         if any(job['resource_group'] for job in jobs):
             self._hand_out_resources(c, jobs[0]['project_id'])
 
@@ -9332,7 +9351,8 @@ class Processing(Waiting):
         names = {finished['name']}
         grouped = finished['resource_group']
         while names:    # a skipped job may free later ones
-            following = [*self._next_of_stage(c, pipeline_id), *self._next_of_needs(c, pipeline_id, names)]
+            outcomes = self._outcomes(c, pipeline_id)
+            following = [*self._next_of_stage(c, pipeline_id, outcomes), *self._next_of_needs(c, pipeline_id, names)]
             statuses = {}
             names = set()
             for job, status in following:
@@ -9341,18 +9361,18 @@ class Processing(Waiting):
                     names.add(job['name'])
                     grouped = grouped or job['resource_group']
             self._start(c, statuses)
-        self._settle(c, pipeline_id)
+        self._settle(c, pipeline_id, outcomes)
         if grouped:
             self._hand_out_resources(c, finished['project_id'])
 
     @staticmethod
-    def _outcomes(c: sqlite3.Connection, pipeline_id: int) -> list[tuple[str, bool, int]]:
-        """Return the statuses of the latest jobs of a pipeline: status, `allow_failure`, and the first such stage."""
+    def _outcomes(c: sqlite3.Connection, pipeline_id: int) -> Outcomes:
+        """Return what the latest jobs of a pipeline have come to."""
         return [tuple(row) for row in c.execute(STATUSES_SEEN, dict(id=pipeline_id)).fetchall()]
 
-    def _next_of_stage(self, c: sqlite3.Connection, pipeline_id: int) -> list[tuple[Row, str]]:
+    @staticmethod
+    def _next_of_stage(c: sqlite3.Connection, pipeline_id: int, outcomes: Outcomes) -> list[tuple[Row, str]]:
         """Return the created jobs of the first stage with open jobs, and the status that each gets."""
-        outcomes = self._outcomes(c, pipeline_id)
         unfinished = [first for status, allowed, first in outcomes if is_open(status, allowed)]
         if not unfinished:
             return []
@@ -9376,9 +9396,8 @@ class Processing(Waiting):
             needed[row['id']].append((row['needed_status'], row['needed_allowed']))
         return [(job, status_after_needs(job, needed[job_id])) for job_id, job in jobs.items()]
 
-    def _settle(self, c: sqlite3.Connection, pipeline_id: int) -> None:
-        """Update the pipeline's status from its jobs."""
-        outcomes = self._outcomes(c, pipeline_id)
+    def _settle(self, c: sqlite3.Connection, pipeline_id: int, outcomes: Outcomes) -> None:
+        """Update the pipeline's status from the `outcomes` of its jobs."""
         status = composite_status((status, allowed) for status, allowed, _ in outcomes)
         changed_rows = c.execute("""
             UPDATE pipeline
@@ -9439,7 +9458,7 @@ class Processing(Waiting):
             """, dict(project_id=project_id, now=self.clock())).fetchall()
         self._bridges_due += [row['id'] for row in queued if row['status'] == 'running']
         for row in queued:
-            self._settle(c, row['pipeline_id'])
+            self._settle(c, row['pipeline_id'], self._outcomes(c, row['pipeline_id']))
 
     def cancel_job(self, job: Row) -> Row:
         """Cancel a job that has not finished; a finished one stays as it is. Return the job.
@@ -9536,7 +9555,7 @@ class Processing(Waiting):
                              tag_set_id, shared, protected, needs, resource_group, interruptible, timeout, user_id,
                              created_at, queued_at, variables, environment, spec)
             SELECT job.project_id, pipeline_id, kind, job.name, stage, stage_idx, {status}, when_,
-                   json_extract(spec, '$.allow_failure'),
+                   coalesce(json_extract(spec, '$.allow_failure'), 0),
                    tag_set_id, project.shared_runners_enabled, protected, needs, resource_group, interruptible, timeout,
                    coalesce(:user_id, user_id),
                    :now, :now, :variables, environment, spec
@@ -9990,7 +10009,7 @@ class Pipelines(Compiling):
             'environment': (job.environment or {}).get('name'),
             'interruptible': job.interruptible,
             'timeout': job.timeout,
-            'spec': json.dumps(dataclasses.asdict(job), separators=(',', ':')),
+            'spec': spec_text(job),
         }
 
     def _supersede(self, c: sqlite3.Connection, facts: Members, pipeline_id: int) -> None:
@@ -12872,9 +12891,12 @@ class Rendered(str):
     """A text that is JSON already."""
 
 
+COMPACT_JSON = json.JSONEncoder(separators=(',', ':'))
+
+
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
     """Return an answer of JSON; old runners take it only as exactly ``application/json``."""
-    text = value if isinstance(value, Rendered) else json.dumps(value, separators=(',', ':'))
+    text = value if isinstance(value, Rendered) else COMPACT_JSON.encode(value)
     return bottle.HTTPResponse(text.encode(), status, {'Content-Type': 'application/json', **(headers or {})})
 
 
@@ -12976,13 +12998,13 @@ def page_of(call: Call) -> tuple[int, int]:
     return numbers['page'], min(100, numbers['per_page'])
 
 
-def page_link(call: Call, **changes: Any) -> str:
+def page_link(call: Call, **changes: int) -> str:
     """Return this call's address with some of its query parameters changed."""
     left_out = {*changes, 'private_token', 'job_token', 'access_token'}
     given = urllib.parse.parse_qsl(call.environ.get('QUERY_STRING', ''))
-    pairs = [(name, value) for name, value in given if name not in left_out]
-    pairs += [(name, str(value)) for name, value in changes.items()]
-    query = urllib.parse.urlencode(pairs)
+    kept = urllib.parse.urlencode([(name, value) for name, value in given if name not in left_out])
+    changed = [f'{name}={value}' for name, value in changes.items()]
+    query = '&'.join([kept, *changed] if kept else changed)
     return f'{call.base_url}{call.environ["minici.path"]}?{query}'
 
 
@@ -15814,6 +15836,7 @@ def receive_webhook_route(call: Call, project: Row) -> bottle.HTTPResponse:
 
 MAX_GIT_REQUEST = 32 * MIB          # bytes of a request to fetch: it lists the commits that the other side has
 GIT_URL = '/<project:project_path>.git'
+GIT_SERVERS = threading.BoundedSemaphore(MAX_GIT_SERVERS)
 
 
 def repository_reader(call: Call) -> Row:
@@ -15835,11 +15858,11 @@ def repository_reader(call: Call) -> Row:
 
 
 class GitAnswer:
-    """The body of an answer: what git prints, as it prints it. `close` ends git and removes its directory."""
+    """The body of an answer: what git prints, as it prints it. `close` ends git, and does what is `left` to do then."""
 
-    def __init__(self, process: subprocess.Popen[bytes], directory: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], left: contextlib.ExitStack) -> None:
         self._process = process
-        self._directory = directory
+        self._left = left
         self._timer = threading.Timer(GIT_LOCAL_TIMEOUT, process.kill)
         self._timer.start()
 
@@ -15864,7 +15887,18 @@ class GitAnswer:
         if self._process.stdout:
             self._process.stdout.close()
         self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._left.close()
+
+
+@contextlib.contextmanager
+def git_server() -> Iterator[None]:
+    """Hold one of the places for a git that answers clients; raise Busy when all are taken."""
+    if not GIT_SERVERS.acquire(blocking=False):
+        raise Busy('Too many repositories are being fetched at once')
+    try:
+        yield
+    finally:
+        GIT_SERVERS.release()
 
 
 def git_response(call: Call, project: Row, path: str) -> bottle.HTTPResponse:
@@ -15872,13 +15906,13 @@ def git_response(call: Call, project: Row, path: str) -> bottle.HTTPResponse:
     url = project['import_url'] or ''
     if not url.startswith('file://'):
         raise NotFound('Repository')
-    directory = Path(tempfile.mkdtemp('.git', dir=call.ci.artifacts.incoming))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(git_server())
+        directory = Path(tempfile.mkdtemp('.git', dir=call.ci.artifacts.incoming))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
         borrow_repository(Path(urllib.parse.unquote(url.removeprefix('file://'))), directory / 'repository.git')
-        answer = start_git(call, directory, path)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+        process = start_git(call, directory, path)
+        answer = GitAnswer(process, stack.pop_all())
     headers = answer.headers()
     status = int(headers.pop('status', '200').partition(' ')[0])
     if not headers:
@@ -15887,7 +15921,7 @@ def git_response(call: Call, project: Row, path: str) -> bottle.HTTPResponse:
     return bottle.HTTPResponse(answer, status, {name.title(): value for name, value in headers.items()})
 
 
-def start_git(call: Call, directory: Path, path: str) -> GitAnswer:
+def start_git(call: Call, directory: Path, path: str) -> subprocess.Popen[bytes]:
     """Start git's http-backend for a request, whose body it reads from a file."""
     settings = {**GIT_CONFIG, 'http.uploadpack': 'true', 'http.receivepack': 'false', 'http.getanyfile': 'false',
                 'uploadpack.allowAnySHA1InWant': 'true', 'safe.directory': '*'}
@@ -15918,7 +15952,7 @@ def start_git(call: Call, directory: Path, path: str) -> GitAnswer:
         process = subprocess.Popen(['git', 'http-backend'], cwd=directory, env=environment, stdin=body,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     limit_memory(process)
-    return GitAnswer(process, directory)
+    return process
 
 
 @route('GET', f'{GIT_URL}/info/refs', auth=repository_reader)
@@ -17126,6 +17160,7 @@ ENDS_WITH_JOB = ('CI_', 'GITLAB_', 'GIT_', 'MINICI_')   # prefixes of variables 
 class Workshop:
     """Where the jobs of a run find their sources, work, and keep caches; `stopping` ends them all."""
 
+    checkout: Path                  # the directory whose pipeline runs
     work: Path                      # a working copy for each job is made here
     caches: Path                    # archives that outlive the run
     store: Path                     # the bare repository that holds the snapshot
@@ -17231,8 +17266,8 @@ class JobOutput:
 class ShellJob:
     """One claimed job, run with a plain shell as its user; `payload` is what GitLab Runner would get for it."""
 
-    def __init__(self, ci: Coordinator, claim: Claim, payload: Members, place: Workshop, *,
-                 secret_values: Iterable[str] = (), listen: Callable[[bytes], None]) -> None:
+    def __init__(self, ci: Coordinator, claim: Claim, payload: Members, place: Workshop,
+                 listen: Callable[[bytes], None]) -> None:
         self._ci = ci
         self._job = claim.job
         self._payload = payload
@@ -17242,7 +17277,7 @@ class ShellJob:
         self._files = folder / 'minici.tmp'
         self._deadline = time.monotonic() + payload['runner_info']['timeout']
         masked = [item['value'] for item in payload['variables'] if item.get('masked')]
-        self._output = JobOutput(ci, self._job, [*masked, *secret_values], listen)
+        self._output = JobOutput(ci, self._job, masked, listen)
         self._environment: dict[str, str] = {}
 
     def run(self) -> str:
@@ -17345,6 +17380,41 @@ class ShellJob:
             self._git('-C', str(self._directory), 'checkout', '--quiet', '--detach', self._job['sha'])
         commit = self._job['sha'][:8]
         self._output.line(f'Checked out {commit} as detached HEAD (ref is {self._job["ref"]})')
+        submodules = self._environment.get('GIT_SUBMODULE_STRATEGY', 'none')
+        if submodules not in ('none', 'normal', 'recursive'):
+            raise JobEnded(f'unknown GIT_SUBMODULE_STRATEGY: {submodules}')
+        if submodules != 'none':
+            self._get_submodules(self._directory, self._place.checkout, recursive=submodules == 'recursive')
+
+    def _get_submodules(self, directory: Path, source: Path, *, recursive: bool) -> None:
+        """Check out the submodules of a working copy.
+
+        Those that are checked out in `source`, the directory it is a copy of, come from there; the
+        others from the addresses that `.gitmodules` gives.
+        """
+        inside = ('-C', str(directory))
+        for name, path in self._submodules(directory):
+            own = source / path
+            borrowed = self._files / 'modules' / hashlib.sha256(os.fsencode(own)).hexdigest()
+            borrowed.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(Unreadable):
+                borrow_repository(own, borrowed)
+                self._git(*inside, 'config', f'submodule.{name}.url', borrowed.as_uri())
+            self._git(*inside, 'submodule', '--quiet', 'update', '--init', '--', path)
+            self._output.line(f'Checked out the submodule {path}')
+            if recursive:
+                self._get_submodules(directory / path, own, recursive=True)
+
+    def _submodules(self, directory: Path) -> list[tuple[str, str]]:
+        """Return the names and paths of the submodules of a working copy."""
+        if not (directory / '.gitmodules').is_file():
+            return []
+        inside = ('-C', str(directory))
+        staged = self._git(*inside, 'ls-files', '--stage', '-z').decode(errors='surrogateescape')
+        paths = re.findall(r'(?:^|\0)160000 [^\t]*\t([^\0]+)', staged)
+        named = self._git(*inside, 'config', '-z', '--file', '.gitmodules', '--get-regexp', r'^submodule\..*\.path$')
+        known = re.findall(r'submodule\.(.*)\.path\n([^\0]*)\0', named.decode(errors='surrogateescape'))
+        return [(name, path) for name, path in known if path in paths]
 
     def _git(self, *arguments: str) -> bytes:
         """Run git for the job's working copy, with the configuration of its store; return what it printed."""
@@ -17707,6 +17777,8 @@ def duration_text(seconds: float) -> str:
 # runner; what they print is shown as it comes, and summed up at the end.
 
 DEFAULT_DATABASE = 'minici.sqlite'
+RUNNER_PROGRAM = 'gitlab-runner'
+RUNNER_PAGE = 'https://docs.gitlab.com/runner/install/'
 MAX_JOBS_SHOWN = 10_000             # jobs of a pipeline
 RUNS_KEPT = 50                      # pipelines that the history of local runs holds
 TESTS_SHOWN = 10                    # failed tests of a job that the summary names
@@ -17871,12 +17943,15 @@ class JobView:
                 text += f' ({ended - started} s)'
             self._screen.line(self._prefix + self._screen.paint(text, '2'))
 
-    def end(self, passed: bool) -> None:
-        """Show what is left; after a failure also what was folded in the section that failed."""
+    def end(self, job: Row) -> None:
+        """Show what is left, after a failure also what was folded in the section that failed, and how the job ended."""
         if self._rest:
             self._take(self._rest)
-        if not passed:
+        if job['status'] != 'success':
             self._unfold()
+        self._screen.line(self._prefix + outcome_line(self._screen, job))
+        if not self._prefix:
+            self._screen.line()
 
     def _unfold(self) -> None:
         """Show what was folded after all."""
@@ -17933,9 +18008,9 @@ def needed_jobs(spec: PipelineSpec, job: JobSpec) -> list[JobSpec]:
     return [other for other in spec.jobs if other.stage in earlier and other.artifacts]
 
 
-def read_env_file(path: Path) -> list[dict[str, str]]:
+def read_env_file(path: Path) -> list[JSON]:
     """Return the variables of a file with lines ``NAME=value``; raise BadRequest for any other line."""
-    variables = []
+    variables: list[JSON] = []
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         text = line.strip()
         if not text or text.startswith('#'):
@@ -17991,9 +18066,9 @@ def command_inputs(options: argparse.Namespace) -> dict[str, str]:
     return inputs
 
 
-def given_variables(options: argparse.Namespace) -> list[dict[str, str]]:
+def given_variables(options: argparse.Namespace) -> list[JSON]:
     """Return the variables of the command line; raise BadRequest for one that is not written K=V."""
-    variables = []
+    variables: list[JSON] = []
     for text in options.variable:
         key, sign, value = text.partition('=')
         if not sign:
@@ -18029,8 +18104,8 @@ class LocalRun:
         store = ci.data / 'snapshots' / f'{project_name(checkout.root)}-{digest}.git'
         self.checkout = Checkout(checkout.root, store)
         self.project = self._find_project(name, digest)
-        self._secrets: list[dict[str, str]] = []
-        self._variables = self._read_env_file()
+        self._variables = self._read_env_files()
+        self._unused = False    # whether the jobs want images or services that they do not get
         self.dirty = False      # whether the snapshot holds anything that is not committed
 
     def _find_project(self, name: str, digest: str) -> Row:
@@ -18046,15 +18121,16 @@ class LocalRun:
                 return self.ci.edit_project(project, default_branch=default)
         raise BadRequest({'project': [f'the projects {name} and {name}-{digest} belong to other repositories']})
 
-    def _read_env_file(self) -> list[dict[str, str]]:
-        """Return the variables for all jobs, the more particular ones last."""
+    def _read_env_files(self) -> list[JSON]:
+        """Return the variables for all jobs, the more particular ones last; those of a person's files are masked."""
+        variables: list[JSON] = []
         for path in (configuration_directory() / 'env', self.checkout.root / '.minici.env'):
             if path.is_file():
-                self._secrets += read_env_file(path)
-        variables = [*self._secrets]
+                variables += read_env_file(path)
+        for item in variables:
+            item['masked'] = can_be_masked(item['value'])
         if self._options.variables_file:
             variables += read_env_file(Path(self._options.variables_file))
-        self._secrets = [item for item in self._secrets if can_be_masked(item['value'])]
         return variables + given_variables(self._options)
 
     # -- which jobs
@@ -18126,17 +18202,19 @@ class LocalRun:
         self._pipeline = self.ci.create_planned(plan)
         self._show_heading(plan)
         tags = sorted({tag for job in plan.spec.jobs for tag in job.tag_list})
-        self._runner, _ = self.ci.create_runner(self.project, description='minici run', tag_list=tags)
+        self._runner, self._token = self.ci.create_runner(self.project, description='minici run', tag_list=tags)
         self._started = time.monotonic()
         self._known = 1
-        ended = True
+        ended = False
         with tempfile.TemporaryDirectory(prefix='minici-run-', ignore_cleanup_errors=True) as work:
             place = Path(self._options.keep or work).resolve()
-            self._place = Workshop(place, self.ci.data / 'caches', self.checkout.store, keep=bool(self._options.keep))
+            self._place = Workshop(self.checkout.root, place, self.ci.data / 'caches', self.checkout.store,
+                                   keep=bool(self._options.keep))
             try:
                 self._work()
+                ended = True
             except KeyboardInterrupt:
-                ended = False
+                pass
             finally:
                 self._screen.progress('')
                 if not ended or self._screen.broken:
@@ -18166,14 +18244,17 @@ class LocalRun:
 
     def _claim(self) -> Claim | None:
         """Return the next job that may run, None if there is none right now."""
-        jobs = self._latest_jobs()
-        for job in jobs:
-            if job['status'] == 'scheduled' or job['status'] == 'manual' and self._is_named(job):
-                self.ci.play_job(job)      # nobody waits for a delay here
+        self._play(self._latest_jobs())
         for pipeline in self._family():
             if claim := self.ci.request_job(self._runner, pipeline=pipeline):
                 return claim
         return None
+
+    def _play(self, jobs: Iterable[Row]) -> None:
+        """Start the delayed jobs, for nobody waits here, and the manual ones that were asked for."""
+        for job in jobs:
+            if job['status'] == 'scheduled' or job['status'] == 'manual' and self._is_named(job):
+                self.ci.play_job(job)
 
     def _family(self) -> list[Row]:
         """Return the pipeline and those that its bridges have started in this project; the runner takes their tags."""
@@ -18204,19 +18285,19 @@ class LocalRun:
 
     def _run_job(self, claim: Claim) -> None:
         """Run one job and show it."""
-        prefix = self._prefix(claim.job)
-        if not prefix:
-            self._screen.line(self._screen.paint(f'{claim.job["stage"]}: {claim.job["name"]}', '1'))
+        prefix = self._begin(claim.job)
         view = JobView(self._screen, prefix)
         payload = job_payload(claim, self, self._runner)
-        secret_values = [item['value'] for item in self._secrets]
-        shell = ShellJob(self.ci, claim, payload, self._place, secret_values=secret_values, listen=view.feed)
-        status = shell.run()
-        view.end(status == 'success')
-        row = self.ci.find_job(claim.job)
-        self._screen.line(prefix + outcome_line(self._screen, row))
+        shell = ShellJob(self.ci, claim, payload, self._place, view.feed)
+        shell.run()
+        view.end(self.ci.find_job(claim.job))
+
+    def _begin(self, job: Row) -> str:
+        """Show that a job begins; return what stands in front of its lines."""
+        prefix = self._prefix(job)
         if not prefix:
-            self._screen.line()
+            self._screen.line(self._screen.paint(f'{job["stage"]}: {job["name"]}', '1'))
+        return prefix
 
     def _prefix(self, job: Row) -> str:
         """Return what stands in front of a job's lines: its name, when several jobs may run side by side."""
@@ -18249,6 +18330,7 @@ class LocalRun:
             text = f'left out by rules: {first_of(left_out, 4)} (--list says why)'
             self._screen.line(self._screen.paint(f'  {text}', '2'))
         self._show_unused(jobs)
+        self._show_missing(jobs)
         self._screen.line()
 
     def _show_unused(self, jobs: Sequence[JobSpec]) -> None:
@@ -18260,9 +18342,26 @@ class LocalRun:
             unused.append(f'{plural(len(images), "image")} {first_of(sorted(images))}')
         if services:
             unused.append(f'{plural(len(services), "service")} {first_of(sorted(services))}')
+        self._unused = bool(unused)
         if unused:
             text = f'not used in a plain shell: {" and ".join(unused)}'
             self._screen.line(self._screen.paint(f'  {text}', '33'))
+
+    def _show_missing(self, jobs: Sequence[JobSpec]) -> None:
+        """Name the ID tokens that jobs ask for: nobody issues them."""
+        for job in jobs:
+            if job.id_tokens:
+                tokens = ', '.join(job.id_tokens)
+                text = f'{job.name} runs without {tokens}: minici issues no ID tokens'
+                self._screen.line(self._screen.paint(f'  {text}', '33'))
+
+    def hint(self) -> str:
+        """Return how to get the images and services of the jobs, an empty text when they want none."""
+        if not self._unused:
+            return ''
+        if shutil.which(RUNNER_PROGRAM):
+            return f'minici run --runner uses images and services, by the {RUNNER_PROGRAM} on the PATH'
+        return f'images and services need {RUNNER_PROGRAM}: {RUNNER_PAGE} says how to get it; then add --runner'
 
     def _show_progress(self, running: Sequence[str]) -> None:
         """Show in the last line of the terminal how far the pipeline is."""
@@ -18477,43 +18576,156 @@ def print_table(screen: Screen, rows: Sequence[tuple[str, ...]], colours: Sequen
         screen.line(screen.paint('  ' + '  '.join(cells).rstrip(), colour))
 
 
-def open_coordinator(options: argparse.Namespace) -> Coordinator:
-    """Return a coordinator over the database that the options name; a missing one is made."""
-    settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
-    return Coordinator(options.db or DEFAULT_DATABASE, options.data, **settings)
 
 
-def split_paths(options: argparse.Namespace) -> None:
-    """Tell the directory in front of the names of jobs from these."""
-    options.path = '.'
-    options.names = [*options.paths]
-    if options.names and Path(options.names[0]).is_dir():
-        options.path = options.names.pop(0)
+# Runs by GitLab Runner ########################################################################
+#
+# `minici run --runner`: the jobs of a local run in the hands of the genuine runner, which has images
+# and services. A server of ours on a port of its own hands them out for as long as the run takes.
+
+DEFAULT_IMAGE = 'debian:stable'     # of jobs that name none
+RUNNER_TIMEOUT = 60                 # seconds that it has to register or unregister itself
+#: The statuses of jobs that are with a runner or wait for one.
+WITH_RUNNERS = ('pending', 'preparing', 'running', 'canceling', 'waiting_for_resource', 'scheduled')
 
 
-def run_command(options: argparse.Namespace) -> int:
-    """Run the pipeline of a checkout on this machine."""
-    split_paths(options)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    screen = Screen(sys.stdout, colours=options.colours)
-    kept_apart = options.db is None
-    if kept_apart:
-        state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-        options.db = str(state_directory() / DEFAULT_DATABASE)
-    options.include_hosts = options.include_hosts or '*'     # who runs a file here decides what it may ask
-    with open_coordinator(options) as ci:
-        local = LocalRun(ci, options, screen)
-        plan = local.plan()
-        if options.list:
-            return local.list_jobs(plan)
-        status = local.run(plan)
-        if screen.broken:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # what is buffered goes nowhere
-        if kept_apart:
-            ci.delete_pipelines(ci.list_pipelines(limit=RUNS_KEPT, offset=RUNS_KEPT)[0])
-        if screen.is_terminal:
-            screen.line(screen.paint(f'minici --db {options.db} shows it in a browser', '2'))
-        return status
+class FollowedJob:
+    """The trace of one job that runs somewhere else, shown as it grows."""
+
+    def __init__(self, ci: Coordinator, job: Row, view: JobView) -> None:
+        self._ci = ci
+        self._id = job['id']
+        self._view = view
+        self._decoder = TraceDecoder()
+        self._position = 0
+        self._ended = False
+
+    def read(self) -> None:
+        """Show what the trace has grown by, and what became of the job once it has ended."""
+        if self._ended:
+            return
+        job = self._ci.find_job(self._id)
+        self._ended = job['status'] in FINISHED     # asked first: by then the rest of the trace is there
+        self._ci.traces.looked_at(self._id)         # its runner then sends more of it more often
+        with contextlib.suppress(NotFound), self._ci.traces.open(self._id) as file:
+            file.seek(self._position)
+            while data := file.read(MIB):
+                self._position += len(data)
+                self._show(data)
+        if self._ended:
+            self._show(b'', final=True)
+            self._view.end(job)
+
+    def _show(self, data: bytes, *, final: bool = False) -> None:
+        text = self._decoder.feed(data, final=final)
+        self._view.feed(text.encode())
+
+
+class RunnerProcess:
+    """A `gitlab-runner` of this machine, registered for one run and removed after it; a context manager.
+
+    Its configuration and what it says are in `folder`. Raises BadRequest when it cannot be used.
+    """
+
+    def __init__(self, url: str, token: str, folder: Path, side_by_side: int) -> None:
+        program = shutil.which(RUNNER_PROGRAM)
+        if program is None:
+            raise BadRequest({'runner': [f'--runner needs {RUNNER_PROGRAM} on the PATH: {RUNNER_PAGE} says how to '
+                                         'get it']})
+        self._program = program
+        self._access = ['--url', url, '--token', token]
+        self._config = folder / 'config.toml'
+        self._log = folder / 'runner.log'
+        self._folder = folder
+        self._side_by_side = side_by_side
+        self.executor = 'docker' if shutil.which('docker') else 'shell'
+
+    def __enter__(self) -> RunnerProcess:
+        self._config.write_text(f'concurrent = {self._side_by_side}\ncheck_interval = 1\n')
+        chosen = ['--executor', self.executor]
+        if self.executor == 'docker':
+            chosen += ['--docker-image', DEFAULT_IMAGE, '--docker-pull-policy', 'if-not-present']
+            chosen += ['--docker-network-mode', 'host']     # from inside, this machine's own address leads nowhere
+        self._call('register', '--non-interactive', '--name', 'minici run', *self._access, *chosen)
+        with open(self._log, 'ab') as log_file:
+            self._process = subprocess.Popen(
+                [self._program, 'run', '--config', str(self._config), '--working-directory', str(self._folder)],
+                stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        stop_group(self._process)
+        with contextlib.suppress(BadRequest):   # the run removes it, too
+            self._call('unregister', '--all-runners')
+
+    def _call(self, command: str, *arguments: str) -> None:
+        """Run one of the program's commands to its end; raise BadRequest with its last words when it fails."""
+        with open(self._log, 'ab') as log_file:
+            done = subprocess.run([self._program, command, '--config', str(self._config), *arguments],
+                                  stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, timeout=RUNNER_TIMEOUT)
+        if done.returncode:
+            raise self._failed(command, done.returncode)
+
+    def check(self) -> None:
+        """Raise BadRequest when the runner has ended by itself."""
+        status = self._process.poll()
+        if status is not None:
+            raise self._failed('run', status)
+
+    def _failed(self, command: str, status: int) -> BadRequest:
+        """Return what is to be said of a command that has ended with this status."""
+        said = self._log.read_text(errors='replace').strip()
+        last = said.rpartition('\n')[2]
+        return BadRequest({'runner': [f'{RUNNER_PROGRAM} {command} ended with {exit_status(status)}: {last}']})
+
+
+class RunnerRun(LocalRun):
+    """A local run whose jobs a `gitlab-runner` takes over HTTP."""
+
+    def _work(self) -> None:
+        """Show the jobs while the runner takes them, until there is none left that may run."""
+        folder = self._place.work / 'runner'
+        folder.mkdir(mode=0o700)
+        with Server(self.ci, port=0) as server:
+            runner = RunnerProcess(server.url, self._token, folder, self._options.parallel)
+            text = f'the jobs run in {RUNNER_PROGRAM}, with its executor {runner.executor}'
+            self._screen.line(self._screen.paint(text, '2'))
+            with runner:
+                try:
+                    self._follow(runner)
+                except KeyboardInterrupt:
+                    self.ci.cancel_pipeline(self._pipeline)     # before the runner ends, which would fail its jobs
+                    raise
+
+    def _follow(self, runner: RunnerProcess) -> None:
+        """Show the traces of the jobs as they grow, until no job is with the runner or waits for it."""
+        shown: dict[int, FollowedJob] = {}
+        while not self._screen.broken:
+            jobs = self._latest_jobs()
+            self._play(jobs)
+            for job in jobs:
+                if job['kind'] == 'build' and job['started_at'] and job['id'] not in shown:
+                    view = JobView(self._screen, self._begin(job))
+                    shown[job['id']] = FollowedJob(self.ci, job, view)
+            for followed_job in shown.values():
+                followed_job.read()
+            open_jobs = [job for job in jobs if job['kind'] == 'build' and job['status'] in WITH_RUNNERS]
+            if not open_jobs:
+                return
+            runner.check()
+            self._show_progress([job['name'] for job in open_jobs if job['status'] in ALIVE])
+            time.sleep(PUMP_INTERVAL)
+
+    def _show_unused(self, jobs: Sequence[JobSpec]) -> None:
+        """Say so when images cannot be used: without Docker the runner has only a shell, too."""
+        if not shutil.which('docker'):
+            super()._show_unused(jobs)
+
+    def hint(self) -> str:
+        """Return what is missing for images and services."""
+        if not self._unused:
+            return ''
+        return 'images and services need Docker, too'
 
 
 # Command line #################################################################################
@@ -18591,6 +18803,8 @@ def add_run_command(commands: Subcommands) -> None:
     parser.add_argument('--variables-file', metavar='FILE', help='lines K=V, as .minici.env in the checkout has them')
     parser.add_argument('--jobs', dest='parallel', type=int, default=os.cpu_count() or 1, metavar='N',
                         help='how many jobs may run side by side (default: %(default)s)')
+    parser.add_argument('--runner', action='store_true',
+                        help='let the gitlab-runner on the PATH run the jobs: it has images and services')
     parser.add_argument('--keep', metavar='DIR', help="keep the jobs' working copies in this directory")
     parser.add_argument('--artifacts', action='store_true', help='unpack the artifacts into the checkout afterwards')
     parser.add_argument('--colours', action=argparse.BooleanOptionalAction, help='(default: on a terminal)')
@@ -18742,6 +18956,48 @@ def prune_command(options: argparse.Namespace) -> int:
             finished = iso_time(pipeline['finished_at'])
             print(f'pipeline {pipeline["id"]} ({pipeline["ref"]}, {pipeline["status"]}, {finished})')
     return 0
+
+
+def open_coordinator(options: argparse.Namespace) -> Coordinator:
+    """Return a coordinator over the database that the options name; a missing one is made."""
+    settings = {item.name: getattr(options, item.name) for item in dataclasses.fields(Settings)}
+    return Coordinator(options.db or DEFAULT_DATABASE, options.data, **settings)
+
+
+def split_paths(options: argparse.Namespace) -> None:
+    """Tell the directory in front of the names of jobs from these."""
+    options.path = '.'
+    options.names = [*options.paths]
+    if options.names and Path(options.names[0]).is_dir():
+        options.path = options.names.pop(0)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the pipeline of a checkout on this machine."""
+    split_paths(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    screen = Screen(sys.stdout, colours=options.colours)
+    kept_apart = options.db is None
+    if kept_apart:
+        state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+        options.db = str(state_directory() / DEFAULT_DATABASE)
+    options.include_hosts = options.include_hosts or '*'     # who runs a file here decides what it may ask
+    with open_coordinator(options) as ci:
+        kind = RunnerRun if options.runner else LocalRun
+        local = kind(ci, options, screen)
+        plan = local.plan()
+        if options.list:
+            return local.list_jobs(plan)
+        status = local.run(plan)
+        if screen.broken:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # what is buffered goes nowhere
+        if kept_apart:
+            ci.delete_pipelines(ci.list_pipelines(limit=RUNS_KEPT, offset=RUNS_KEPT)[0])
+        if screen.is_terminal:
+            screen.line(screen.paint(f'minici --db {options.db} shows it in a browser', '2'))
+        if hint := local.hint():
+            screen.line(screen.paint(hint, '2'))
+        return status
 
 
 class Directory:
@@ -18914,39 +19170,6 @@ def submitted_project(ci: Coordinator, name: str, url: str, branch: str) -> Row:
     raise AssertionError
 
 
-class FollowedJob:
-    """The trace of one job that runs somewhere else, shown as it grows."""
-
-    def __init__(self, ci: Coordinator, job: Row, view: JobView) -> None:
-        self._ci = ci
-        self._id = job['id']
-        self._view = view
-        self._decoder = TraceDecoder()
-        self._position = 0
-
-    def read(self, *, final: bool = False) -> None:
-        """Show what the trace has grown by; its runner then sends more of it more often."""
-        self._ci.traces.looked_at(self._id)
-        with contextlib.suppress(NotFound), self._ci.traces.open(self._id) as file:
-            file.seek(self._position)
-            while data := file.read(MIB):
-                self._position += len(data)
-                self._show(data)
-        if final:
-            self._show(b'', final=True)
-
-    def _show(self, data: bytes, *, final: bool = False) -> None:
-        text = self._decoder.feed(data, final=final)
-        self._view.feed(text.encode())
-
-    def end(self, screen: Screen, prefix: str) -> None:
-        """Show the rest of the trace, and what became of the job."""
-        self.read(final=True)
-        job = self._ci.find_job(self._id)
-        self._view.end(job['status'] == 'success')
-        screen.line(prefix + outcome_line(screen, job))
-
-
 def waiting_line(ci: Coordinator, jobs: Iterable[Row]) -> str | None:
     """Say why the oldest of a pipeline's jobs waits when none of them runs; None when there is nothing to say."""
     if any(job['status'] in ALIVE for job in jobs):
@@ -18963,24 +19186,18 @@ def follow(ci: Coordinator, pipeline: Row, screen: Screen) -> int:
 
     What only waits to be started by hand is not waited for.
     """
-    followed: dict[int, tuple[FollowedJob, str]] = {}
-    ended: set[int] = set()
+    followed: dict[int, FollowedJob] = {}
     reason = None
     while not screen.broken:
         status = ci.find_pipeline(pipeline)['status']
         jobs = ci.list_jobs(pipeline=pipeline, limit=MAX_JOBS_SHOWN)
         width = min(NAME_WIDTH, max(len(job['name']) for job in jobs))
         for job in reversed(jobs):
-            if job['id'] in ended or not job['started_at']:
-                continue
-            prefix = f'{shortened(job["name"], width):{width}} │ '
-            if job['id'] not in followed:
-                followed[job['id']] = FollowedJob(ci, job, JobView(screen, prefix)), prefix
-            reader, prefix = followed[job['id']]
-            reader.read()
-            if job['status'] in FINISHED:
-                reader.end(screen, prefix)
-                ended.add(job['id'])
+            if job['started_at'] and job['id'] not in followed:
+                prefix = f'{shortened(job["name"], width):{width}} │ '
+                followed[job['id']] = FollowedJob(ci, job, JobView(screen, prefix))
+        for shown in followed.values():
+            shown.read()
         before = reason
         reason = waiting_line(ci, jobs)
         if reason and reason != before:

@@ -21,7 +21,6 @@ import tempfile
 import textwrap
 import threading
 import time
-import urllib.parse
 import zipfile
 from pathlib import Path
 
@@ -85,39 +84,10 @@ DEMO = {
         exit $failed
         """,
 }
-COLOURS = {'success': 32, 'failed': 31, 'canceled': 33, 'skipped': 2, 'manual': 33}
 
 
 class Problem(Exception):
     """Why the pipeline cannot be run, for people."""
-
-
-class Screen:
-    """The terminal, with colours when it is one."""
-
-    def __init__(self):
-        self.coloured = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
-
-    def paint(self, text, *codes):
-        """Return `text` in a colour, if there are colours."""
-        return f'\033[{";".join(map(str, codes))}m{text}\033[0m' if self.coloured and codes else text
-
-    def line(self, text=''):
-        """Print a line."""
-        print(text, flush=True)
-
-    def fact(self, name, text):
-        """Print a line of `name` and what there is to say of it."""
-        self.line(f'  {self.paint(f"{name:<11}", 2)} {text}')
-
-    def heading(self, text):
-        """Print a heading across the screen."""
-        width = min(shutil.get_terminal_size().columns, 100)
-        self.line('\n' + self.paint(f'-- {text} '.ljust(width, '-'), 1))
-
-    def trace(self, text):
-        """Print some lines of a trace, which has colours of its own."""
-        print(text if self.coloured else re.sub(r'\033\[[0-9;]*[A-Za-z]', '', text), end='', flush=True)
 
 
 def git(directory, *arguments):
@@ -163,20 +133,6 @@ def find_repository(path):
     return repository, branch, not bare and bool(git(repository, 'status', '--porcelain'))
 
 
-def submit(ci, repository, branch):
-    """Make a pipeline of a repository's branch, and its project if this is the first."""
-    url = 'file://' + urllib.parse.quote(str(repository))
-    name = re.sub(r'[^A-Za-z0-9_.-]+|\.(git|atom|json)$', '-', repository.name).strip('-.') or 'project'
-    name = name if re.match('[A-Za-z_]', name) else f'project-{name}'
-    try:
-        project = ci.find_project(name)
-    except minici.NotFound:
-        project = ci.create_project(name, import_url=url, default_branch=branch)
-    if project['import_url'] != url:
-        raise Problem(f'the directory to keep things in holds a project {name} of another repository already')
-    return project, ci.create_pipeline(project, branch)
-
-
 def follow(ci, pipeline, screen, runner):
     """Show one job after the other until the pipeline has come to an end; return it."""
     shown = set()
@@ -186,10 +142,10 @@ def follow(ci, pipeline, screen, runner):
         job = next((job for job in jobs if job['started_at'] and job['id'] not in shown), None)
         if job:
             shown.add(job['id'])
-            screen.heading(f'[{len(shown)}/{len(jobs)}] {job["stage"]}: {job["name"]}')
+            screen.line(screen.paint(f'\n-- [{len(shown)}/{len(jobs)}] {job["stage"]}: {job["name"]} {"-" * 40}', '1'))
             job = follow_job(ci, job, screen)
-            screen.line(screen.paint(f'{job["status"]} in {seconds(job)} s', COLOURS.get(job['status'], 0)))
-        elif pipeline['status'] in ('success', 'failed', 'canceled', 'skipped', 'manual'):
+            screen.line(f'{job["status"]} in {seconds(job)}')
+        elif pipeline['status'] in (*minici.FINISHED, 'manual'):
             return pipeline
         elif not runner.is_alive():
             raise Problem('the runner has ended')
@@ -207,80 +163,59 @@ def follow_job(ci, job, screen):
             trace.seek(position)
             chunk = trace.read()
             position += len(chunk)
-            text, newline, rest = (rest + chunk).rpartition(b'\n')
-            screen.trace((text + newline).decode('utf-8', 'replace'))
+            *lines, rest = (rest + chunk).split(b'\n')
+            for line in lines + [rest] * (finished and rest != b''):
+                screen.line(screen.clean(line))
         if finished:
-            screen.trace(rest.decode('utf-8', 'replace') + '\n' * bool(rest))
             return job
         time.sleep(0.05)
 
 
 def seconds(row):
     """Return how long a job or pipeline took, as text."""
-    return f'{row["finished_at"] - row["started_at"]:.1f}' if row['started_at'] and row['finished_at'] else '-'
+    if row['started_at'] and row['finished_at']:
+        return minici.duration_text(row['finished_at'] - row['started_at'])
+    return '-'
 
 
 def collect(ci, jobs, directory):
-    """Write the traces and artifacts of jobs into a directory; return the names of each job's files."""
-    files = {}
+    """Write the traces and artifacts of jobs into a directory, and return a row about each job."""
+    rows = [('stage', 'job', 'status', 'time', 'artifacts')]
     for job in jobs:
-        name = f'{job["id"]}-' + re.sub(r'[^\w.-]+', '-', job['name'])
+        name, names = f'{job["id"]}-' + re.sub(r'[^\w.-]+', '-', job['name']), []
         with contextlib.suppress(minici.NotFound):
-            directory.joinpath('traces').mkdir(parents=True, exist_ok=True)
+            directory.joinpath('traces').mkdir(exist_ok=True)
             directory.joinpath('traces', f'{name}.log').write_bytes(ci.read_trace(job))
         with contextlib.suppress(minici.NotFound):
             _, archive = ci.open_artifacts(job)
             with archive, zipfile.ZipFile(archive) as bundle:
                 bundle.extractall(directory / 'artifacts' / name)
-                files[job['id']] = [entry.filename for entry in bundle.infolist() if not entry.is_dir()]
-    return files
-
-
-def summarize(pipeline, jobs, files, screen):
-    """Print what became of each job."""
-    screen.heading('summary')
-    rows = [('stage', 'job', 'status', 'seconds', 'artifacts')]
-    for job in jobs:
-        names = files.get(job['id'], [])
-        listed = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
-        rows.append((job['stage'], job['name'], job['status'], seconds(job), listed))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        cells = [text.rjust(width) if column == 3 else text.ljust(width)
-                 for column, (text, width) in enumerate(zip(row, widths, strict=True))]
-        if number:
-            cells[2] = screen.paint(cells[2], COLOURS.get(row[2], 0))
-        screen.line(screen.paint('  ' + '  '.join(cells).rstrip(), 2 if number == 0 else 0))
-    status = screen.paint(pipeline['status'], 1, COLOURS.get(pipeline['status'], 0))
-    screen.line(f'\n  pipeline {pipeline["id"]}: {status} after {seconds(pipeline)} s')
+                names = [entry.filename for entry in bundle.infolist() if not entry.is_dir()]
+        rows.append((job['stage'], job['name'], job['status'], seconds(job), minici.first_of(names)))
+    return rows
 
 
 def run(options, screen, work):
     """Do it all in the directory `work`; return the exit status."""
     if not shutil.which('git'):
         raise Problem('git is missing: it is needed to read the repository, please install it')
-    if options.path is None:
-        path = work / 'demo'
-        repository, branch, dirty = find_repository(path if path.exists() else make_demo(path))
-    else:
-        repository, branch, dirty = find_repository(Path(options.path).resolve())
+    path = Path(options.path).resolve() if options.path else work / 'demo'
+    if not options.path and not path.exists():
+        make_demo(path)
+    repository, branch, dirty = find_repository(path)
     with minici.Coordinator(work / 'ci.sqlite', fsync=options.keep is not None) as ci, minici.Server(ci) as server:
-        project, pipeline = submit(ci, repository, branch)
-        jobs = sorted(ci.list_jobs(pipeline=pipeline, limit=10_000), key=lambda job: job['id'])
-        tags = sorted({tag for job in jobs for tag in json.loads(job['tags'])})
-        commit = json.loads(pipeline['commit_info'] or '{}').get('message', '').partition('\n')[0]
-        screen.line(screen.paint('minici quickstart', 1))
-        screen.fact('repository', f'{repository}{"" if options.path else " (made to have something to build)"}')
-        screen.fact('commit', f'{pipeline["sha"][:8]} of {branch}: {commit}')
+        project = minici.submitted_project(ci, minici.project_name(repository), repository.as_uri(), branch)
+        pipeline = ci.create_pipeline(project, branch)
+        tags = sorted({tag for job in ci.list_jobs(pipeline=pipeline, limit=10_000) for tag in json.loads(job['tags'])})
+        screen.line(f'{screen.paint("minici quickstart", "1")}\n'
+                    f'  repository   {repository}{"" if options.path else " (made to have something to build)"}\n'
+                    f'  commit       {pipeline["sha"][:8]} of {branch}\n'
+                    f'  coordinator  {server.url}\n'
+                    f'  runner       shell_runner.py, a plain shell on this machine')
         if dirty:
-            screen.fact('', screen.paint('changes that are not committed are not built', 33))
-        stages = list(dict.fromkeys(job['stage'] for job in jobs))
-        screen.fact('pipeline', f'{len(jobs)} job(s) in the stages {", ".join(stages)}')
-        screen.fact('coordinator', server.url)
+            screen.line(screen.paint('  changes that are not committed are not built', '33'))
         runner = shell_runner.Runner(server.url, builds_dir=work, interval=0.1, say=lambda text: None)
         runner.register(ci.registration_token, description='quickstart', tag_list=tags, run_untagged=True)
-        screen.fact('runner', 'shell_runner.py, a plain shell on this machine'
-                    + (f' with the tags {", ".join(tags)}' if tags else ''))
         thread = threading.Thread(target=runner.run_forever, name='runner')
         thread.start()
         try:
@@ -288,24 +223,16 @@ def run(options, screen, work):
         finally:
             runner.stopping.set()
             thread.join()
-        jobs = sorted(ci.list_jobs(pipeline=pipeline, limit=10_000), key=lambda job: job['id'])
-        files = collect(ci, jobs, work)
-        summarize(pipeline, jobs, files, screen)
-        if pipeline['status'] == 'manual':
-            names = ', '.join(job['name'] for job in jobs if job['status'] == 'manual')
-            screen.line(f'  waiting to be started by hand: {names}')
-    screen.heading('where to look')
-    screen.fact('traces', work / 'traces')
-    if files:
-        screen.fact('artifacts', work / 'artifacts')
+        rows = collect(ci, sorted(ci.list_jobs(pipeline=pipeline, limit=10_000), key=lambda job: job['id']), work)
+    screen.line()
+    minici.print_table(screen, rows, ['2', *[''] * len(rows[1:])])
+    screen.line(f'\n  pipeline {pipeline["id"]}: {pipeline["status"]} after {seconds(pipeline)}')
+    for name in ('traces', 'artifacts'):
+        if work.joinpath(name).exists():
+            screen.line(f'  {name:<12} {work / name}')
     if options.keep:
-        command = f'python -m minici --db {work / "ci.sqlite"}'
-        screen.fact('serve it', f'{command}   (and open the link that it prints)')
-        screen.fact('API', f'http://127.0.0.1:8080/api/v4/projects/{project["id"]}/jobs')
-        screen.fact('token', f'{command} token')
-    else:
-        screen.fact('', 'with --keep DIR the database stays, too, and can be served')
-    return 0 if pipeline['status'] == 'success' else 1
+        screen.line(f'  serve it     python -m minici --db {work / "ci.sqlite"}   (and open the link that it prints)')
+    return int(pipeline['status'] != 'success')
 
 
 def main():
@@ -315,18 +242,15 @@ def main():
     parser.add_argument('--keep', metavar='DIR', help='leave the database and the repository in DIR, too')
     options = parser.parse_args()
     sys.stdout.reconfigure(errors='replace')
-    screen = Screen()
     work = Path(options.keep or tempfile.mkdtemp(prefix='minici-quickstart-')).resolve()
     try:
         work.mkdir(parents=True, exist_ok=True)
-        return run(options, screen, work)
+        return run(options, minici.Screen(sys.stdout), work)
     except KeyboardInterrupt:
         print('\nquickstart: interrupted, the job that was running is stopped', file=sys.stderr)
         return 130
     except minici.CIError as error:
-        texts = [error.message] if isinstance(error.message, str) else [
-            text for texts in error.message.values() for text in texts]
-        print('quickstart: the pipeline cannot be made\n  ' + '\n  '.join(texts), file=sys.stderr)
+        print('quickstart: the pipeline cannot be made\n  ' + '\n  '.join(error.problems), file=sys.stderr)
     except (Problem, shell_runner.Failed, OSError) as error:
         print(f'quickstart: {error}', file=sys.stderr)
     finally:

@@ -105,7 +105,7 @@ class Runner:
 
     def build(self, options):
         """Get the commit and what jobs of earlier stages have made of it, and run the script."""
-        for keyword in sorted(options.keys() - {'image', 'services', 'artifacts', 'dependencies', 'after_script'}):
+        for keyword in sorted(unknown_keywords(options)):
             self.note(f'WARNING: this runner does not know {keyword}, which is ignored')
         if 'image' in options or 'services' in options:
             self.note('WARNING: this runner has no containers, image and services are ignored')
@@ -205,6 +205,13 @@ class Runner:
             self.say(f'{self.url.geturl()}: {trouble}')  # which is not the job's: the request is sent again
             if self.stopping.wait(self.interval):
                 raise Failed(trouble)
+
+
+def unknown_keywords(options):
+    """Return the keywords that a job uses and this runner does not know."""
+    artifacts = {name for name, value in options.get('artifacts', {}).items() if value}
+    return {*options.keys() - {'image', 'services', 'artifacts', 'dependencies', 'after_script'},
+            *(f'artifacts:{name}' for name in artifacts - {'name', 'paths', 'exclude', 'when', 'expire_in'})}
 
 
 def main(url, registration_token, *tag_list):

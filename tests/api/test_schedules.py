@@ -4,7 +4,7 @@ import json
 from datetime import datetime, timezone
 
 import pytest
-from support import Origin
+from support import Origin, commit
 
 import minici
 
@@ -220,6 +220,25 @@ def test_two_coordinators_run_a_schedule_once(ci, clock, project, schedule, tmp_
         due = [dict(ci.find_schedule(project, 1))]
         assert ci._postpone(due[0], clock.now)
         assert not other._postpone(due[0], clock.now)
+
+
+def test_a_schedule_gives_its_inputs_to_what_is_played_and_to_what_is_due(ci, call, clock, tmp_path):
+    file = 'spec: {inputs: {name: {}, count: {type: number, default: 1}}}\n---\n' \
+           '"$[[ inputs.name ]]": {script: make, parallel: $[[ inputs.count ]]}\n'
+    commit(tmp_path / 'origin', **{'.gitlab-ci.yml': file})
+    other = ci.create_project('with/inputs', import_url=(tmp_path / 'origin').as_uri())
+    schedules = f'/api/v4/projects/{other["id"]}/pipeline_schedules'
+    clock.now = moment('2026-01-05T10:00:00')
+    made = call('POST', schedules, 201, json={
+        'description': 'nightly', 'ref': 'main', 'cron': '0 1 * * *',
+        'inputs': [{'name': 'name', 'value': 'mine'}, {'name': 'count', 'value': 2}]}).json
+    call('POST', f'{schedules}/{made["id"]}/play', 201)
+    clock.now = moment('2026-01-06T01:00:30')
+    ci.sweep()
+    pipelines = ci.list_pipelines(other)[0]
+    assert [row['source'] for row in pipelines] == ['schedule', 'schedule']
+    for pipeline in pipelines:
+        assert {job['name'] for job in ci.list_jobs(pipeline=pipeline)} == {'mine 1/2', 'mine 2/2'}
 
 
 def test_a_tag_is_scheduled_by_its_full_name(ci, clock, project):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -225,6 +226,16 @@ def test_an_image_is_loudly_ignored(run):
     assert b'WARNING: this runner has no containers, image and services are ignored' in trace
 
 
+@pytest.mark.parametrize('keywords, named', [
+    ({'cache': {'paths': ['x']}}, 'cache'), ({'artifacts': {'untracked': True}}, 'artifacts:untracked'),
+    ({'artifacts': {'paths': ['x'], 'exclude': ['y']}, 'after_script': ['true']}, None)])
+def test_each_keyword_that_it_does_not_know_is_warned_of(run, keywords, named):
+    status, trace, _ = run(['true'], **keywords)['job']
+    assert status == 'success'
+    warned = re.findall(rb'WARNING: this runner does not know (\S+), which is ignored', trace)
+    assert warned == ([named.encode()] if named else [])
+
+
 def test_a_canceled_script_ends_with_all_that_it_started(ci, runner, submit, in_background, tmp_path):
     os.mkfifo(tmp_path / 'alive')
     alive = os.open(tmp_path / 'alive', os.O_RDONLY | os.O_NONBLOCK)  # at its end once nobody holds the other one
@@ -243,11 +254,15 @@ def test_a_canceled_script_ends_with_all_that_it_started(ci, runner, submit, in_
     assert not tmp_path.joinpath('after').exists()
 
 
-def test_a_script_ends_when_its_time_is_up(run):
-    status, trace, _ = run(['echo started', 'sleep 1000'], timeout='1 second')['job']
-    assert status == 'failed'
-    assert b'started\n' in trace
-    assert b'this takes too long' in trace
+def test_a_script_ends_when_its_time_is_up(ci, runner, submit, in_background):
+    job, = ci.list_jobs(pipeline=submit(['echo started', 'sleep 1000'], timeout='1 hour'))
+    thread = in_background()
+    until(lambda: ci.traces.size(job['id']) and b'\nstarted\n' in ci.read_trace(job))
+    assert 3000 < runner.deadline - time.monotonic() <= 3600
+    runner.deadline = 0
+    thread.join(20)
+    assert ci.find_job(job)['status'] == 'failed'
+    assert b'this takes too long' in ci.read_trace(job)
 
 
 def test_a_runner_that_is_stopped_fails_its_job(ci, runner, wire, submit, in_background):
@@ -569,7 +584,8 @@ def test_the_runner_works_through_a_prefix(ci, submit, tmp_path):
 
 def test_mount_serves_on_the_command_line_until_it_is_interrupted(tmp_path):
     process = subprocess.Popen([sys.executable, EXAMPLES / 'mount.py', '--port', '0'], cwd=tmp_path, text=True,
-                               env={**os.environ, 'PYTHONPATH': str(TOP)}, stdout=subprocess.PIPE)
+                               env={**os.environ, 'PYTHONPATH': str(TOP)}, stdout=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # it may be ignored
     try:
         url = process.stdout.readline().split()[-1]
         assert requests.get(f'{url}/api/v4/version', timeout=20).status_code == 401

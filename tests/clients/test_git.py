@@ -1,7 +1,9 @@
 """Repositories on this machine, fetched over HTTP by git itself: with a job's token, a person's, and no other."""
 
+import base64
 import json
 import subprocess
+import threading
 import time
 
 import pytest
@@ -116,6 +118,24 @@ def test_nothing_is_left_behind_when_a_client_goes_away(ci, server, claim, tmp_p
     while list(ci.artifacts.incoming.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list(ci.artifacts.incoming.iterdir()) == []
+
+
+def test_only_so_many_fetch_at_once_and_others_are_told_to_come_again(ci, client, claim, monkeypatch, origin, tmp_path):
+    monkeypatch.setattr(minici, 'GIT_SERVERS', threading.BoundedSemaphore(1))
+    password = base64.b64encode(f'x:{claim.token}'.encode()).decode()
+
+    def list_refs(status):
+        return client.call('GET', '/group/demo.git/info/refs?service=git-upload-pack', status=status,
+                           headers={'Authorization': f'Basic {password}'})
+    with minici.git_server():
+        assert list_refs(503).headers['Retry-After'] == str(minici.RETRY_AFTER)
+    for _ in range(3):      # each gives its place back
+        assert b'refs/heads/main' in list_refs(200).body
+    client.call('GET', '/group/demo.git/info/refs?service=git-upload-pack', status=401)
+    (origin / '.git' / 'HEAD').rename(tmp_path / 'HEAD')
+    list_refs(400)
+    (tmp_path / 'HEAD').rename(origin / '.git' / 'HEAD')
+    list_refs(200)
 
 
 def test_a_runner_that_cannot_see_the_folder_builds_it_with_its_submodule(ci, server, project, origin, tmp_path):

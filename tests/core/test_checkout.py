@@ -172,3 +172,11 @@ def test_the_remote_is_known(checkout, tmp_path, store):
     here = minici.Checkout(checkout, store)
     assert (here.branch, here.default_branch, clone.default_branch) == ('feature', 'main', 'main')
     assert (here.remote_url, here.remote_default_branch) == (None, None)
+
+
+def test_git_does_not_look_where_the_process_stands(checkout, monkeypatch):
+    git(checkout, 'config', 'alias.here', 'rev-parse --show-toplevel')
+    monkeypatch.chdir(checkout)
+    assert minici.run_git(['here'], None).returncode == 1
+    git(checkout, 'config', 'remote.origin.url', 'https://host.test/demo.git')
+    assert minici.Checkout(minici.Path('.'), checkout.parent / 'store').remote_url == 'https://host.test/demo.git'

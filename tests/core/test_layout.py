@@ -32,7 +32,7 @@ PARTS = {
              'Runner API', 'Legacy CI API', 'Jobs and pipelines API',
              'Administration API', 'Schedules API', 'Webhooks', 'Git over HTTP', 'Repository API', 'Operations',
              'Application', 'Server'),
-    'command': ('Local runner', 'Local runs', 'Command line'),
+    'command': ('Local runner', 'Local runs', 'Runs by GitLab Runner', 'Command line'),
 }
 ORDER = ['Top', *(section for sections in PARTS.values() for section in sections)]
 #: The classes of the domain, each above the one it uses.

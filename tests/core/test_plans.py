@@ -14,7 +14,7 @@ STATEMENTS = {
     'idle poll with last_update': 1,
     'claim': 6,
     'PATCH': 2,
-    'PUT': 7,
+    'PUT': 6,
     'list of pending jobs': 6,
     'list of finished jobs': 5,
     'list of failed jobs': 5,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from support import commit, git
@@ -288,6 +289,160 @@ def test_images_and_services_are_named_once_as_not_used(run):
         """)
     assert out.count('python:3.12') == 1
     assert 'not used in a plain shell: image python:3.12 and service postgres:16\n' in out
+
+
+def test_id_tokens_that_nobody_issues_are_named(run):
+    _, out, _ = run("""
+        a: {script: ['echo "<$VAULT>"'], id_tokens: {VAULT: {aud: x}, CLOUD: {aud: y}}}
+        b: {script: ['true']}
+        """)
+    assert '  a runs without VAULT, CLOUD: minici issues no ID tokens\n' in out
+    assert '<>' in printed(out, 'a')
+
+
+IMAGES = """
+    default: {image: 'python:3.12'}
+    a: {script: [echo from a], tags: [linux], artifacts: {paths: [made]}, before_script: [echo x > made]}
+    b: {stage: deploy, script: [cat made, 'echo "$PASSWORD"', exit 3]}
+    by hand: {stage: deploy, script: ['true'], when: manual, allow_failure: true}
+    """
+
+
+@pytest.mark.parametrize('found, hint', [
+    (True, 'minici run --runner uses images and services, by the gitlab-runner on the PATH'),
+    (False, 'images and services need gitlab-runner: https://docs.gitlab.com/runner/install/ says how to get it; '
+            'then add --runner')])
+def test_the_last_line_says_how_to_get_images(run, monkeypatch, tmp_path, found, hint):
+    if found:
+        (tmp_path / 'gitlab-runner').touch(0o755)
+    monkeypatch.setenv('PATH', f'/usr/bin:/bin:{tmp_path}')
+    _, out, _ = run('a: {image: x, script: ["true"]}')
+    assert out.splitlines()[-1] == hint
+    assert 'runner' not in run('a: {script: ["true"]}')[1]
+
+
+@pytest.fixture
+def gitlab_runner(tmp_path, monkeypatch):
+    """Put a program on the PATH that has gitlab-runner's command line, and does its work as shell_runner does."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    program = folder / 'gitlab-runner'
+    runner = Path(minici.__file__).parent / 'examples'
+    program.write_text(textwrap.dedent(f"""\
+        #!{sys.executable}
+        import json, pathlib, re, signal, sys
+        sys.path.insert(0, {str(runner)!r})
+        import shell_runner
+        command, *arguments = sys.argv[1:]
+        with open({str(folder / 'calls')!r}, 'a') as calls:
+            print(command, *arguments, file=calls)
+        given = dict(zip(arguments, arguments[1:]))
+        config = pathlib.Path(given['--config'])
+        text = config.read_text()
+        if command == 'register':
+            assert '--non-interactive' in arguments and 'concurrent = ' in text
+            config.write_text(text + json.dumps([given['--url'], given['--token']]))
+            sys.exit()
+        url, token = json.loads(text.splitlines()[-1])
+        runner = shell_runner.Runner(url, token, builds_dir=config.parent, interval=0.05, say=lambda text: None)
+        if command == 'unregister':
+            runner.call('DELETE', '/runners/delete', {{'token': token}})
+            sys.exit()
+        assert command == 'run'
+        signal.signal(signal.SIGTERM, lambda *_: runner.stopping.set())
+        runner.run_forever()
+        """))
+    program.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{folder}:/usr/bin:/bin')
+    return lambda: [line.split(' ')[0] for line in (folder / 'calls').read_text().splitlines()]
+
+
+def test_a_gitlab_runner_on_the_path_runs_the_jobs_when_asked_to(run, tmp_path, history, gitlab_runner):
+    (tmp_path / 'demo').mkdir()
+    (tmp_path / 'demo' / '.minici.env').write_text('PASSWORD=hunter2hunter2\n')
+    status, out, err = run(IMAGES, '--runner', '--jobs', '2')
+    assert (status, err) == (1, '')
+    assert results(out) == {'a': 'passed', 'b': 'failed', 'by hand': 'manual'}
+    assert 'from a' in printed(out, 'a')
+    assert 'x' in printed(out, 'b')
+    assert 'the jobs run in gitlab-runner, with its executor shell' in out
+    assert 'waiting to be started by hand: by hand' in out
+    assert gitlab_runner() == ['register', 'run', 'unregister']
+    assert history.list_runners() == []
+    assert out.splitlines()[-1] == 'images and services need Docker, too'
+
+
+def test_a_gitlab_runner_that_cannot_be_had_or_used_is_told_and_leaves_nothing(run, monkeypatch, tmp_path, history,
+                                                                               gitlab_runner):
+    program = tmp_path / 'bin' / 'gitlab-runner'
+    working = program.read_text()
+    for text, told in (('#!/bin/sh\necho no such executor >&2\nexit 2\n', 'register ended with 2: no such executor'),
+                       (working.replace('runner.run_forever()', 'sys.exit("crashed")'), 'run ended with 1: crashed')):
+        program.write_text(text)
+        status, out, err = run('a: {script: ["true"]}', '--runner')
+        assert (status, err.strip()) == (1, f'minici: gitlab-runner {told}')
+    monkeypatch.setenv('PATH', '/usr/bin:/bin')
+    status, out, err = run(None, '--runner')
+    assert (status, 'https://docs.gitlab.com/runner/install/' in err) == (1, True)
+    assert history.list_runners() == []
+    assert {row['status'] for row in history.list_pipelines()[0]} == {'canceled'}
+
+
+def test_submodules_are_checked_out_when_a_job_asks_for_them(run, tmp_path, history):
+    checkout = tmp_path / 'demo'
+    commit(tmp_path / 'inner', file='of the inner one\n')
+    commit(tmp_path / 'library', file='of the library\n')
+    add = ('-c', 'protocol.file.allow=always', 'submodule', '--quiet', 'add')
+    git(tmp_path / 'library', *add, str(tmp_path / 'inner'), 'deep/inner')
+    git(tmp_path / 'library', 'commit', '--quiet', '--message', 'Add')
+    commit(checkout, file='')
+    git(checkout, *add, str(tmp_path / 'library'), 'lib')
+    git(checkout, '-c', 'protocol.file.allow=always', 'submodule', '--quiet', 'update', '--init', '--recursive')
+    git(checkout, 'commit', '--quiet', '--message', 'Add')
+    (tmp_path / 'library').rename(tmp_path / 'gone')    # what is checked out is enough
+    (tmp_path / 'inner').rename(tmp_path / 'gone too')
+    status, out, _ = run("""
+        without: {script: [test ! -e lib/file]}
+        normal:
+          variables: {GIT_SUBMODULE_STRATEGY: normal}
+          script: [cat lib/file, test ! -e lib/deep/inner/file]
+        recursive:
+          variables: {GIT_SUBMODULE_STRATEGY: recursive}
+          script: [cat lib/file lib/deep/inner/file, git submodule status --recursive]
+        wrong: {variables: {GIT_SUBMODULE_STRATEGY: all}, script: ['true'], allow_failure: true}
+        """)
+    assert status == 0, out
+    assert 'of the library' in printed(out, 'normal')
+    assert {'of the library', 'of the inner one'} <= set(printed(out, 'recursive'))
+    log = history.read_trace(next(job for job in history.list_jobs() if job['name'] == 'wrong'))
+    assert b'unknown GIT_SUBMODULE_STRATEGY: all' in log
+
+
+def test_untracked_files_are_artifacts_and_a_cache_may_only_be_pushed_or_pulled(run):
+    file = """
+        build:
+          stage: build
+          script: [echo new > made, mkdir -p deep, echo more > deep/file, echo no > skip.tmp, touch tracked]
+          artifacts: {untracked: true, exclude: ['*.tmp']}
+          cache: {key: k, paths: [deep/], policy: push}
+        test:
+          script: [cat made deep/file, test ! -e skip.tmp]
+          cache: {key: k, paths: [deep/], policy: pull}
+        only cache:
+          script: [cat deep/file, echo changed > deep/file]
+          needs: []
+          when: manual
+          cache: {key: k, paths: [deep/], policy: pull}
+        """
+    status, out, _ = run(file)
+    assert status == 0, out
+    assert 'Restored' not in '\n'.join(printed(out, 'build'))      # it has none yet, and is not asked for
+    assert {'new', 'more'} <= set(printed(out, 'test'))
+    assert 'Restored 1 file from cache k' in '\n'.join(printed(out, 'test'))
+    for _ in range(2):      # what a job that only pulls has changed is not kept
+        status, out, _ = run(file, 'only cache')
+        assert (status, 'more\n' in out) == (0, True)
+    assert 'Restored' not in '\n'.join(printed(run(file)[1], 'build'))
 
 
 def test_sections_are_folded_when_they_pass_and_shown_when_they_fail(run):
