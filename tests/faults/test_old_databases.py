@@ -6,6 +6,7 @@ afterwards. Two steps grew after databases had taken them: those called "early" 
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 import sqlite3
@@ -150,12 +151,14 @@ def test_an_upgrade_that_is_killed_at_any_statement_leaves_the_old_database_or_t
 def test_specs_that_lack_what_is_new_are_read_with_defaults(ci, project, runner):
     ci.create_pipeline(project, 'main', sha='1' * 40, content={'test': {'script': ['make']}})
     with ci.db.write() as c:
-        spec, = c.execute('SELECT spec FROM job').fetchone()
-        for name in set(json.loads(spec)) - {'name', 'script', 'stage'}:
-            bare = {key: value for key, value in json.loads(spec).items() if key != name}
+        row = c.execute('SELECT spec FROM job').fetchone()
+        whole = minici.stored_spec(row)
+        assert set(whole) >= {field.name for field in dataclasses.fields(minici.JobSpec)}
+        for name in set(json.loads(row['spec'])) - {'name', 'script', 'stage'}:
+            bare = {key: value for key, value in json.loads(row['spec']).items() if key != name}
             c.execute('UPDATE job SET spec = :spec', {'spec': json.dumps(bare)})
             assert minici.stored_spec(c.execute('SELECT spec FROM job').fetchone()) | {name: None} \
-                == json.loads(spec) | {name: None}
+                == whole | {name: None}
         c.execute('UPDATE job SET spec = :spec', {'spec': json.dumps({'name': 'test', 'script': ['make']})})
     job = Client(ci).call('POST', '/api/v4/jobs/request', json={'token': runner.token}, status=201).json
     Client(ci).call('PUT', f'/api/v4/jobs/{job["id"]}', json={'token': job['token'], 'state': 'failed'}, status=200)
