@@ -16706,6 +16706,11 @@ class SpoolBuffer(waitress.buffers.OverflowableBuffer):
             small.close()
         self.overflowed = True
 
+    def close(self) -> None:
+        """Give up the body; a full disk must not fail once more with what it has refused already."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 class Refusal:
     """Lets waitress send one of our answers where it would send an error of its own."""

@@ -2,13 +2,19 @@
 
 import contextlib
 import errno
+import http.client
 import json
 import os
+import re
 import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import workload
-from support import FORM, UPLOAD, Client, Runner, Served, archive, call, until
+from support import FORM, TOP, UPLOAD, Client, Runner, Served, archive, call, until
 
 import minici
 
@@ -199,7 +205,7 @@ def test_a_server_that_may_write_no_larger_file_answers_503_and_goes_on_when_it_
     token = workload.prepare(tmp_path / 'ci.sqlite')
     claim = ('POST', '/api/v4/jobs/request', json.dumps({'token': token}), JSON)
     refused = done = 0
-    limits = form((0, 50_000, 600_000), (0, 1, 100, 4_096, 20_000, 50_000, 100_000, 300_000, 600_000, 699_999))
+    limits = form((0, 50_000, 699_999), (0, 1, 100, 4_096, 20_000, 50_000, 100_000, 300_000, 600_000, 699_999))
     with Served(tmp_path / 'ci.sqlite') as server:
         for limit in limits:
             status, body = answer(server, claim)
@@ -224,3 +230,66 @@ def test_a_server_that_may_write_no_larger_file_answers_503_and_goes_on_when_it_
     assert attempts <= {0, 1}
     figures('only 503, 0 burned jobs', f'RLIMIT_FSIZE at {len(limits)} sizes: {refused} x 503, {done} done, '
             '0 burned jobs, 0 lost')
+
+
+#: A server on a small file system of its own, which nobody else sees and which goes with it.
+SMALL_DISK = 'mount -t tmpfs -o size=40m,nr_inodes=60 tmpfs "$1" && exec "$2" -m minici --db "$1/ci.sqlite" --port 0'
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A server on a disk of 60 inodes: what it says when it starts, and the disk as this process sees it."""
+    (tmp_path / 'disk').mkdir()
+    command = ['unshare', '-rm', 'sh', '-c', SMALL_DISK, 'sh', str(tmp_path / 'disk'), sys.executable]
+    with open(tmp_path / 'log', 'w') as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env={
+            **os.environ, 'MINICI_REGISTRATION_TOKEN': 'register', 'MINICI_PRIVATE_TOKEN': 'private',
+            'PYTHONPATH': str(TOP)})
+    try:
+        for line in process.stdout:
+            if found := re.search(r' at http://127\.0\.0\.1:([0-9]+)', line):
+                yield int(found[1]), Path(f'/proc/{process.pid}/root{tmp_path / "disk"}')
+                return
+        said = (tmp_path / 'log').read_text()
+        assert said.startswith(('unshare:', 'mount:')), said
+        pytest.skip(f'no file system can be mounted here: {said}')
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not shutil.which('unshare'), reason='it takes a file system of its own, which Linux alone gives')
+def test_a_server_without_inodes_answers_503_and_goes_on_when_there_are_some(small_disk, figures):
+    port, disk = small_disk
+
+    def send(method, path, body, headers=JSON):
+        with contextlib.closing(http.client.HTTPConnection('127.0.0.1', port, timeout=60)) as connection:
+            status, _, answered = call(connection, method, path, body, headers)
+            return status, answered and json.loads(answered)
+
+    token = send('POST', '/api/v4/runners', json.dumps({'token': 'register', 'run_untagged': True}))[1]['token']
+    content = {f'job {number}': {'script': ['make']} for number in range(40)}
+    own = {**JSON, 'PRIVATE-TOKEN': 'private'}
+    assert send('POST', '/api/v4/projects', json.dumps({'name': 'demo'}), own)[0] == 201
+    made = json.dumps({'ref': 'main', 'sha': workload.SHA, 'content': content})
+    assert send('POST', '/api/v4/projects/1/pipeline', made, own)[0] == 201
+    fillers = []
+    with contextlib.suppress(OSError):
+        while True:
+            fillers.append(disk / f'filler-{len(fillers)}')
+            fillers[-1].touch()
+    claim = ('POST', '/api/v4/jobs/request', json.dumps({'token': token}))
+    answers = [send(*claim) for _ in range(10)]     # a claim makes no file
+    assert {status for status, _ in answers} == {201}
+    jobs = [job for _, job in answers]
+    statuses = [send(*request)[0] for job in jobs for request, _ in large_requests(job)[:2]]
+    for filler in fillers[:-1]:
+        filler.unlink()
+    for job in jobs:
+        for request, expected in large_requests(job):
+            assert send(*request)[0] == expected
+    after = [job['status'] for job in send('GET', '/api/v4/projects/1/jobs?per_page=100', b'', own)[1]]
+    assert set(statuses) == {503}
+    assert sorted(after) == ['pending'] * 30 + ['success'] * 10
+    figures('only 503, 0 burned jobs', f'a disk without inodes: 10 claims, {len(statuses)} traces and uploads, '
+            'each 503, all 10 jobs done after relief, 0 burned')
