@@ -7641,6 +7641,7 @@ class Store:
         self._changed = threading.Condition()
         self._bridges_due: collections.deque[int] = collections.deque()     # of pipelines that were processed
         self._described: dict[str, JSON] = {}   # commits and annotated tags that were read, by id
+        self.serves = False     # whether others wait for this process
         self.address = settings.external_url or 'http://localhost'      # a server that starts says where it listens
 
     def close(self) -> None:
@@ -9741,18 +9742,23 @@ class Compiling(Processing):
             return self._compile(content, merged=True, facts=facts, repository=repository, library=library,
                                  inputs=dict(inputs), predefined=self._predefined(facts))
 
+    @property
+    def _compiles_apart(self) -> bool:
+        """Whether foreign files are compiled in other processes: others wait for a process that serves."""
+        return self.serves and not self._temporary
+
     def _compile(self, content: Any, *, merged: bool = False, **options: Any) -> PipelineSpec:
-        """Compile a pipeline file; what a temporary coordinator is given is compiled by this process itself."""
+        """Compile a pipeline file, in another process if it is foreign and others wait for this one."""
         if not isinstance(content, Foreign):
             with COMPILERS.turn():
                 return compile_pipeline(content, **options)
-        if self._temporary:
-            return self._compile(content.content, **options)
-        return COMPILERS.compile(content.content, merged=merged, **options)
+        if self._compiles_apart:
+            return COMPILERS.compile(content.content, merged=merged, **options)
+        return self._compile(content.content, **options)
 
     def merged_yaml(self, merged: Members) -> str:
         """Return a pipeline file with all that it includes, extends and refers to in place, as YAML."""
-        if self._temporary:
+        if not self._compiles_apart:
             return merged_yaml(merged)
         text: str = COMPILERS.request('merged_yaml', merged=merged)
         return text
@@ -9769,7 +9775,7 @@ class Compiling(Processing):
         with self._repository(project) as repository:
             names = repository.refs()
             content = self._read_repository(repository, facts, None)
-        read = read_choices if self._temporary else COMPILERS.choices
+        read = COMPILERS.choices if self._compiles_apart else read_choices
         variables, inputs = read(content.content)
         default = project['default_branch']
         return Choices(sorted(names, key=lambda name: (name != default, name)), variables, inputs)
@@ -16573,6 +16579,7 @@ class Application:
     """The WSGI callable. It routes by the undecoded path, so that ``group%2Fdemo`` stays one segment."""
 
     def __init__(self, coordinator: Coordinator) -> None:
+        coordinator.serves = True
         self._coordinator = coordinator
         self._router = router()
         self._metrics = Metrics()

@@ -26,9 +26,10 @@ def pool():
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch, pool):
-    """A coordinator with a database of its own, which compiles with these processes."""
+    """A coordinator that serves and has a database of its own; it compiles with these processes."""
     monkeypatch.setattr(minici, 'COMPILERS', pool)
     with minici.Coordinator(tmp_path / 'ci.sqlite', fsync=False) as ci:
+        minici.create_app(ci)
         yield ci
 
 
@@ -96,11 +97,13 @@ def test_a_process_asks_for_files_alone(working, pool, tmp_path):
     assert not pool._all
 
 
-def test_processes_serve_what_is_foreign_to_a_lasting_coordinator_alone(stored, pool):
+def test_processes_compile_what_is_foreign_to_a_coordinator_that_serves_and_lasts(stored, pool, tmp_path):
     project = stored.create_project('demo')
     stored.create_pipeline(project, 'main', sha=SHA, content={'test': {'script': ['make']}})
-    with minici.Coordinator() as temporary:
-        temporary.create_pipeline(temporary.create_project('demo'), 'main', sha=SHA, content=FILE)
+    with minici.Coordinator() as temporary, minici.Coordinator(tmp_path / 'alone.sqlite') as alone:
+        minici.create_app(temporary)
+        for other in (temporary, alone):
+            other.create_pipeline(other.create_project('demo'), 'main', sha=SHA, content=FILE)
     assert not pool._all
     stored.create_pipeline(project, 'main', sha=SHA, content=FILE)
     stored.create_pipeline(project, 'main', sha=SHA, content=FILE)
@@ -173,6 +176,7 @@ def test_the_processes_end_with_a_server_that_is_killed(tmp_path):
     program = textwrap.dedent("""
         import minici, sys
         with minici.Coordinator(sys.argv[1]) as ci:
+            minici.create_app(ci)
             ci.lint(content=minici.Foreign('test: {script: make}'))
             print(*(process._process.pid for process in minici.COMPILERS._all), flush=True)
             sys.stdin.read()
