@@ -10188,9 +10188,13 @@ class Pipelines(Compiling):
         """Return the stages of pipelines, by the pipeline's id: names and statuses in order."""
         found: dict[int, dict[str, list[tuple[str, bool]]]] = {pipeline['id']: {} for pipeline in pipelines}
         rows = self._all("""
-            SELECT DISTINCT pipeline_id, stage_idx, stage, status, allow_failure
-              FROM job INDEXED BY job_of_pipeline
-             WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0
+            SELECT *, (SELECT stage
+                         FROM job INDEXED BY job_of_pipeline
+                        WHERE pipeline_id = kind.pipeline_id AND stage_idx = kind.stage_idx
+                        LIMIT 1) AS stage
+              FROM (SELECT DISTINCT pipeline_id, status, allow_failure, stage_idx
+                      FROM job INDEXED BY job_outcome
+                     WHERE pipeline_id IN (SELECT value FROM json_each(:ids)) AND retried = 0) AS kind
              ORDER BY pipeline_id, stage_idx
             """, ids=json.dumps(list(found)))
         for row in rows:
