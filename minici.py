@@ -12901,7 +12901,7 @@ class Rendered(str):
     """A text that is JSON already."""
 
 
-COMPACT_JSON = json.JSONEncoder(separators=(',', ':'))
+COMPACT_JSON = json.JSONEncoder(separators=(',', ':'), check_circular=False)
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
