@@ -29,3 +29,13 @@ def test_the_one_command_prints_a_table_and_writes_it_as_json(tmp_path):
     assert {figure['row'] for figure in figures} == {'3', '6'}
     assert len(done.stdout.splitlines()) == 1 + len(figures)
     assert all(figure['divided_by'] and figure['target'] and len(figure['rounds']) == 1 for figure in figures)
+
+
+def test_a_fleet_of_runners_is_served_and_its_cost_printed():
+    command = [sys.executable, str(Path(__file__).with_name('fleet.py')), '--runners', '6', '--jobs', '2', '--watched',
+               '1', '--builds', '1', '--seconds', '4']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found['actions a second'] >= 2
+    assert found['median ms'] > 0
