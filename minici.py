@@ -14724,7 +14724,7 @@ def status_entity(row: Row, call: Call) -> JSON:
     return status
 
 
-@route('GET', f'{PROJECT}/repository/commits/<sha:path>/statuses', auth=private_token)
+@route('GET', f'{PROJECT}/repository/commits/<sha>/statuses', auth=private_token)
 def list_statuses_route(call: Call, project: Row, sha: str) -> bottle.HTTPResponse:
     """List the statuses of a commit: the jobs of its pipelines."""
     newest = newest_pipeline(call, project, sha=sha) or newest_pipeline(call, project, ref=sha)
@@ -14740,7 +14740,7 @@ def list_statuses_route(call: Call, project: Row, sha: str) -> bottle.HTTPRespon
     return paged_response(call, [status_entity(row, call) for row in rows])
 
 
-@route('GET', f'{PROJECT}/repository/commits/<sha:path>', auth=private_token)
+@route('GET', f'{PROJECT}/repository/commits/<sha>', auth=private_token)
 def show_commit_route(call: Call, project: Row, sha: str) -> JSON:
     """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
     row = newest_pipeline(call, project, ref=sha) or newest_pipeline(call, project, sha=sha)
@@ -16042,16 +16042,34 @@ def tag_entity(name: str, ref: GitRef, info: Members, project: Row, call: Call) 
 RefEntity = Callable[[str, GitRef, Members, Row, 'Call'], JSON]
 
 
-def sorted_tags(call: Call, project: Row, tags: list[tuple[str, GitRef]]) -> list[tuple[str, GitRef]]:
+NamedRefs = list[tuple[str, GitRef]]
+
+
+def sorted_branches(call: Call, project: Row, branches: NamedRefs) -> NamedRefs:
+    """Return branches in the order that the call wants: by default by name."""
+    if call.has('regex'):
+        raise InvalidParameter('regex is not supported by minici; search takes ^ and $')
+    order, _, way = call.choice('sort', ('name_asc', 'updated_asc', 'updated_desc'), 'name_asc').partition('_')
+    if order == 'name':
+        return branches
+    return by_commit_time(call, project, branches, descending=way == 'desc')
+
+
+def by_commit_time(call: Call, project: Row, refs: NamedRefs, *, descending: bool) -> NamedRefs:
+    """Return branches or tags by the time of their commits."""
+    infos = call.ci.describe_refs(project, [ref for _, ref in refs])
+    return sorted(refs, key=lambda ref: (moment_of_commit(infos[ref[1]]), ref[0]), reverse=descending)
+
+
+def sorted_tags(call: Call, project: Row, tags: NamedRefs) -> NamedRefs:
     """Return tags in the order that the call wants: by default the newest commit first."""
     order = call.choice('order_by', ('name', 'updated', 'version'), 'updated')
     descending = call.choice('sort', ('asc', 'desc'), 'desc') == 'desc'
     if order == 'version':
         return sorted(tags, key=lambda tag: version_key(tag[0]), reverse=descending)
     if order == 'updated':
-        infos = call.ci.describe_refs(project, [ref for _, ref in tags])
-        tags = sorted(tags, key=lambda tag: (moment_of_commit(infos[tag[1]]), tag[0]))
-    return tags[::-1] if descending else tags
+        return by_commit_time(call, project, tags, descending=descending)
+    return sorted(tags, reverse=descending, key=lambda tag: tag[0])
 
 
 def version_key(name: str) -> list[tuple[str, int]]:
@@ -16066,12 +16084,14 @@ def moment_of_commit(info: Members) -> float:
     return 0.0
 
 
+REF_ORDERS = {'heads': sorted_branches, 'tags': sorted_tags}
+
+
 def refs_response(call: Call, project: Row, kind: str, entity: RefEntity) -> bottle.HTTPResponse:
     """Return a page of the branches or tags of a project's repository."""
     number, per_page = page_of(call)
     refs = list(call.ci.list_refs(project, kind, call.text('search')).items())
-    if kind == 'tags':
-        refs = sorted_tags(call, project, refs)
+    refs = REF_ORDERS[kind](call, project, refs)
     shown = refs[(number - 1) * per_page:number * per_page]
     infos = call.ci.describe_refs(project, [ref for _, ref in shown])
     entities = [entity(name, ref, infos[ref], project, call) for name, ref in shown]
@@ -16093,7 +16113,7 @@ def list_branches_route(call: Call, project: Row) -> bottle.HTTPResponse:
     return refs_response(call, project, 'heads', branch_entity)
 
 
-@route('GET', f'{PROJECT}/repository/branches/<branch:path>', auth=private_token)
+@route('GET', f'{PROJECT}/repository/branches/<branch>', auth=private_token)
 def show_branch_route(call: Call, project: Row, branch: str) -> JSON:
     """Show a branch of a project's repository."""
     return ref_response(call, project, 'heads', branch, branch_entity)
@@ -16105,7 +16125,7 @@ def list_tags_route(call: Call, project: Row) -> bottle.HTTPResponse:
     return refs_response(call, project, 'tags', tag_entity)
 
 
-@route('GET', f'{PROJECT}/repository/tags/<tag_name:path>', auth=private_token)
+@route('GET', f'{PROJECT}/repository/tags/<tag_name>', auth=private_token)
 def show_tag_route(call: Call, project: Row, tag_name: str) -> JSON:
     """Show a tag of a project's repository."""
     return ref_response(call, project, 'tags', tag_name, tag_entity)
@@ -16275,13 +16295,13 @@ def create_release_route(call: Call, project: Row) -> JSON:
     return release_entity(release, call)
 
 
-@route('GET', f'{RELEASES}/<tag_name:path>', auth=job_or_private_token)
+@route('GET', f'{RELEASES}/<tag_name>', auth=job_or_private_token)
 def show_release_route(call: Call, project: Row, tag_name: str) -> JSON:
     """Show the release of a tag."""
     return release_entity(call.ci.find_release(project, tag_name), call)
 
 
-@route('DELETE', f'{RELEASES}/<tag_name:path>', auth=private_token)
+@route('DELETE', f'{RELEASES}/<tag_name>', auth=private_token)
 def delete_release_route(call: Call, project: Row, tag_name: str) -> JSON:
     """Remove the release of a tag; the tag stays."""
     release = call.ci.find_release(project, tag_name)
@@ -16291,10 +16311,22 @@ def delete_release_route(call: Call, project: Row, tag_name: str) -> JSON:
 
 # -- people
 
+#: Flags that no user of minici has: a list of those that have one is empty.
+USER_FLAGS = ('blocked', 'external', 'auditors', 'exclude_active', 'exclude_humans')
+#: Filters that minici does not know how to answer.
+UNKNOWN_USER_FILTERS = ('public_email', 'created_after', 'created_before', 'two_factor', 'without_projects',
+                        'extern_uid', 'saml_provider_id', 'order_by', 'sort')
+
+
 @route('GET', '/api/v4/users', auth=private_token)
 def list_users_route(call: Call) -> bottle.HTTPResponse:
     """List the users: the owners of private tokens."""
+    for name in UNKNOWN_USER_FILTERS:
+        if call.has(name):
+            raise InvalidParameter(f'{name} is not supported by minici')
     rows = call.ci.list_users(call.text('username') or None, call.text('search'))
+    if any(call.flag(name) for name in USER_FLAGS) or call.optional_flag('active') is False:
+        rows = []
     return paged_response(call, [user_entity(row, call) for row in rows])
 
 
@@ -16558,7 +16590,7 @@ def no_route(error: bottle.HTTPError, path: str) -> bottle.HTTPResponse:
         allowed = {'Allow': error.headers['Allow']}
         return hardened(error_response(MethodNotAllowed(headers=allowed)))
     message = error.status_line
-    if error.status_code == 404 and path.startswith('/api/v4/'):
+    if error.status_code == 404 and path.startswith('/api/'):
         message += ' - minici has no such route'
     return hardened(json_response({'error': message}, error.status_code))
 

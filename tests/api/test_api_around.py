@@ -143,8 +143,7 @@ def test_latest_pipeline_of_a_ref_without_one_is_not_found(call, five):
     call('GET', f'{P}/pipelines/latest?ref=gone', 404)
 
 
-@pytest.mark.parametrize('name, expected', [('main', 2), ('fix/one', 5), ('fix%2Fone', 5), ('v1.0', 4), (SHA, 5),
-                                            (OTHER_SHA, 2)])
+@pytest.mark.parametrize('name, expected', [('main', 2), ('fix%2Fone', 5), ('v1.0', 4), (SHA, 5), (OTHER_SHA, 2)])
 def test_commit_of_a_ref_or_sha_leads_to_its_newest_pipeline(call, five, name, expected):
     commit = call('GET', f'{P}/repository/commits/{name}').json
     last = call('GET', f'{P}/pipelines/{expected}').json

@@ -298,3 +298,31 @@ def test_releases_come_in_the_order_that_is_asked_for(ci, clock, project, demo):
 def test_environments_are_searched_for_by_three_letters_or_more(demo):
     with pytest.raises(gitlab.GitlabError, match='less than 3 characters'):
         demo.environments.list(search='pr')
+
+
+def test_branches_come_in_the_order_that_is_asked_for(demo, repository, tmp_path):
+    git(tmp_path / 'demo', 'commit', '--allow-empty', '--message', 'later', GIT_COMMITTER_DATE='1700000100 +0000')
+    names = {order: [one.name for one in demo.branches.list(get_all=True, sort=order)]
+             for order in ('name_asc', 'updated_asc', 'updated_desc')}
+    assert names == {'name_asc': ['fix/one', 'main'], 'updated_asc': ['fix/one', 'main'],
+                     'updated_desc': ['main', 'fix/one']}
+    with pytest.raises(gitlab.GitlabError, match='regex is not supported'):
+        demo.branches.list(regex='^m')
+
+
+def test_no_suffix_of_a_commit_is_taken_for_a_part_of_its_name(gl, demo, tested):
+    for suffix in ('comments', 'refs', 'diff', 'statuses/1'):
+        with pytest.raises(gitlab.GitlabHttpError, match='minici has no such route'):
+            gl.http_get(f'/projects/1/repository/commits/main/{suffix}')
+    with pytest.raises(gitlab.GitlabHttpError, match='minici has no such route'):
+        gl.http_get('/projects/1/releases/v1/assets/links')
+
+
+def test_filters_of_users_are_answered_or_refused(ci, gl):
+    ci.create_private_token('ann')
+    assert len(gl.users.list(active=True, humans=True)) == 2
+    for name in ('blocked', 'external'):
+        assert gl.users.list(**{name: True}) == []
+    assert gl.users.list(active=False) == []
+    with pytest.raises(gitlab.GitlabError, match='two_factor is not supported'):
+        gl.users.list(two_factor='enabled')
