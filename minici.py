@@ -1837,6 +1837,8 @@ class ExpressionParser:
             raise ValueError('a variable, text or pattern is missing')
         kind, text = self._tokens.pop()
         if kind == 'pattern':
+            if text.rindex('/') < 3:
+                raise ValueError(f'{text!r} is no pattern: GitLab wants at least two characters between the slashes')
             return ('value', written_pattern(text.replace(r'\/', '/')))
         if kind == 'text':
             return ('value', text[1:-1])
@@ -1959,8 +1961,6 @@ def written_pattern(text: str) -> regex.Pattern[str] | None:
     match = PATTERN.fullmatch(text)
     if not match:
         return None
-    if len(match[1]) < 2:
-        raise ValueError(f'{text!r} is no pattern: GitLab wants at least two characters between the slashes')
     return re2_pattern(match[1], match[2])
 
 
@@ -2210,7 +2210,9 @@ class Spot:
         return ''
 
     def written(self) -> str:
-        """Return this number or boolean as it stands in the file, as far as that is known."""
+        """Return this scalar as it stands in the file, as far as that is known."""
+        if isinstance(self.value, str):
+            return self.value
         return text_of(self.value)
 
     def scalar(self) -> str:
@@ -2240,6 +2242,13 @@ class Spot:
             self.text()
             return []
         return [spot.text() for spot in self.spots(10)]
+
+    def items(self) -> list[str]:
+        """Return this list of texts, or of lists of them; GitLab takes no single text in its place."""
+        if isinstance(self.value, list):
+            return self.texts()
+        self.wrong(f'must be a list: write [{self.written()}]' if isinstance(self.value, str) else 'must be a list')
+        return []
 
     def duration(self) -> str:
         """Return this duration as it was written."""
@@ -2300,6 +2309,16 @@ def listed(read: Reader) -> Reader:
     return lambda spot: [read(item) for item in spot.spots(10)]
 
 
+def strictly_listed(read: Reader) -> Reader:
+    """Return a reader of a list of values, where GitLab takes no single one."""
+    def read_all(spot: Spot) -> list[Value]:
+        if isinstance(spot.value, list):
+            return [read(item) for item in spot.spots(10)]
+        spot.wrong('must be a list')
+        return []
+    return read_all
+
+
 def mapping(readers: Mapping[str, Reader], *required: str) -> Reader:
     """Return a reader of a mapping; some of its keys may be required."""
     return lambda spot: spot.fields(readers, *required)
@@ -2341,10 +2360,10 @@ def values_of(variables: Mapping[str, Variable]) -> dict[str, str]:
 
 
 IMAGE_FIELDS: dict[str, Reader] = {
-    'name': Spot.text, 'entrypoint': Spot.texts, 'pull_policy': Spot.texts,
+    'name': Spot.text, 'entrypoint': Spot.items, 'pull_policy': Spot.texts,
     'docker': mapping({'platform': Spot.text, 'user': Spot.scalar}), 'kubernetes': mapping({'user': Spot.scalar})}
 SERVICE_FIELDS: dict[str, Reader] = {
-    **IMAGE_FIELDS, 'command': Spot.texts, 'alias': Spot.text, 'variables': read_variables}
+    **IMAGE_FIELDS, 'command': Spot.items, 'alias': Spot.text, 'variables': read_variables}
 
 
 def read_image(spot: Spot, fields: Mapping[str, Reader] = IMAGE_FIELDS) -> Fields:
@@ -2395,7 +2414,8 @@ def read_reports(spot: Spot) -> list[Fields]:
 
 
 ARTIFACTS_FIELDS: dict[str, Reader] = {
-    'name': Spot.text, 'paths': Spot.texts, 'exclude': Spot.texts, 'untracked': Spot.flag, 'expire_in': Spot.duration,
+    'name': Spot.text, 'paths': Spot.items, 'exclude': Spot.items, 'untracked': Spot.flag,
+    'expire_in': Spot.duration,
     'when': one_of('on_success', 'on_failure', 'always'), 'reports': read_reports, 'expose_as': Spot.text,
     'public': Spot.flag, 'access': one_of('all', 'developer', 'maintainer', 'none')}
 
@@ -2417,7 +2437,7 @@ def read_artifacts(spot: Spot) -> list[Fields]:
 def read_cache_key(spot: Spot) -> str | Fields:
     """Return the key of a cache, or the files that it is made of (`JobReader` looks at them)."""
     if isinstance(spot.value, dict):
-        found = spot.fields({'files': Spot.texts, 'files_commits': Spot.texts, 'prefix': Spot.text})
+        found = spot.fields({'files': Spot.items, 'files_commits': Spot.items, 'prefix': Spot.text})
         named = [found[name] for name in ('files', 'files_commits') if name in found]
         if len(named) != 1:
             spot.wrong('must have files or files_commits, and one of them only')
@@ -2434,8 +2454,8 @@ def read_cache_key(spot: Spot) -> str | Fields:
 
 
 CACHE_FIELDS: dict[str, Reader] = {
-    'key': read_cache_key, 'paths': Spot.texts, 'untracked': Spot.flag, 'unprotect': Spot.flag,
-    'policy': Spot.text, 'when': one_of('on_success', 'on_failure', 'always'), 'fallback_keys': Spot.texts}
+    'key': read_cache_key, 'paths': Spot.items, 'untracked': Spot.flag, 'unprotect': Spot.flag,
+    'policy': Spot.text, 'when': one_of('on_success', 'on_failure', 'always'), 'fallback_keys': Spot.items}
 CACHE_POLICIES = ('pull-push', 'pull', 'push')
 
 
@@ -2626,8 +2646,8 @@ def read_refs(spot: Spot) -> Fields:
     """Return what `only` or `except` names."""
     if not isinstance(spot.value, dict):
         return {'refs': listed(read_ref)(spot)}
-    return spot.fields({'refs': listed(read_ref), 'variables': listed(read_condition),
-                        'changes': Spot.texts, 'kubernetes': refused('there are no clusters here')})
+    return spot.fields({'refs': listed(read_ref), 'variables': strictly_listed(read_condition),
+                        'changes': Spot.items, 'kubernetes': refused('there are no clusters here')})
 
 
 @dataclass(frozen=True)
@@ -2642,7 +2662,7 @@ class Globs:
 
 
 GLOB_FIELDS: dict[str, Reader] = {
-    'paths': Spot.texts, 'compare_to': Spot.text, 'project': Spot.text, 'ref': Spot.text,
+    'paths': Spot.items, 'compare_to': Spot.text, 'project': Spot.text, 'ref': Spot.text,
     'regex': refused('name paths')}
 
 
@@ -2650,7 +2670,7 @@ def read_globs(spot: Spot) -> Globs:
     """Return the paths of ``rules:changes`` or ``rules:exists``."""
     if isinstance(spot.value, dict):
         return Globs(spot, **spot.fields(GLOB_FIELDS))
-    return Globs(spot, spot.texts())
+    return Globs(spot, spot.items())
 
 
 def read_inherited(spot: Spot) -> bool | list[str]:
@@ -2769,8 +2789,9 @@ def read_pages(spot: Spot) -> bool | Fields:
 
 
 DEFAULT_FIELDS: dict[str, Reader] = {
-    'image': read_image, 'services': listed(read_service), 'before_script': Spot.texts, 'after_script': Spot.texts,
-    'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.texts, 'timeout': read_timeout, 'retry': read_retry,
+    'image': read_image, 'services': strictly_listed(read_service), 'before_script': Spot.texts,
+    'after_script': Spot.texts, 'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.items,
+    'timeout': read_timeout, 'retry': read_retry,
     'interruptible': Spot.flag, 'hooks': mapping({'pre_get_sources_script': Spot.texts}), 'id_tokens': read_id_tokens,
     'identity': refused('minici knows no cloud providers')}
 PROCESSABLE_FIELDS: dict[str, Reader] = {
@@ -2780,12 +2801,12 @@ PROCESSABLE_FIELDS: dict[str, Reader] = {
     'inherit': mapping({'default': read_inherited, 'variables': read_inherited}), 'environment': read_environment,
     'interruptible': Spot.flag, 'manual_confirmation': Spot.text}
 JOB_FIELDS: dict[str, Reader] = {
-    **DEFAULT_FIELDS, **PROCESSABLE_FIELDS, 'script': Spot.texts, 'dependencies': Spot.texts, 'coverage': read_coverage,
+    **DEFAULT_FIELDS, **PROCESSABLE_FIELDS, 'script': Spot.texts, 'dependencies': Spot.items, 'coverage': read_coverage,
     'release': mapping(RELEASE_FIELDS, 'tag_name', 'description'), 'pages': read_pages, 'publish': Spot.text,
     'secrets': refused('minici reads no vaults'), 'run': refused('use script')}
 BRIDGE_FIELDS: dict[str, Reader] = {**PROCESSABLE_FIELDS, 'trigger': read_trigger}
 GLOBAL_FIELDS: dict[str, Reader] = {
-    'stages': Spot.texts, 'types': Spot.texts, 'variables': read_variables, 'include': anything,
+    'stages': Spot.items, 'types': Spot.items, 'variables': read_variables, 'include': anything,
     'default': mapping(DEFAULT_FIELDS),
     'workflow': mapping({'rules': read_rules, 'name': Spot.text, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}),
     **{key: DEFAULT_FIELDS[key] for key in ('image', 'services', 'before_script', 'after_script', 'cache')}}
@@ -18409,7 +18430,7 @@ class LocalRun:
             return ''
         if shutil.which(RUNNER_PROGRAM):
             return f'minici run --runner uses images and services, by the {RUNNER_PROGRAM} on the PATH'
-        return f'images and services need {RUNNER_PROGRAM}: {RUNNER_PAGE} says how to get it; then add --runner'
+        return f'images and services need {RUNNER_PROGRAM} ({RUNNER_PAGE}); then add --runner'
 
     def _show_progress(self, running: Sequence[str]) -> None:
         """Show in the last line of the terminal how far the pipeline is."""

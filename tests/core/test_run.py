@@ -310,8 +310,7 @@ IMAGES = """
 
 @pytest.mark.parametrize('found, hint', [
     (True, 'minici run --runner uses images and services, by the gitlab-runner on the PATH'),
-    (False, 'images and services need gitlab-runner: https://docs.gitlab.com/runner/install/ says how to get it; '
-            'then add --runner')])
+    (False, 'images and services need gitlab-runner (https://docs.gitlab.com/runner/install/); then add --runner')])
 def test_the_last_line_says_how_to_get_images(run, monkeypatch, tmp_path, found, hint):
     if found:
         (tmp_path / 'gitlab-runner').touch(0o755)

@@ -277,6 +277,26 @@ def test_auto_cancel_on_job_failure_is_taken():
     assert compiled({'workflow': {'auto_cancel': {'on_job_failure': 'all'}}, 'a': JOB}).auto_cancel_failure == 'all'
 
 
+@pytest.mark.parametrize('keywords', [
+    {'tags': 'docker'}, {'artifacts': {'paths': 'x'}}, {'artifacts': {'paths': ['x'], 'exclude': 'y'}},
+    {'cache': {'paths': 'x'}}, {'cache': {'paths': ['x'], 'fallback_keys': 'k'}}, {'dependencies': 'x'},
+    {'services': 'redis'}, {'rules': [{'changes': 'x'}]}, {'rules': [{'exists': 'x'}]}, {'only': {'changes': 'x'}},
+    {'rules': [{'changes': {'paths': 'x'}}]}, {'image': {'name': 'x', 'entrypoint': 'sh'}},
+    {'only': {'variables': '$X'}}, {'cache': {'key': {'files': 'x'}, 'paths': ['x']}}])
+def test_a_single_value_where_gitlab_wants_a_list_is_refused(keywords):
+    with pytest.raises(minici.BadRequest, match='must be a list'):
+        compiled({'a': {**JOB, **keywords}})
+
+
+@pytest.mark.parametrize('word, ref, runs', [
+    ('/x/', 'axb', True), ('/x/', 'ab', False), ('//@group/demo', 'any', True), ('//@group/other', 'any', False)])
+def test_a_pattern_of_refs_may_be_short_or_empty(word, ref, runs):
+    facts = {'ref': ref, 'tag': False, 'source': 'push', 'project_path': 'group/demo'}
+    content = {'a': {'only': [word], **JOB}, 'b': JOB}
+    spec = minici.compile_pipeline(content, facts=facts, predefined={})
+    assert ('a' in [job.name for job in spec.jobs]) is runs
+
+
 def test_id_tokens_are_taken_and_named():
     assert compiled({'a': {'id_tokens': {'TOKEN': {'aud': 'https://x'}}, **JOB}}).jobs[0].id_tokens == ['TOKEN']
 
