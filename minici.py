@@ -17465,7 +17465,7 @@ class ShellJob:
         for name, path in self._submodules(directory):
             own = source / path
             borrowed = self._files / 'modules' / hashlib.sha256(os.fsencode(own)).hexdigest()
-            borrowed.parent.mkdir(exist_ok=True)
+            borrowed.parent.mkdir(mode=0o700, exist_ok=True)
             with contextlib.suppress(Unreadable):
                 borrow_repository(own, borrowed)
                 self._git(*inside, 'config', f'submodule.{name}.url', borrowed.as_uri())
