@@ -7028,15 +7028,16 @@ class TraceStore:
             return open(path, mode, opener=opener)
         return open(path, mode, buffering=0, opener=opener)
 
-    def blocks(self, job_id: int, hidden: Secrets | None = None) -> Iterator[TraceBlock]:
+    def blocks(self, job_id: int, hidden: Secrets | None = None, *, offset: int = 0,
+               first_line: int = 1) -> Iterator[TraceBlock]:
         """Yield a trace in blocks of about 1 MiB that end with a line, unless a line is longer than that.
 
-        What is `hidden` is masked. Raises NotFound when there is no trace.
+        The first begins at `offset`, which is the end of an earlier block. What is `hidden` is masked.
+        Raises NotFound when there is no trace.
         """
-        offset = 0
-        first_line = 1
         with self.open(job_id, hidden) as file:
             stamped = self._is_stamped(file)
+            file.seek(offset)
             while data := self._read_block(file, stamped):
                 block = TraceBlock(offset, first_line, data, stamped)
                 yield block
@@ -7098,14 +7099,15 @@ class TraceStore:
         Of a trace longer than MAX_PLAIN_TRACE only the end is yielded, behind a line that says so.
         """
         start = (self.size(job_id) or 0) - MAX_PLAIN_TRACE
-        left_out = 0
-        for block in self.blocks(job_id, hidden):
-            if block.offset + len(block.data) <= start:
-                left_out = block.first_line - 1 + block.count_ends()
-                continue
-            if left_out:
-                yield b'[%d lines are left out here: the whole log is its raw form]\n' % left_out
-                left_out = 0
+        offset = 0
+        if start > 0:
+            for block in self.blocks(job_id):
+                offset = block.offset
+                if offset + len(block.data) > start:
+                    break
+            if offset:
+                yield b'[%d lines are left out here: the whole log is its raw form]\n' % (block.first_line - 1)
+        for block in self.blocks(job_id, hidden, offset=offset):
             yield last_states(remove_section_marks(remove_matches(ESCAPES, block.text)))
 
     def remove_unheard(self, job_id: int, release: Callable[[], bool]) -> None:
