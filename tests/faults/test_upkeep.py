@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from support import PLAIN, SHA, Origin, Runner, until
+from support import PLAIN, SHA, Client, Origin, Runner, until
 
 import minici
 
@@ -308,6 +308,17 @@ def test_a_clock_set_back_does_not_end_the_upkeep(ci, clock, job):
     clock.advance(minutes=2)
     ci.sweep()
     assert list(ci.artifacts.stored()) == []
+
+
+def test_a_job_that_ends_while_the_clock_stands_an_hour_back_took_no_negative_time(ci, clock, job):
+    clock.advance(hours=-1)
+    ci.update_job(ci.authenticate_job(1, job.token), 'success')
+    found, token = ci.find_job(1), ci.create_private_token()
+    assert found['finished_at'] == found['started_at']
+    for path in ('jobs/1', 'pipelines/1'):
+        shown = Client(ci).call('GET', f'/api/v4/projects/1/{path}', token=token, status=200).json
+        assert shown['duration'] in (0, None), path
+        assert (shown['queued_duration'] or 0) >= 0, path
 
 
 # -- damage
