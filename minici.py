@@ -16755,8 +16755,9 @@ def create_app(coordinator: Coordinator) -> Application:
 # has brought a good token, MAX_UNTRUSTED_BODY bytes of it are kept in memory and none on the disk.
 
 TLS_HANDSHAKE = b'\x16'
-#: The addresses that runners use while they run jobs; some threads serve these alone.
-RUNNER_PATH = re.compile(r'/api/v4/jobs/|/(?:ci/)?api/v1/builds/|/ci/builds/')
+#: The addresses of runners that have jobs, and of monitors; some threads serve these alone.
+URGENT_PATH = re.compile(r'/api/v4/jobs/|/(?:ci/)?api/v1/builds/|/ci/builds/|/-/(?:liveness|readiness|health|metrics)$')
+
 
 class SpoolBuffer(waitress.buffers.OverflowableBuffer):
     """A request body that is still arriving; a large one is kept in the data directory."""
@@ -17073,7 +17074,7 @@ def admit_everything(environ: Environ, start: bytes | None) -> Admission:
 
 
 class Listener(waitress.server.TcpWSGIServer):
-    """waitress's server, with threads that only runners use."""
+    """waitress's server, with threads that only runners and monitors use."""
 
     channel_class = Channel
 
@@ -17081,8 +17082,8 @@ class Listener(waitress.server.TcpWSGIServer):
                  proxies: str = '') -> None:
         self.strangers = Strangers(proxies, options.connection_limit // 2)
         self.admit = getattr(application, 'admit', admit_everything)
-        self.runners = waitress.task.ThreadedTaskDispatcher()
-        self.runners.set_thread_count(options.threads)
+        self.urgent = waitress.task.ThreadedTaskDispatcher()
+        self.urgent.set_thread_count(options.threads)
         others = waitress.task.ThreadedTaskDispatcher()
         others.set_thread_count(max(1, options.threads // 2))
         address = (listener.family, listener.type, listener.proto, listener.getsockname())
@@ -17099,14 +17100,14 @@ class Listener(waitress.server.TcpWSGIServer):
 
     def add_task(self, task: Channel) -> None:
         """Queue a connection whose next request is complete."""
-        of_runner = RUNNER_PATH.search(task.requests[0].path)
-        dispatcher = self.runners if of_runner else self.task_dispatcher
+        is_urgent = URGENT_PATH.search(task.requests[0].path)
+        dispatcher = self.urgent if is_urgent else self.task_dispatcher
         dispatcher.add_task(task)
 
     def shutdown(self) -> None:
         """Stop the threads."""
         self.task_dispatcher.shutdown()
-        self.runners.shutdown()
+        self.urgent.shutdown()
 
     def maintenance(self, now: float) -> None:
         """Close the connections that take too long."""

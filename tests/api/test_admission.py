@@ -312,11 +312,11 @@ def test_a_full_disk_is_503_and_not_a_reset(server, job, token, monkeypatch):
             assert b'Retry-After' in wire.socket.recv(4096)
 
 
-def test_readers_never_take_the_threads_of_runners(ci):
+def test_readers_never_take_the_threads_of_runners_and_monitors(ci):
     entered, leave = threading.Semaphore(0), threading.Event()
 
     def application(environ, start_response):
-        if not environ['PATH_INFO'].startswith('/api/v4/jobs/'):
+        if environ['PATH_INFO'].endswith('/plain'):
             entered.release()
             leave.wait(30)
         start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '2')])
@@ -331,15 +331,18 @@ def test_readers_never_take_the_threads_of_runners(ci):
             with Wire(server) as runner:
                 runner.send('PATCH', '/api/v4/jobs/1/trace', Content_Length=0)
                 assert runner.answer() == (200, b'ok')
+                runner.send('GET', '/-/liveness')
+                assert runner.answer() == (200, b'ok')
         leave.set()
         assert [reader.answer()[0] for reader in readers] == [200] * 20
 
 
-def test_every_address_of_running_jobs_is_served_by_the_threads_of_runners():
+def test_every_address_of_running_jobs_and_monitors_is_served_by_their_own_threads():
     for route in minici.ROUTES:
         path = route.path.replace('<id:job>', '7')
         running = route.dialect is not None and ('/jobs/' in path or '/builds/' in path)
-        assert bool(minici.RUNNER_PATH.search(path)) == running, path
+        urgent = running or route.auth is minici.monitor
+        assert bool(minici.URGENT_PATH.search(path)) == urgent, path
 
 
 def test_time_is_measured_from_the_first_byte_of_each_request(monkeypatch, wire, token):
