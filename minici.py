@@ -16613,7 +16613,7 @@ def no_route(error: bottle.HTTPError, path: str) -> bottle.HTTPResponse:
         allowed = {'Allow': error.headers['Allow']}
         return hardened(error_response(MethodNotAllowed(headers=allowed)))
     message = error.status_line
-    if error.status_code == 404 and path.startswith('/api/'):
+    if error.status_code == 404 and path.startswith(('/api/v4/', '/api/graphql')):     # as today's GitLab has them
         message += ' - minici has no such route'
     return hardened(json_response({'error': message}, error.status_code))
 

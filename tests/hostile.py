@@ -287,8 +287,12 @@ def measure(row, seconds):
 
 
 def attacked(server, facts, row, seconds):
-    """Return the slowest answers to a runner while ten clients carry out an attack for so many seconds."""
-    with contextlib.closing(server.connect()) as connection:
+    """Return the slowest answers to a runner while ten clients carry out an attack for so many seconds.
+
+    The runner has an address of its own: what one address may hold open, the attackers take up.
+    """
+    runner = http.client.HTTPConnection('127.0.0.1', server.port, timeout=60, source_address=('127.0.0.2', 0))
+    with contextlib.closing(runner) as connection:
         poll = json.dumps({'token': facts['runner'], 'last_update': ''}).encode()
         timed(connection, 'POST', '/api/v4/jobs/request', poll, JSON)
         before = resident(server.process)
