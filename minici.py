@@ -9002,13 +9002,9 @@ class Dependencies(Jobs):
 class Tests(Dependencies):
     """The test cases that jobs reported, and their counts."""
 
-    def store_tests(self, job: Row, report: TestReport) -> None:
-        """Store what the junit report of a job says, instead of what an earlier one said."""
-        with self.db.write() as c:
-            self._store_tests(c, job['id'], report)
-
     @staticmethod
     def _store_tests(c: sqlite3.Connection, job_id: int, report: TestReport) -> None:
+        """Store what the junit report of a job says, instead of what an earlier one said."""
         counts = {status: report.count(status) for status in ('success', 'failed', 'skipped', 'error')}
         c.execute("""
             INSERT OR REPLACE INTO test_report
