@@ -122,11 +122,14 @@ def demo(gl, project):
 
 
 @contextlib.contextmanager
-def alone(name):
-    """Keep the other processes of the suite from installing the same thing."""
-    with (Path(tempfile.gettempdir()) / f'minici-tests-{name}.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def alone():
+    """Keep the other processes of the suite from installing anything meanwhile."""
+    handle = os.open(TOP / 'tests', os.O_RDONLY)    # a directory can be locked, and no file is left behind
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 def environment(name, package):
@@ -136,7 +139,7 @@ def environment(name, package):
     """
     home = Path(os.environ.get(f'MINICI_{name.upper()}_VENV') or TOP / f'.venv-{name}')
     python = home / 'bin' / 'python'
-    with alone(name):
+    with alone():
         if not any(home.glob(f'lib/*/site-packages/{package}.dist-info')):
             venv.create(home, with_pip=True)
             requirements = TOP / 'tests' / f'requirements-{name}.txt'
@@ -161,7 +164,7 @@ def gitbeaker():
     """The command of a client in JavaScript that evaluates expressions."""
     if shutil.which('npm') is None:
         (pytest.fail if os.environ.get('CI') else pytest.skip)('no npm here: apt install npm')
-    with alone('npm'):
+    with alone():
         if not (TOP / 'tests' / 'node_modules' / '@gitbeaker').exists():
             done = subprocess.run(['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1',
                                    '--prefix', TOP / 'tests'], capture_output=True, text=True)

@@ -181,24 +181,26 @@ def test_retention_size_wins_over_the_last_success_of_fifty_branches(tmp_path, c
         assert len(list(ci.artifacts.stored())) == 10
 
 
+def small_and_large(ci):
+    """Make a project of one small pipeline and one of five large ones; return the ids of the pipelines."""
+    runner, small, large = Runner(ci), ci.create_project('small'), ci.create_project('large')
+    found = [finished(ci, small, runner, 'main', size=100_000)]
+    found += [finished(ci, large, runner, 'main', size=200_000) for _ in range(5)]
+    return [pipeline['id'] for pipeline in found]
+
+
 def test_the_project_that_has_most_loses_its_oldest_pipelines_first(tmp_path, clock):
     with minici.Coordinator(tmp_path / 'ci.sqlite', clock=clock, fsync=False, retention_size=700_000) as ci:
-        runner = Runner(ci)
-        small = finished(ci, ci.create_project('small'), runner, 'main', size=100_000)
-        large = [finished(ci, ci.find_project('large') if number else ci.create_project('large'), runner, 'main',
-                          size=200_000)['id'] for number in range(5)]
+        small, *large = small_and_large(ci)
         assert [row['id'] for row in ci.prune()] == large[:2]
-        assert ci.find_pipeline(small['id'])
+        assert ci.find_pipeline(small)
 
 
 def test_a_project_near_its_share_of_the_disk_loses_its_own_oldest_pipelines_alone(tmp_path, clock):
     with minici.Coordinator(tmp_path / 'ci.sqlite', clock=clock, fsync=False, project_share='1M') as ci:
-        runner = Runner(ci)
-        small = finished(ci, ci.create_project('small'), runner, 'main', size=100_000)
-        large = [finished(ci, ci.find_project('large') if number else ci.create_project('large'), runner, 'main',
-                          size=200_000)['id'] for number in range(5)]
+        small, *large = small_and_large(ci)
         assert [row['id'] for row in ci.prune()] == large[:1]
-        assert ci.find_pipeline(small['id'])
+        assert ci.find_pipeline(small)
 
 
 @pytest.fixture
