@@ -848,7 +848,7 @@ def project_variables(facts: Record) -> JSON:
         'CI_PROJECT_PATH': path,
         'CI_PROJECT_PATH_SLUG': slug(path),
         'CI_PROJECT_NAMESPACE': namespace,
-        'CI_PROJECT_NAMESPACE_ID': facts['project_id'],     # as `namespace_entity` has it
+        'CI_PROJECT_NAMESPACE_ID': facts['namespace_id'],
         'CI_PROJECT_ROOT_NAMESPACE': namespace.partition('/')[0],
         'CI_PROJECT_VISIBILITY': facts['visibility'],
         'CI_DEFAULT_BRANCH': facts['default_branch'],
@@ -7938,16 +7938,20 @@ def check_config_path(path: str) -> None:
         raise BadRequest({'ci_config_path': ['must be a path in the repository of the project']})
 
 
+#: The number of a project's namespace: of what stands before the last slash of its path.
+NAMESPACE_ID = """(
+    SELECT namespace.id
+      FROM namespace
+     WHERE namespace.path = rtrim(rtrim(project.path, replace(project.path, '/', '')), '/'))"""
 #: A project with its namespace and the moment of its newest pipeline.
-PROJECT_ROWS = """
-    SELECT project.*, namespace.id AS namespace_id,
+PROJECT_ROWS = f"""
+    SELECT project.*, {NAMESPACE_ID} AS namespace_id,
            coalesce((SELECT created_at
                        FROM pipeline
                       WHERE project_id = project.id
                       ORDER BY id DESC
                       LIMIT 1), project.created_at) AS last_activity_at
       FROM project
-      LEFT JOIN namespace ON namespace.path = rtrim(rtrim(project.path, replace(project.path, '/', '')), '/')
     """
 PROJECT_FILTERS = {
     'search': '(instr(lower(path), :search) OR instr(lower(name), :search))',
@@ -8522,7 +8526,7 @@ class Runners(Projects):
 
 # A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
 # CROSS JOIN keeps the order of the tables, whatever ANALYZE has seen.
-JOB_COLUMNS = """
+JOB_COLUMNS = f"""
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
            pipeline.source, pipeline.status AS pipeline_status, pipeline.variables AS pipeline_variables,
@@ -8531,7 +8535,7 @@ JOB_COLUMNS = """
            pipeline.updated_at AS pipeline_updated_at,
            project.path AS project_path, project.name AS project_name, project.import_url,
            project.default_branch, project.build_timeout, project.allow_git_fetch, project.visibility,
-           project.ci_config_path,
+           project.ci_config_path, {NAMESPACE_ID} AS namespace_id,
            user.username, user.created_at AS user_created_at,
            runner.description AS runner_description, runner.runner_type, runner.active AS runner_active,
            runner.info AS runner_info, runner.ip_address AS runner_ip_address, runner.maximum_timeout,
@@ -9711,6 +9715,7 @@ class Compiling(Processing):
             'project_id': project['id'],
             'project_path': project['path'],
             'project_name': project['name'],
+            'namespace_id': project['namespace_id'],
             'default_branch': project['default_branch'],
             'protected_refs': project['protected_refs'],
             'visibility': project['visibility'],
@@ -13964,7 +13969,7 @@ def job_info(job: Row) -> JSON:
     info = pick(job, 'id', 'name', 'stage', 'project_id', 'project_name')
     info['project_full_path'] = job['project_path']
     info['pipeline_id'] = job['pipeline_id']
-    info['namespace_id'] = info['root_namespace_id'] = job['project_id']    # as `namespace_entity` has it
+    info['namespace_id'] = info['root_namespace_id'] = job['namespace_id']
     if job['user_id'] is not None:
         info['user_id'] = job['user_id']
     info['queue_size'] = job['queue_size']
@@ -19127,6 +19132,7 @@ def lint_facts(options: argparse.Namespace, default: str) -> tuple[JSON, dict[st
         'project_id': 1,
         'project_path': 'local/project',
         'project_name': 'project',
+        'namespace_id': 1,
         'default_branch': default,
         'protected': ref == default and not options.tag,
     }

@@ -449,13 +449,20 @@ def test_the_job_names_its_tags_its_timeout_and_the_name_of_its_pipeline(ci, cli
 
 
 def test_the_job_info_names_whose_job_it_is_and_how_long_the_queue_was(ci, client, project):
-    user = ci.find_user(ci.create_private_token('ada'))
+    token = ci.create_private_token('ada')
+    user = ci.find_user(token)
+    second = ci.create_project('group/second')
     for _ in range(3):
-        ci.create_pipeline(project, 'main', sha=SHA, content=PLAIN, user=user)
-    answers = [claim(client, Runner(ci)).json['job_info'] for _ in range(2)]
+        ci.create_pipeline(second, 'main', sha=SHA, content=PLAIN, user=user)
+    claims = [claim(client, Runner(ci)).json for _ in range(2)]
+    answers = [answer['job_info'] for answer in claims]
     assert [info['queue_size'] for info in answers] == [3, 2]
+    namespace = client.call('GET', f'/api/v4/projects/{second["id"]}', token=token).json['namespace']['id']
+    assert namespace == client.call('GET', f'/api/v4/projects/{project["id"]}', token=token).json['namespace']['id']
     names = ('user_id', 'namespace_id', 'root_namespace_id', 'queue_depth')
-    assert [answers[0][name] for name in names] == [user['id'], project['id'], project['id'], 1]
+    assert [answers[0][name] for name in names] == [user['id'], namespace, namespace, 1]
+    variables = {variable['key']: variable['value'] for variable in claims[0]['variables']}
+    assert variables['CI_PROJECT_NAMESPACE_ID'] == str(namespace)
 
 
 @pytest.mark.parametrize('options, there', [
