@@ -7405,7 +7405,7 @@ class TestReport:
 CASE_STATUSES = {'failure': 'failed', 'error': 'error', 'skipped': 'skipped'}
 FLAKY_ELEMENTS = ('flakyFailure', 'flakyError')
 CASE_OUTPUT = ('system-out', *CASE_STATUSES)
-ATTACHMENT = re.compile(r'\[\[ATTACHMENT\|(.+?)\]\]')
+ATTACHMENT = '[[ATTACHMENT|'
 
 
 class JunitReader:
@@ -7423,8 +7423,9 @@ class JunitReader:
         self._path: list[str] = []          # the open elements
         self._suites: list[str] = []        # the names of the open test suites
         self._case: dict[str, str] | None = None
-        self._parts: dict[str, str] = {}    # the texts and messages in the open test case, by element
-        self._buffer: list[str] | None = None
+        self._parts: dict[str, str] = {}    # the messages in the open test case, by element
+        self._outputs: dict[str, list[str]] = {}    # the pieces of its texts, by element
+        self._output: list[str] | None = None       # those of the open element
 
     def read(self, chunks: Iterable[bytes]) -> None:
         """Read one file, given in pieces; note in the report what is wrong with it."""
@@ -7471,6 +7472,7 @@ class JunitReader:
         if name == 'testcase' and self._suites:
             self._case = attributes
             self._parts = {}
+            self._outputs = {}
         elif name == 'testsuite' or self._path == ['testsuites']:
             self._suites.append(attributes.get('name', ''))
 
@@ -7479,7 +7481,7 @@ class JunitReader:
         if self._path[-2] != 'testcase':
             return
         if name in CASE_OUTPUT:
-            self._buffer = []
+            self._output = self._outputs.setdefault(name, [])
         if name in CASE_STATUSES:
             self._parts.setdefault(name, '')
             self._parts.setdefault(f'{name} message', attributes.get('message', ''))
@@ -7487,8 +7489,8 @@ class JunitReader:
             self._parts[name] = ''
 
     def _text(self, text: str) -> None:
-        if self._buffer is not None and self._path[-1] in CASE_OUTPUT:
-            self._buffer.append(text)
+        if self._output is not None and self._path[-1] in CASE_OUTPUT:
+            self._output.append(text)
 
     def _end(self, name: str) -> None:
         self._path.pop()
@@ -7498,9 +7500,8 @@ class JunitReader:
         elif self._case is None:
             if len(self._suites) > len(self._path):
                 self._suites.pop()
-        elif name in CASE_OUTPUT and self._buffer is not None:
-            self._parts[name] = self._parts.get(name, '') + ''.join(self._buffer)
-            self._buffer = None
+        elif name in CASE_OUTPUT:
+            self._output = None
 
     def _add_case(self, attributes: Mapping[str, str]) -> None:
         """Add a test case to the report, unless the report has it already with the same status."""
@@ -7513,22 +7514,32 @@ class JunitReader:
         if len(self._seen) >= MAX_TEST_CASES:
             raise ValueError(f'it has more than {MAX_TEST_CASES} test cases')
         self._seen.add(key)
-        attached = ATTACHMENT.search(self._parts.get('system-out', ''))
-        attachment = ''
-        if attached:
-            attachment = attached[1][:MAX_TEST_NAME]
+        printed = ''.join(self._outputs.get('system-out', ()))
         flaky = any(name in self._parts for name in FLAKY_ELEMENTS)
         message = self._parts.get(f'{element} message', '')
-        output = self._parts.get(element, '').strip()
+        output = ''.join(self._outputs.get(element, ())).strip()
         self.report.cases.append(TestCase(
             status=status,
             suite=self._suites[-1][:MAX_TEST_NAME],
             time=parse_seconds(attributes.get('time', '')),
             message=self._cut(message),
             output=self._cut(output),
-            attachment=attachment,
+            attachment=attached_path(printed)[:MAX_TEST_NAME],
             flaky=flaky,
             **about))
+
+
+def attached_path(printed: str) -> str:
+    """Return the path in the first ``[[ATTACHMENT|path]]`` of what a test printed, '' if there is none.
+
+    Each line is searched once. A regular expression would begin again at each mark that nothing closes.
+    """
+    for line in printed.split('\n'):
+        _, _, rest = line.partition(ATTACHMENT)
+        end = rest.find(']]', 1)
+        if end > 0:
+            return rest[:end]
+    return ''
 
 
 def parse_seconds(text: str) -> float:

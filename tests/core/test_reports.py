@@ -111,6 +111,29 @@ def test_texts_are_cut_at_their_limits(monkeypatch):
     assert (len(case.suite), len(case.name), len(case.message) + len(case.output), error) == (255, 255, 100, '')
 
 
+@pytest.mark.parametrize('printed', [
+    b'<system-out>' + b'[[ATTACHMENT|' * 16_000 + b'</system-out>',
+    b'<system-out>' + b'x' * 10_000_000 + b'</system-out>' + b'<system-out>a</system-out>' * 30_000,
+], ids=['marks that nothing closes', 'many pieces behind a long one'])
+def test_what_a_test_printed_is_read_once_however_it_is_cut_up(printed):
+    file = b'<testsuite><testcase name="a">' + printed + b'</testcase></testsuite>'
+    report = minici.read_junit([[file[start:start + 65536] for start in range(0, len(file), 65536)]])
+    assert (report.error, len(report.cases)) == ('', 1)
+
+
+@pytest.mark.parametrize(('printed', 'path'), [
+    (b'[[ATTACHMENT|a b.png]] [[ATTACHMENT|c.png]]', 'a b.png'),
+    (b'[[ATTACHMENT|one\n[[ATTACHMENT|two]]', 'two'),
+    (b'x [[ATTACHMENT|[[ATTACHMENT|b]]', '[[ATTACHMENT|b'),
+    (b'[[ATTACHMENT|]] none', ''),
+    (b'[[ATTACHMENT|a', ''),
+    (b'a]]', ''),
+])
+def test_the_first_attachment_that_is_closed_on_its_line_counts(printed, path):
+    found, _ = cases(b'<testsuite><testcase name="a"><system-out>' + printed + b'</system-out></testcase></testsuite>')
+    assert found['a'].attachment == path
+
+
 # -- what a runner uploads
 
 def upload(ci, job, content):
