@@ -262,6 +262,10 @@ MAX_JOBS = 1000                     # jobs of one pipeline
 MAX_SPECS = 16 * MIB                # characters of their scripts and variables
 MAX_PARALLEL = 200                  # jobs that one `parallel` may make, GitLab's limit
 MAX_NEEDS = 50                      # jobs that one job may need by name, GitLab's limit
+MAX_TAGS = 49                       # tags of one job, GitLab's limit
+MAX_GLOBS = 50                      # paths of one `changes` or `exists`, GitLab's limit
+MAX_CACHES = 4                      # caches of one job, GitLab's limit
+MAX_PIPELINE_NAME = 255             # characters of the name of a pipeline, GitLab's limit
 MAX_JOB_TIMEOUT = 30 * 86400        # seconds a job may ask for
 MAX_START_IN = 7 * 86400            # seconds a job may be delayed
 MAX_PROBLEMS = 20                   # messages about one file
@@ -289,16 +293,22 @@ DURATION_UNITS = {
     31557600: ('y', 'yr', 'yrs', 'year', 'years'),
 }
 SECONDS_PER = {name: seconds for seconds, names in DURATION_UNITS.items() for name in names}
+SMALL_NUMBERS = (
+    'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven', 'twelve',
+    'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen')
+TENS = ('twenty', 'thirty', 'forty', 'fifty', 'sixty', 'seventy', 'eighty', 'ninety')
+NUMBER_WORD = re.compile(rf'\b(?:({"|".join(TENS)})(?:[ -]({"|".join(SMALL_NUMBERS[1:10])}))?|'
+                         rf'({"|".join(SMALL_NUMBERS)}))\b')
 DURATION_PART = re.compile(r'([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]+)(?:\s|,|(?<=\s)(?:and|with|plus)\b)*')
 
 
 def parse_duration(text: str) -> float | None:
     """Return the seconds in a human duration, or None for one without end (``never``, ``0``).
 
-    Takes what GitLab takes: ``7 days``, ``1h30m``, ``4 weeks and 3 days``, ``4:01:01``, ``90``.
+    Takes what GitLab takes: ``7 days``, ``1h30m``, ``4 weeks and 3 days``, ``one hour``, ``4:01:01``, ``90``.
     Raises ValueError for anything else.
     """
-    words = text.strip().lower()
+    words = NUMBER_WORD.sub(number_of_words, text.strip().lower())
     if words == 'never':
         return None
     if clock := re.fullmatch(r'([0-9]{1,9}):([0-5]?[0-9])(?::([0-5]?[0-9]))?', words):
@@ -320,6 +330,17 @@ def parse_duration(text: str) -> float | None:
     if total > MAX_DURATION:
         raise ValueError(f'{text[:80]!r} is longer than a thousand years; say "never"')
     return total or None
+
+
+def number_of_words(match: re.Match[str]) -> str:
+    """Return the digits of a number below a hundred that is written in words."""
+    tens, unit, small = match.groups()
+    if small:
+        return str(SMALL_NUMBERS.index(small))
+    number = 20 + 10 * TENS.index(tens)
+    if unit:
+        number += SMALL_NUMBERS.index(unit)
+    return str(number)
 
 
 def parse_timeout(value: float | str) -> float:
@@ -2319,6 +2340,24 @@ def strictly_listed(read: Reader) -> Reader:
     return read_all
 
 
+def at_most(limit: int, read: Reader) -> Reader:
+    """Return a reader that also complains about a list of more than `limit` items."""
+    def read_some(spot: Spot) -> Value:
+        if isinstance(spot.value, list) and len(spot.value) > limit:
+            spot.wrong(f'has {len(spot.value)} items; {limit} are allowed')
+        return read(spot)
+    return read_some
+
+
+def list_or_mapping(read: Reader) -> Reader:
+    """Return a reader of one value or a list of them, where GitLab takes no text in the place of a list."""
+    def read_all(spot: Spot) -> list[Value]:
+        if isinstance(spot.value, str):
+            return spot.items()
+        return [read(item) for item in spot.spots(10)]
+    return read_all
+
+
 def mapping(readers: Mapping[str, Reader], *required: str) -> Reader:
     """Return a reader of a mapping; some of its keys may be required."""
     return lambda spot: spot.fields(readers, *required)
@@ -2326,32 +2365,54 @@ def mapping(readers: Mapping[str, Reader], *required: str) -> Reader:
 
 # -- variables, images, services
 
+JOB_VARIABLE_FIELDS: dict[str, Reader] = {'value': Spot.scalar, 'expand': Spot.flag}
 VARIABLE_FIELDS: dict[str, Reader] = {
-    'value': Spot.scalar, 'description': Spot.text, 'options': listed(Spot.scalar), 'expand': Spot.flag}
+    **JOB_VARIABLE_FIELDS, 'description': Spot.text, 'options': listed(Spot.scalar)}
 
 
-def read_variables(spot: Spot) -> dict[str, Variable]:
-    """Return variables: texts and numbers as texts, and those with attributes."""
+def read_variables(spot: Spot, fields: Mapping[str, Reader]) -> dict[str, Variable]:
+    """Return variables: texts and numbers as texts, and those with any of the attributes `fields`."""
     if not isinstance(spot.value, dict):
         spot.wrong('must be a mapping of names to values')
         return {}
     found = {}
     for key in spot.value:
-        if not re.fullmatch(r'[A-Za-z0-9_]{1,255}', key):
+        if not re.fullmatch(r'[^\s=\0]{1,255}', key):
             spot[key].wrong('is not a name of letters, digits and "_"')
-        else:
-            found[key] = read_variable(spot[key])
+            continue
+        if not re.fullmatch(r'\w+', key, re.A):
+            place = place_of(spot[key].mark)
+            spot.report.warn(f'{place}shells do not know variables of such a name: {key}')
+        found[key] = read_variable(spot[key], fields)
     return found
 
 
-def read_variable(spot: Spot) -> Variable:
+def read_variable(spot: Spot, fields: Mapping[str, Reader]) -> Variable:
     """Return one variable; null is an empty text."""
     if spot.value is None:
         return Variable('')
-    if not isinstance(spot.value, dict):
+    if not isinstance(spot.value, dict) or not fields:
         return Variable(spot.scalar())
-    found = spot.fields(VARIABLE_FIELDS, value='')
+    found = spot.fields(fields, value='')
+    options = found.get('options')
+    if options and found['value'] not in options:
+        spot.wrong(f'must be one of its options: {", ".join(options)}')
     return Variable(found['value'], found.get('expand') is False)
+
+
+def read_global_variables(spot: Spot) -> dict[str, Variable]:
+    """Return the variables of a file, which people may choose."""
+    return read_variables(spot, VARIABLE_FIELDS)
+
+
+def read_job_variables(spot: Spot) -> dict[str, Variable]:
+    """Return the variables of a job."""
+    return read_variables(spot, JOB_VARIABLE_FIELDS)
+
+
+def read_plain_variables(spot: Spot) -> dict[str, Variable]:
+    """Return the variables of a rule or a service, which have no attributes."""
+    return read_variables(spot, {})
 
 
 def values_of(variables: Mapping[str, Variable]) -> dict[str, str]:
@@ -2360,10 +2421,10 @@ def values_of(variables: Mapping[str, Variable]) -> dict[str, str]:
 
 
 IMAGE_FIELDS: dict[str, Reader] = {
-    'name': Spot.text, 'entrypoint': Spot.items, 'pull_policy': Spot.texts,
+    'name': Spot.text, 'entrypoint': Spot.items, 'pull_policy': listed(one_of('always', 'if-not-present', 'never')),
     'docker': mapping({'platform': Spot.text, 'user': Spot.scalar}), 'kubernetes': mapping({'user': Spot.scalar})}
 SERVICE_FIELDS: dict[str, Reader] = {
-    **IMAGE_FIELDS, 'command': Spot.items, 'alias': Spot.text, 'variables': read_variables}
+    **IMAGE_FIELDS, 'command': Spot.items, 'alias': Spot.text, 'variables': read_plain_variables}
 
 
 def read_image(spot: Spot, fields: Mapping[str, Reader] = IMAGE_FIELDS) -> Fields:
@@ -2424,6 +2485,10 @@ def read_artifacts(spot: Spot) -> list[Fields]:
     """Return what a job keeps, as the list of uploads that runners receive: the archive, then each report."""
     found = spot.fields(ARTIFACTS_FIELDS, untracked=False, paths=[], when='on_success')
     reports = found.pop('reports', [])
+    if 'access' in found and 'public' in found:
+        spot.wrong('cannot have both access and public')
+    if 'expose_as' in found and not found['paths']:
+        spot.wrong('with expose_as needs paths')
     for key in ('expose_as', 'public', 'access'):
         found.pop(key, None)
     if 'expire_in' in found:
@@ -2563,9 +2628,13 @@ def read_need(spot: Spot) -> Need:
 
 # -- environments, timeouts, rules
 
+DASHBOARD_FIELDS: dict[str, Reader] = {'namespace': Spot.text, 'flux_resource_path': Spot.text}
+KUBERNETES_FIELDS: dict[str, Reader] = {
+    **DASHBOARD_FIELDS, 'agent': Spot.text, 'dashboard': mapping(DASHBOARD_FIELDS),
+    'managed_resources': mapping({'enabled': Spot.flag})}
 ENVIRONMENT_FIELDS: dict[str, Reader] = {
-    **dict.fromkeys(('name', 'url', 'on_stop', 'auto_stop_in', 'deployment_tier'), Spot.text), 'kubernetes': anything,
-    'action': one_of('start', 'prepare', 'stop', 'verify', 'access')}
+    **dict.fromkeys(('name', 'url', 'on_stop', 'auto_stop_in', 'deployment_tier'), Spot.text),
+    'kubernetes': mapping(KUBERNETES_FIELDS), 'action': one_of('start', 'prepare', 'stop', 'verify', 'access')}
 
 
 def read_environment(spot: Spot) -> Fields:
@@ -2662,7 +2731,7 @@ class Globs:
 
 
 GLOB_FIELDS: dict[str, Reader] = {
-    'paths': Spot.items, 'compare_to': Spot.text, 'project': Spot.text, 'ref': Spot.text,
+    'paths': at_most(MAX_GLOBS, Spot.items), 'compare_to': Spot.text, 'project': Spot.text, 'ref': Spot.text,
     'regex': refused('name paths')}
 
 
@@ -2670,7 +2739,7 @@ def read_globs(spot: Spot) -> Globs:
     """Return the paths of ``rules:changes`` or ``rules:exists``."""
     if isinstance(spot.value, dict):
         return Globs(spot, **spot.fields(GLOB_FIELDS))
-    return Globs(spot, spot.items())
+    return Globs(spot, GLOB_FIELDS['paths'](spot))
 
 
 def read_inherited(spot: Spot) -> bool | list[str]:
@@ -2683,10 +2752,13 @@ def read_inherited(spot: Spot) -> bool | list[str]:
 WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
 AUTO_CANCEL_FIELDS: dict[str, Reader] = {
     'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none', 'all')}
+INCLUDE_RULE_FIELDS: dict[str, Reader] = {
+    'if': read_condition, 'changes': read_globs, 'exists': read_globs, 'when': one_of('always', 'never')}
+WORKFLOW_RULE_FIELDS: dict[str, Reader] = {
+    **INCLUDE_RULE_FIELDS, 'needs': list_or_mapping(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag,
+    'variables': read_plain_variables, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}
 RULE_FIELDS: dict[str, Reader] = {
-    'if': read_condition, 'changes': read_globs, 'exists': read_globs, 'when': one_of(*WHENS, 'never'),
-    'needs': listed(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag, 'variables': read_variables,
-    'interruptible': Spot.flag, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}
+    **WORKFLOW_RULE_FIELDS, 'when': one_of(*WHENS, 'never'), 'interruptible': Spot.flag}
 
 
 @dataclass(frozen=True)
@@ -2707,19 +2779,21 @@ class Rule:
         return found
 
 
-def read_rule(spot: Spot) -> Rule:
+def read_rule(spot: Spot, fields: Mapping[str, Reader]) -> Rule:
     """Return one rule and where it stands."""
     if isinstance(spot.value, dict) and not spot.value:
         spot.wrong('must say something')
-    return Rule(spot, spot.fields(RULE_FIELDS))
+    return Rule(spot, spot.fields(fields))
 
 
-def read_rules(spot: Spot) -> list[Rule]:
-    """Return rules; there must be a list of at least one."""
-    if not isinstance(spot.value, list) or not spot.value:
-        spot.wrong('must be a list of at least one rule')
-        return []
-    return [read_rule(item) for item in spot.spots(10)]
+def rules_of(fields: Mapping[str, Reader]) -> Reader:
+    """Return a reader of rules that may have some keywords; there must be a list of at least one rule."""
+    def read(spot: Spot) -> list[Rule]:
+        if not isinstance(spot.value, list) or not spot.value:
+            spot.wrong('must be a list of at least one rule')
+            return []
+        return [read_rule(item, fields) for item in spot.spots(10)]
+    return read
 
 
 # -- triggers
@@ -2745,6 +2819,8 @@ TRIGGER_FIELDS: dict[str, Reader] = {
 def read_trigger(spot: Spot) -> Trigger:
     """Return what a job with `trigger` starts."""
     if isinstance(spot.value, str):
+        if not spot.value:
+            spot.wrong('must not be empty')
         return Trigger(spot, spot.value)
     found = spot.fields(TRIGGER_FIELDS)
     if ('project' in found) == ('include' in found):
@@ -2761,7 +2837,7 @@ def read_trigger(spot: Spot) -> Trigger:
 INCLUDE_FIELDS: dict[str, Reader] = {
     **dict.fromkeys(('local', 'project', 'template', 'remote', 'component', 'ref', 'artifact', 'job', 'integrity'),
                     Spot.text),
-    'file': Spot.texts, 'rules': read_rules, 'inputs': anything, 'cache': anything}
+    'file': Spot.texts, 'rules': rules_of(INCLUDE_RULE_FIELDS), 'inputs': anything, 'cache': anything}
 INCLUDE_KINDS = ('local', 'project', 'template', 'remote', 'component', 'artifact')
 RELEASE_FIELDS: dict[str, Reader] = {
     **dict.fromkeys(('name', 'description', 'tag_name', 'tag_message', 'ref', 'released_at'), Spot.text),
@@ -2785,30 +2861,60 @@ def read_pages(spot: Spot) -> bool | Fields:
     """Return whether a job publishes pages, or how."""
     if not isinstance(spot.value, dict):
         return bool(spot.value)
-    return spot.fields({'path_prefix': Spot.scalar, 'expire_in': Spot.duration, 'publish': Spot.text})
+    return spot.fields({'path_prefix': Spot.scalar, 'expire_in': read_lifetime, 'publish': Spot.text})
+
+
+def read_lifetime(spot: Spot) -> str:
+    """Return a duration as it was written; it may have variables."""
+    if isinstance(spot.value, str) and REFERENCES.search(spot.value):
+        return spot.value
+    return spot.duration()
 
 
 DEFAULT_FIELDS: dict[str, Reader] = {
     'image': read_image, 'services': strictly_listed(read_service), 'before_script': Spot.texts,
-    'after_script': Spot.texts, 'cache': read_caches, 'artifacts': read_artifacts, 'tags': Spot.items,
+    'after_script': Spot.texts, 'cache': at_most(MAX_CACHES, read_caches), 'artifacts': read_artifacts,
+    'tags': at_most(MAX_TAGS, Spot.items),
     'timeout': read_timeout, 'retry': read_retry,
     'interruptible': Spot.flag, 'hooks': mapping({'pre_get_sources_script': Spot.texts}), 'id_tokens': read_id_tokens,
     'identity': refused('minici knows no cloud providers')}
+
+
+def read_inherited_defaults(spot: Spot) -> bool | list[str]:
+    """Return which defaults a job takes over."""
+    found = read_inherited(spot)
+    if isinstance(spot.value, list):
+        for item in spot.spots():
+            one_of(*DEFAULT_FIELDS)(item)
+    return found
+
+
+def read_pipeline_name(spot: Spot) -> str:
+    """Return the name of a pipeline before the variables in it are replaced."""
+    name = spot.text()
+    if len(name) > MAX_PIPELINE_NAME:
+        spot.wrong(f'has {len(name)} characters; {MAX_PIPELINE_NAME} are allowed')
+    return name
+
+
 PROCESSABLE_FIELDS: dict[str, Reader] = {
-    'stage': Spot.text, 'variables': read_variables, 'needs': listed(read_need), 'when': one_of(*WHENS),
-    'allow_failure': read_allow_failure, 'only': read_refs, 'except': read_refs, 'rules': read_rules,
+    'stage': Spot.text, 'variables': read_job_variables, 'needs': list_or_mapping(read_need), 'when': one_of(*WHENS),
+    'allow_failure': read_allow_failure, 'only': read_refs, 'except': read_refs, 'rules': rules_of(RULE_FIELDS),
     'extends': anything, 'parallel': read_parallel, 'resource_group': Spot.text, 'start_in': Spot.seconds,
-    'inherit': mapping({'default': read_inherited, 'variables': read_inherited}), 'environment': read_environment,
+    'inherit': mapping({'default': read_inherited_defaults, 'variables': read_inherited}),
+    'environment': read_environment,
     'interruptible': Spot.flag, 'manual_confirmation': Spot.text}
 JOB_FIELDS: dict[str, Reader] = {
     **DEFAULT_FIELDS, **PROCESSABLE_FIELDS, 'script': Spot.texts, 'dependencies': Spot.items, 'coverage': read_coverage,
     'release': mapping(RELEASE_FIELDS, 'tag_name', 'description'), 'pages': read_pages, 'publish': Spot.text,
-    'secrets': refused('minici reads no vaults'), 'run': refused('use script')}
+    'secrets': refused('minici reads no vaults'), 'run': refused('use script'),
+    'dast_configuration': refused('minici has no scanners')}
 BRIDGE_FIELDS: dict[str, Reader] = {**PROCESSABLE_FIELDS, 'trigger': read_trigger}
 GLOBAL_FIELDS: dict[str, Reader] = {
-    'stages': Spot.items, 'types': Spot.items, 'variables': read_variables, 'include': anything,
+    'stages': Spot.items, 'types': Spot.items, 'variables': read_global_variables, 'include': anything,
     'default': mapping(DEFAULT_FIELDS),
-    'workflow': mapping({'rules': read_rules, 'name': Spot.text, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}),
+    'workflow': mapping({'rules': rules_of(WORKFLOW_RULE_FIELDS), 'name': read_pipeline_name,
+                         'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}),
     **{key: DEFAULT_FIELDS[key] for key in ('image', 'services', 'before_script', 'after_script', 'cache')}}
 
 
@@ -2998,6 +3104,7 @@ class RuleEvaluator:
                 return False
             place = found
         paths = [self.expanded(scope, path, globs.spot) for path in globs.paths]
+        paths = [f'{path}**/*' if path.endswith('/') else path for path in paths]      # a directory: any file in it
         return fits_any(paths, self._files(place), self._report.budget)
 
     @staticmethod
@@ -3067,8 +3174,9 @@ INPUT_FIELDS: dict[str, Reader] = {
 SPEC_FIELDS: dict[str, Reader] = {
     'inputs': untouched, 'component': listed(one_of('name', 'sha', 'version', 'reference')), 'description': Spot.text}
 BLOCK = re.compile(r'\$\[\[\s*(\S(?:.*?\S)?)\s*\]\]')
-FUNCTIONS = ('expand_vars', 'posix_escape', 'truncate')
+FUNCTIONS = ('expand_vars', 'posix_escape', 'split', 'truncate')
 TRUNCATE = re.compile(r'truncate\(\s*(\d+)\s*,\s*(\d+)\s*\)')
+SPLIT = re.compile(r"split\('([^']+)'\)")
 
 
 class InputReader:
@@ -3210,13 +3318,17 @@ class InputReader:
     def _apply(self, call: str, value: Value) -> Value:
         """Return what one of the functions makes of a value."""
         truncate = TRUNCATE.fullmatch(call)
-        if not truncate and call not in ('expand_vars', 'posix_escape'):
+        split = SPLIT.fullmatch(call)
+        if not truncate and not split and call not in ('expand_vars', 'posix_escape'):
             self._header.wrong(f'is used with {call}, which is no function', call, FUNCTIONS)
         elif not isinstance(value, str):
             self._header.wrong(f'is used with {call}, which takes a text')
         elif truncate:
             start = int(truncate[1])
             return value[start:start + int(truncate[2])]
+        elif split:
+            parts = map(str.strip, value.split(split[1]))
+            return list(filter(None, parts))
         elif call == 'expand_vars':
             return self._scope.expand_known(value, nested=False)
         else:
@@ -3458,6 +3570,7 @@ class Resolver:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._done: dict[str, Map] = {}
+        self._untouched: dict[int, int] = {}    # how many values stand in a mapping or list without references, by id
 
     def resolve(self, root: Map) -> Map:
         """Return the file with nothing left to look up."""
@@ -3497,15 +3610,18 @@ class Resolver:
             return self._looked_up(root, value, above)
         if not isinstance(value, (Map, Seq)):
             return value
-        self._report.budget.spend(len(value) if above else 0, 0, value.mark)
-        if isinstance(value, Map):
-            items = {key: self._referenced(root, item, above) for key, item in value.items()}
-            if all(items[key] is value[key] for key in items):
-                return value
-            return Map(items, value.mark, value.marks)
-        found = [self._referenced(root, item, above) for item in value]
-        if all(map(operator.is_, found, value)):
+        size = self._untouched.get(id(value), 0)
+        if above:
+            self._report.budget.spend(size or len(value), 0, value.mark)
+        if size:
             return value
+        items = value.values() if isinstance(value, Map) else value
+        found = [self._referenced(root, item, above) for item in items]
+        if all(map(operator.is_, found, items)):
+            self._untouched[id(value)] = len(found) + sum(self._untouched.get(id(item), 0) for item in found)
+            return value
+        if isinstance(value, Map):
+            return Map(zip(value, found, strict=True), value.mark, value.marks)
         return Seq(found, value.mark, value.marks)
 
     def _looked_up(self, root: Map, reference: Reference, above: tuple[tuple[str, ...], ...]) -> Value:
@@ -3613,6 +3729,8 @@ class JobReader:
             delayed = fields.get('when') == 'delayed' and (fields is not own or 'rules' not in own)
             if delayed and not 0 < (fields.get('start_in') or 0) <= MAX_START_IN:
                 place.wrong('is delayed and needs start_in, of at most a week')
+            elif 'start_in' in fields and fields.get('when') != 'delayed':
+                place.wrong('has start_in, which needs when: delayed')
         if bridge and own.get('when') == 'delayed':
             draft.wrong('must be one of on_success, on_failure, always, manual in a job with trigger', 'when')
 
@@ -3754,7 +3872,12 @@ def parallel_copies(draft: Draft) -> list[Draft]:
         made = dataclasses.replace(draft, name=draft.name + suffix, keywords=keywords, layers=layers, matrix=row,
                                    copies=(index, len(rows)))
         copies.append(made)
-    return copies
+    latest: dict[str, Draft] = {}
+    for made in copies:
+        if made.name in latest:
+            draft.spot.report.warn(f'{place_of(draft.spot.mark)}the matrix makes {made.name} twice: the later counts')
+        latest[made.name] = made
+    return list(latest.values())
 
 
 # -- needs
@@ -3827,7 +3950,7 @@ class Linker:
         wanted = []
         for row in need.parallel:
             values = {name: self._in_matrix(draft, need, text) for name, text in row.items()}
-            fitting = [other for other in copies if values.items() <= other.matrix.items()]
+            fitting = [other for other in copies if [*values.items()] == [*other.matrix.items()]]
             if not fitting and not need.optional:
                 told = ', '.join(f'{name}: {value}' for name, value in values.items())
                 need.spot.wrong(f'needs {need.job} with {told}, and no copy of it in this pipeline has that')
@@ -3911,7 +4034,7 @@ class Compiler:
             spot.wrong('must have at least one job that is not hidden')
         included = self._included(jobs, reader, workflow) if decision.included else []
         specs = self._specs(included, jobs, stages, reader)
-        name = self._global_scope(variables).expand(workflow.get('name', ''))
+        name = self._global_scope(variables).expand(workflow.get('name', '')).strip()
         self._report.check()
         auto_cancel = {**workflow.get('auto_cancel', {}), **(decision.rule.get('auto_cancel') or {})}
         return PipelineSpec(

@@ -364,3 +364,112 @@ def test_patterns_of_a_pipeline_share_one_deadline(monkeypatch):
     monkeypatch.setattr(minici, 'PATTERN_TIMEOUT', 0.2)
     rules = [{'if': f'"{"a" * 40}!{number}" =~ /^(aa|a|a)+$/'} for number in range(30)]
     assert 'all patterns of a pipeline have 0.2 seconds' in refusal({'test': {'rules': rules, **JOB}})
+
+
+# -- what GitLab's documentation says of a keyword
+
+@pytest.mark.parametrize('keywords, told', [
+    ('needs: build', 'write [build]'),
+    (f'tags: {[f"t{number}" for number in range(50)]}', '50 items; 49 are allowed'),
+    (f'rules: [{{changes: {[f"p{number}" for number in range(51)]}}}]', '51 items; 50 are allowed'),
+    (f'rules: [{{exists: {{paths: {[f"p{number}" for number in range(51)]}}}}}]', '51 items; 50 are allowed'),
+    ('cache: [{paths: [a]}, {paths: [b]}, {paths: [c]}, {paths: [d]}, {paths: [e]}]', '5 items; 4 are allowed'),
+    ('image: {name: ruby, pull_policy: sometimes}', 'always, if-not-present, never'),
+    ('services: [{name: db, pull_policy: [never, often]}]', 'always, if-not-present, never'),
+    ('rules: [{when: manual, start_in: 1 day}]', 'when: delayed'),
+    ('start_in: 1 day', 'when: delayed'),
+    ('inherit: {default: [imgae]}', 'did you mean "image"'),
+    ('rules: [{if: $CI, variables: {A: {value: b, expand: false}}}]', 'must be a text'),
+    ('services: [{name: db, variables: {A: {value: b}}}]', 'must be a text'),
+    ('variables: {A: {value: b, description: c}}', 'description is a keyword'),
+    ('artifacts: {paths: [a], access: developer, public: false}', 'access and public'),
+    ('artifacts: {expose_as: site}', 'with expose_as needs paths'),
+    ('environment: {name: a, kubernetes: {agnet: b}}', 'did you mean "agent"'),
+    ('dast_configuration: {site_profile: a}', 'has no scanners'),
+])
+def test_what_the_entries_of_gitlab_refuse_is_refused(keywords, told):
+    assert told in job_refusal(keywords)
+
+
+@pytest.mark.parametrize('keyword, told', [
+    (f'workflow: {{name: {"n" * 256}}}', '256 characters; 255 are allowed'),
+    ('workflow: {rules: [{when: manual}]}', 'must be one of always, never'),
+    ('workflow: {rules: [{if: $CI, interruptible: true}]}', 'interruptible is a keyword'),
+    ('workflow: {rules: [{variables: {A: {value: b}}}]}', 'must be a text'),
+    ('include: {local: a.yml, rules: [{when: on_success}]}', 'must be one of always, never'),
+    ('variables: {A: {value: c, options: [a, b]}}', 'must be one of its options'),
+    ('bridge: {trigger: ""}', 'must not be empty'),
+])
+def test_what_the_entries_of_gitlab_refuse_of_a_whole_file_is_refused(keyword, told):
+    assert told in refusal(f'{keyword}\ntest: {{script: make}}\n')
+
+
+def test_the_name_of_a_pipeline_loses_the_spaces_around_it():
+    assert compiled('workflow: {name: "  of $CI_COMMIT_BRANCH "}\ntest: {script: make}\n').name == 'of main'
+    assert compiled('workflow: {name: " $NONE "}\ntest: {script: make}\n').name is None
+
+
+@pytest.mark.parametrize('text, seconds', [
+    ('one hour', 3600), ('two hours and thirty minutes', 9000), ('twenty-five mins', 1500), ('Forty Two seconds', 42),
+    ('nineteen minutes 30 seconds', 1170)])
+def test_a_duration_may_have_its_numbers_in_words(text, seconds):
+    job, = compiled(f'test: {{script: make, timeout: {text}, artifacts: {{paths: [a], expire_in: {text}}}}}\n').jobs
+    assert job.timeout == seconds
+    assert minici.parse_duration(text) == seconds
+
+
+def test_the_later_of_two_copies_with_the_same_values_counts():
+    spec = compiled('''
+        test:
+          script: make
+          parallel:
+            matrix:
+              - {OS: [ubuntu], PROVIDER: [aws, gcp]}
+              - {SYSTEM: [ubuntu], PROVIDER: [aws]}
+        ''')
+    assert [job.name for job in spec.jobs] == ['test: [ubuntu, aws]', 'test: [ubuntu, gcp]']
+    assert spec.jobs[0].variables['SYSTEM'] == 'ubuntu'
+    assert 'OS' not in spec.jobs[0].variables
+    assert 'test: [ubuntu, aws]' in spec.warnings[0]
+
+
+@pytest.mark.parametrize('row', ['{STACK: app, PROVIDER: aws}', '{PROVIDER: aws}'])
+def test_a_needed_copy_is_named_by_all_its_values_in_their_order(row):
+    told = refusal(f'''
+        build: {{stage: build, script: make, parallel: {{matrix: [{{PROVIDER: aws, STACK: [app, db]}}]}}}}
+        test: {{script: make, needs: [{{job: build, parallel: {{matrix: [{row}]}}}}]}}
+        ''')
+    assert 'no copy of it in this pipeline has that' in told
+
+
+def test_a_directory_exists_when_a_file_in_it_does(tmp_path):
+    tree = minici.Directory(tmp_path)
+
+    def found(path):
+        return names(f'test: {{script: make, rules: [{{exists: ["{path}"]}}]}}\n', repository=tree)
+    (tmp_path / 'docs' / 'deep').mkdir(parents=True)
+    (tmp_path / 'docs/deep/a.md').write_text('text')
+    (tmp_path / 'other').write_text('text')
+    assert found('docs/') == found('docs/deep/') == found('**/deep/') == ['test']
+    assert found('docs') == found('doc/') == found('other/') == []
+
+
+def test_a_variable_whose_name_shells_do_not_know_is_kept_and_told():
+    spec = compiled('variables: {MY-NAME: a}\ntest: {script: make, variables: {dotted.name: b}}\n')
+    assert spec.jobs[0].variables == {'MY-NAME': 'a', 'dotted.name': 'b'}
+    assert ['MY-NAME' in spec.warnings[0], 'dotted.name' in spec.warnings[1]] == [True, True]
+    assert 'is not a name' in refusal('variables: {"A=B": a}\ntest: {script: make}\n')
+
+
+def test_pages_may_expire_after_a_time_that_a_variable_says():
+    job, = compiled('test: {script: make, pages: {expire_in: $LIFETIME, path_prefix: $CI_COMMIT_BRANCH}}\n').jobs
+    assert job.pages['expire_in'] == '$LIFETIME'
+
+
+def test_an_input_is_split_into_a_list():
+    spec = compiled("""
+        spec: {inputs: {tags: {default: 'big, fast,,'}}}
+        ---
+        test: {script: make, tags: "$[[ inputs.tags | split(',') ]]"}
+        """.replace('"', ''))
+    assert list(spec.jobs[0].tag_list) == ['big', 'fast']
