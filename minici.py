@@ -8378,8 +8378,15 @@ class Projects(Accounts):
 
 # Runners ######################################################################################
 
-RUNNER_ROWS = """
+#: The runners that run jobs, with the managers that do.
+BUSY_MACHINES = """
+    SELECT DISTINCT runner_id, system_id
+      FROM job INDEXED BY job_alive
+     WHERE status IN ('running', 'canceling')
+    """
+RUNNER_ROWS = f"""
     SELECT runner.*,
+           runner.id IN (SELECT runner_id FROM ({BUSY_MACHINES})) AS is_busy,
            (SELECT json_group_array(project_id)
               FROM runner_project
              WHERE runner_id = runner.id) AS projects
@@ -8553,8 +8560,8 @@ class Runners(Projects):
 
     def list_managers(self, runner: Row) -> list[Row]:
         """Return the runner managers: the machines that share a runner's token."""
-        return self._all("""
-            SELECT *
+        return self._all(f"""
+            SELECT *, (runner_id, system_id) IN ({BUSY_MACHINES}) AS is_busy
               FROM runner_manager
              WHERE runner_id = :id
              ORDER BY created_at
@@ -8660,6 +8667,13 @@ class Runners(Projects):
 
 # A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
 # CROSS JOIN keeps the order of the tables, whatever ANALYZE has seen.
+KEPT_ARTIFACTS = """
+           (SELECT json_group_array(json_object(
+                       'file_type', file_type, 'size', size, 'filename', filename,
+                       'file_format', file_format, 'expire_at', expire_at))
+              FROM artifact
+             WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
+    """
 JOB_COLUMNS = f"""
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
@@ -8674,11 +8688,7 @@ JOB_COLUMNS = f"""
            runner.description AS runner_description, runner.runner_type, runner.active AS runner_active,
            runner.info AS runner_info, runner.ip_address AS runner_ip_address, runner.maximum_timeout,
            runner.created_at AS runner_created_at, runner.contacted_at AS runner_contacted_at,
-           (SELECT json_group_array(json_object(
-                       'file_type', file_type, 'size', size, 'filename', filename,
-                       'file_format', file_format, 'expire_at', expire_at))
-              FROM artifact
-             WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
+           {KEPT_ARTIFACTS}
     """
 JOB_JOINS = """
      CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
@@ -8693,17 +8703,22 @@ JOB_ROWS = f"""
     {JOB_JOINS}
     """
 
-# A job with the columns that say why it waits, and with its commit.
-BRIEF_JOB_COLUMNS = """
+# A job as answers show it: why it waits, what it shares with other jobs, its artifacts. An entity adds the rest.
+SHOWN_JOB_COLUMNS = f"""
     SELECT job.id, job.status, job.started_at, job.project_id, job.pipeline_id, job.stage_idx, job.needs,
            job.tag_set_id, tag_set.tags, job.resource_group, job.scheduled_at, job.claimed_at, job.runner_id,
-           job.protected, pipeline.commit_info,
-           pipeline.sha, pipeline.created_at AS pipeline_created_at, project.path AS project_path
+           job.system_id, job.user_id, job.protected, job.failure_reason,
+           pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.sha, pipeline.source, pipeline.commit_info,
+           pipeline.status AS pipeline_status, pipeline.created_at AS pipeline_created_at,
+           pipeline.updated_at AS pipeline_updated_at, project.path AS project_path,
+           user.username, user.created_at AS user_created_at,
+           {KEPT_ARTIFACTS}
     """
-BRIEF_JOB_JOINS = """
+SHOWN_JOB_JOINS = """
      CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
      CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
      CROSS JOIN project ON project.id = job.project_id
+      LEFT JOIN user ON user.id = job.user_id
     """
 
 JOB_FILTERS = {
@@ -8743,21 +8758,23 @@ class Jobs(Runners):
 
     def list_jobs(self, *, project: Row | None = None, pipeline: Row | None = None, runner: Row | None = None,
                   scope: Sequence[str] = (), include_retried: bool = True, name: str | None = None,
-                  before: int | None = None, limit: int = 20, offset: int = 0, brief: bool = False) -> list[Row]:
+                  before: int | None = None, limit: int = 20, offset: int = 0, entity: str | None = None,
+                  base_url: str | None = None) -> list[Row]:
         """Return a page of jobs, newest first.
 
         The jobs are those of `project`, `pipeline` or `runner` (rows), in one of the statuses `scope`,
         called `name`. `include_retried=False` leaves out jobs that a newer one replaced. `before` is
-        the id below which the page starts, for keyset paging. With `brief`, the rows have only the
-        columns of BRIEF_JOB_COLUMNS.
+        the id below which the page starts, for keyset paging. With `entity`, a SELECT expression, the
+        rows have its value as `entity` and the columns of SHOWN_JOB_COLUMNS; links in it start with `base_url`.
         """
         values = self._job_filters(project, pipeline, runner, scope, include_retried, name)
         values.update(before=before, limit=limit, offset=offset, reach=limit + offset, now=self.clock())
         columns = JOB_COLUMNS
         joins = JOB_JOINS
-        if brief:
-            columns = BRIEF_JOB_COLUMNS
-            joins = BRIEF_JOB_JOINS
+        if entity is not None:
+            columns = f'{SHOWN_JOB_COLUMNS}, {entity} AS entity'
+            joins = SHOWN_JOB_JOINS
+            values['base_url'] = base_url
         return self._all(f"""
             {columns}
               FROM ({self._page_of_jobs(values)}) AS page
@@ -8765,6 +8782,15 @@ class Jobs(Runners):
             {joins}
              ORDER BY page.id DESC
             """, **values)
+
+    def show_job(self, job: Row, entity: str, base_url: str) -> Row:
+        """Return a job as `list_jobs` does with an `entity`; raise NotFound if it is gone."""
+        return self._find('', f"""
+            {SHOWN_JOB_COLUMNS}, {entity} AS entity
+              FROM job
+            {SHOWN_JOB_JOINS}
+             WHERE job.id = :id
+            """, id=job['id'], base_url=base_url, now=self.clock())
 
     @staticmethod
     def _page_of_jobs(values: JSON) -> str:
@@ -9214,52 +9240,33 @@ UNCLAIMED = f"""
     """
 
 
-#: The runners that run jobs, with the managers that do.
-BUSY_MACHINES = """
-    SELECT DISTINCT runner_id, system_id
-      FROM job INDEXED BY job_alive
-     WHERE status IN ('running', 'canceling')
-    """
-
-
 class Waiting(Tests):
-    """Jobs as answers show them: as JSON, and in words why one is not running yet."""
+    """Jobs as answers show them: the machines that they run on, and in words why one is not running yet."""
 
-    def busy_machines(self) -> set[Any]:
-        """Return the ids of the runners that run jobs, and the pairs of runner id and system id of their managers."""
-        rows = self._all(BUSY_MACHINES)
-        machines = {(row['runner_id'], row['system_id']) for row in rows}
-        return machines.union(runner_id for runner_id, _ in machines)
+    def list_machines(self, jobs: Iterable[Row]) -> list[Row]:
+        """Return the runners that jobs are with: a row for each of their managers (machines) among them.
 
-    def render_jobs(self, expression: str, jobs: Iterable[tuple[Row, str | None]], **values: Any) -> str:
-        """Return jobs as JSON, with commas between: SQLite renders each by the SELECT expression of an entity.
-
-        `jobs` are pairs of a row and why the job waits, `values` the parameters of the expression. It finds
-        these as columns of `wanted`: `reason`, and `trace_size` in bytes.
+        `system_id` and `manager`, its row as JSON, are NULL for a runner without managers.
         """
-        wanted = [{'id': job['id'], 'reason': reason, 'trace_size': self._started_trace_size(job)}
-                  for job, reason in jobs]
-        found = self._all(f"""
-            SELECT group_concat(entity) AS entities
-              FROM (WITH wanted AS (
-                        SELECT json_extract(value, '$.id') AS id, json_extract(value, '$.reason') AS reason,
-                               json_extract(value, '$.trace_size') AS trace_size
-                          FROM json_each(:wanted)),
-                         busy AS ({BUSY_MACHINES})
-                    SELECT {expression} AS entity
-                      FROM wanted
-                     CROSS JOIN job ON job.id = wanted.id
-                     CROSS JOIN tag_set ON tag_set.id = job.tag_set_id
-                     CROSS JOIN pipeline ON pipeline.id = job.pipeline_id
-                     CROSS JOIN project ON project.id = job.project_id
-                      LEFT JOIN user ON user.id = job.user_id
-                      LEFT JOIN runner ON runner.id = job.runner_id
-                      LEFT JOIN runner_manager ON runner_manager.runner_id = job.runner_id
-                                              AND runner_manager.system_id = job.system_id)
-            """, **values, wanted=json.dumps(wanted), now=self.clock())
-        return found[0]['entities'] or ''
+        machines = {(job['runner_id'], job['system_id']) for job in jobs if job['runner_id'] is not None}
+        if not machines:
+            return []
+        return self._all(f"""
+            WITH busy AS ({BUSY_MACHINES}),
+                 wanted AS (
+                     SELECT json_extract(value, '$[0]') AS runner_id, json_extract(value, '$[1]') AS system_id
+                       FROM json_each(:machines))
+            SELECT runner.*, wanted.system_id, runner.id IN (SELECT runner_id FROM busy) AS is_busy,
+                   (SELECT json_object('system_id', system_id, 'info', info, 'ip_address', ip_address,
+                                       'created_at', created_at, 'contacted_at', contacted_at,
+                                       'is_busy', (runner_id, system_id) IN (SELECT runner_id, system_id FROM busy))
+                      FROM runner_manager
+                     WHERE runner_id = runner.id AND system_id = wanted.system_id) AS manager
+              FROM wanted
+             CROSS JOIN runner ON runner.id = wanted.runner_id
+            """, machines=json.dumps(list(machines)))
 
-    def _started_trace_size(self, job: Row) -> int:
+    def started_trace_size(self, job: Row) -> int:
         """Return the length of a job's trace in bytes, 0 for a job that never started."""
         if job['started_at'] is None:
             return 0
@@ -11239,21 +11246,24 @@ QUEUES = {
         projects=ENABLED),
 }
 CANDIDATES = {kind: f"""
-    SELECT *, (SELECT ref FROM pipeline WHERE id = pipeline_id) AS ref
+    SELECT *, (SELECT ref FROM pipeline WHERE id = pipeline_id) AS ref,
+           (SELECT status FROM pipeline WHERE id = pipeline_id) AS pipeline_status
       FROM job
      WHERE id = ({oldest})
     """ for kind, oldest in QUEUES.items()}
+PREPARE = """
+    UPDATE job
+       SET runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash, claimed_at = :now,
+           attempts = attempts + 1
+     WHERE id = :id AND status = 'pending' AND token_hash IS NULL
+    """
+# A claimed job is pending until its runner accepts it; for most runners that is at once.
 CLAIM = """
     UPDATE job
        SET runner_id = :runner_id, system_id = :system_id, token_hash = :token_hash, claimed_at = :now,
-           attempts = attempts + 1 {accepted}
-     WHERE status = 'pending' AND token_hash IS NULL AND id = ({oldest})
-    RETURNING id, pipeline_id, (SELECT status FROM pipeline WHERE id = pipeline_id) AS pipeline_status
+           attempts = attempts + 1, status = 'running', started_at = :now
+     WHERE id = :id AND status = 'pending' AND token_hash IS NULL
     """
-# A claimed job is pending until its runner accepts it; for most runners that is at once.
-CLAIMS = {kind: CLAIM.format(accepted=", status = 'running', started_at = :now", oldest=oldest)
-          for kind, oldest in QUEUES.items()}
-PREPARATIONS = {kind: CLAIM.format(accepted='', oldest=oldest) for kind, oldest in QUEUES.items()}
 
 ACCEPT = """
     UPDATE job
@@ -11393,22 +11403,22 @@ class Queue(Retention):
         if self._all(QUEUES[kind], **wanted)[0]['id'] is None:  # an idle poll takes no lock
             return None
         accepted = 'two_phase_job_commit' not in (features or ())
-        claims = CLAIMS if accepted else PREPARATIONS
         token = self.new_token('mcb')
         wanted['token_hash'] = token_hash(token)
         with self.db.write() as c:
             while oldest := c.execute(CANDIDATES[kind], wanted).fetchone():
                 dependencies = self._dependencies(c, oldest)
                 refusal = self._refusal(c, oldest, runner, features, dependencies)
+                wanted['id'] = oldest['id']
                 if refusal is None:
                     break
-                c.execute(PREPARATIONS[kind], wanted).fetchall()
+                c.execute(PREPARE, wanted)
                 taken = c.execute('SELECT * FROM job WHERE id = :id', dict(id=oldest['id'])).fetchone()
                 self._end(c, taken, 'failed', refusal[0], message=refusal[1])
             else:
                 return None
-            claimed = c.execute(claims[kind], wanted).fetchall()
-            if accepted and claimed[0]['pipeline_status'] != 'running':
+            c.execute(CLAIM if accepted else PREPARE, wanted)
+            if accepted and oldest['pipeline_status'] != 'running':
                 self._start_pipeline(c, oldest['pipeline_id'], now)
             job = self._claimed_job(c, oldest['id'], now)
             claim = Claim(job, token, dependencies, self._job_variables(job, environment_of(job)))
@@ -13700,7 +13710,7 @@ def runner_status(active: int, contacted_at: float | None, now: float) -> JSON:
 RUNNER_VERSION = ('version', 'revision', 'platform', 'architecture')
 
 
-def execution_status(busy: bool) -> str:
+def execution_status(busy: int) -> str:
     """Return the `job_execution_status` of a runner or manager that runs jobs, or does not."""
     if busy:
         return 'active'
@@ -13716,7 +13726,7 @@ def runner_entity(row: Record, call: Viewer, *, detail: bool = False) -> JSON:
     runner['created_at'] = iso_time(row['created_at'])
     runner['created_by'] = None
     runner.update(runner_status(row['active'], row['contacted_at'], call.ci.clock()))
-    runner['job_execution_status'] = execution_status(row['id'] in call.ci.busy_machines())
+    runner['job_execution_status'] = execution_status(row['is_busy'])
     if not detail:
         return runner
     runner['tag_list'] = json.loads(row['tags'])
@@ -13730,15 +13740,14 @@ def runner_entity(row: Record, call: Viewer, *, detail: bool = False) -> JSON:
     return runner
 
 
-def manager_entity(row: Row, call: Viewer) -> JSON:
+def manager_entity(row: Record, call: Viewer) -> JSON:
     """Return a runner manager: one of the machines that share a runner's token."""
     info = json.loads(row['info'])
     manager = pick(row, 'system_id', 'ip_address')
     manager['id'] = round(row['created_at'] * 1_000_000)    # it has no number: the moment of its creation lasts
     manager.update(pick_times(row, 'created_at', 'contacted_at'))
     manager['status'] = runner_status(1, row['contacted_at'], call.ci.clock())['status']
-    busy = (row['runner_id'], row['system_id']) in call.ci.busy_machines()
-    manager['job_execution_status'] = execution_status(busy)
+    manager['job_execution_status'] = execution_status(row['is_busy'])
     manager.update((name, info.get(name)) for name in RUNNER_VERSION)
     return manager
 
@@ -13753,91 +13762,7 @@ def sql_flag(condition: str) -> str:
     return f"json(CASE WHEN {condition} THEN 'true' ELSE 'false' END)"
 
 
-def sql_execution_status(key: str) -> str:
-    """Return the SQL for the `job_execution_status` of the runner of a job, or of its manager."""
-    machine = ', '.join(f'job.{name}' for name in key.split(', '))
-    return f"CASE WHEN ({machine}) IN (SELECT {key} FROM busy) THEN 'active' ELSE 'idle' END"
-
-
-#: The user of a job, as `user_entity` shows it.
-JOB_USER = f"""CASE WHEN job.user_id IS NOT NULL THEN json_insert('{json.dumps(USER_CONSTANTS)}',
-    '$.id', job.user_id,
-    '$.name', user.username,
-    '$.username', user.username,
-    '$.web_url', :base_url || '/' || user.username,
-    '$.created_at', {sql_time('user.created_at')}
-    ) END"""
-
-#: The runner of a job, as `runner_entity` shows it in lists; None before its claim.
-JOB_RUNNER = f"""CASE WHEN job.runner_id IS NOT NULL THEN json_object(
-    'id', runner.id,
-    'description', runner.description,
-    'ip_address', runner.ip_address,
-    'is_shared', {sql_flag("runner.runner_type = 'instance_type'")},
-    'runner_type', runner.runner_type,
-    'name', json_extract(runner.info, '$.name'),
-    'created_at', {sql_time('runner.created_at')},
-    'created_by', NULL,
-    'active', {sql_flag('runner.active')},
-    'paused', {sql_flag('NOT runner.active')},
-    'online', CASE WHEN runner.contacted_at IS NOT NULL
-                   THEN {sql_flag(f':now - runner.contacted_at < {ONLINE_FOR}')} END,
-    'status', CASE WHEN runner.contacted_at IS NULL THEN 'never_contacted'
-                   WHEN :now - runner.contacted_at < {ONLINE_FOR} THEN 'online'
-                   ELSE 'offline' END,
-    'job_execution_status', {sql_execution_status('runner_id')}
-    ) END"""
-
-#: The manager of a job, as `manager_entity` shows it; None before its claim, and for a runner without managers.
-JOB_MANAGER = f"""CASE WHEN runner_manager.system_id IS NOT NULL THEN json_object(
-    'id', CAST(round(runner_manager.created_at * 1000000) AS INTEGER),
-    'system_id', runner_manager.system_id,
-    'version', json_extract(runner_manager.info, '$.version'),
-    'revision', json_extract(runner_manager.info, '$.revision'),
-    'platform', json_extract(runner_manager.info, '$.platform'),
-    'architecture', json_extract(runner_manager.info, '$.architecture'),
-    'created_at', {sql_time('runner_manager.created_at')},
-    'contacted_at', {sql_time('runner_manager.contacted_at')},
-    'ip_address', runner_manager.ip_address,
-    'status', CASE WHEN :now - runner_manager.contacted_at < {ONLINE_FOR} THEN 'online' ELSE 'offline' END,
-    'job_execution_status', {sql_execution_status('runner_id, system_id')}
-    ) END"""
-
-JOB_PIPELINE = f"""json_object(
-    'id', pipeline.id,
-    'iid', pipeline.iid,
-    'project_id', job.project_id,
-    'sha', pipeline.sha,
-    'ref', pipeline.ref,
-    'status', pipeline.status,
-    'source', pipeline.source,
-    'created_at', {sql_time('pipeline.created_at')},
-    'updated_at', {sql_time('pipeline.updated_at')},
-    'web_url', :base_url || '/' || project.path || '/-/pipelines/' || pipeline.id
-    )"""
-
-#: The artifacts of a job that are kept, and its trace.
-JOB_ARTIFACTS = """json((
-    SELECT json_group_array(json_object('file_type', file_type, 'size', size, 'filename', filename,
-                                        'file_format', file_format))
-      FROM (SELECT file_type, size, filename, file_format
-              FROM artifact
-             WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)
-             UNION ALL
-            SELECT 'trace', wanted.trace_size, 'job.log', NULL
-             WHERE wanted.trace_size > 0)))"""
-
-ARCHIVE = """(
-    SELECT json_object('filename', filename, 'size', size)
-      FROM artifact
-     WHERE job_id = job.id AND file_type = 'archive' AND (expire_at IS NULL OR expire_at > :now))"""
-
-EXPIRY = """(
-    SELECT max(expire_at)
-      FROM artifact
-     WHERE job_id = job.id AND expire_at > :now)"""
-
-#: The SELECT expression of a job as the Jobs API shows it: the seed page's fields and the newer ones.
+#: The SELECT expression of what the Jobs API shows of a job alone: the seed page's fields and the newer ones.
 JOB_JSON = f"""json_object(
     'id', job.id,
     'status', job.status,
@@ -13854,42 +13779,100 @@ JOB_JSON = f"""json_object(
     'duration', max(0, round(
         coalesce(job.finished_at, CASE job.status WHEN 'running' THEN :now END) - job.started_at, 3)),
     'queued_duration', max(0, round(coalesce(job.started_at, job.finished_at, :now) - job.queued_at, 3)),
-    'user', {JOB_USER},
-    'commit', json_extract(:commits, '$."' || job.pipeline_id || '"'),
-    'pipeline', {JOB_PIPELINE},
     'web_url', :base_url || '/' || project.path || '/-/jobs/' || job.id,
     'project', json('{{"ci_job_token_scope_enabled":false}}'),
-    'artifacts_file', json({ARCHIVE}),
-    'artifacts', {JOB_ARTIFACTS},
-    'runner', {JOB_RUNNER},
-    'runner_manager', {JOB_MANAGER},
     'trace_mismatch', json(job.trace_state),
-    'pending_reason', wanted.reason,
-    'artifacts_expire_at', {sql_time(EXPIRY)},
     'archived', json('false'),
     'tag_list', json(tag_set.tags),
     'download_url', NULL
     )"""
-#: Only a failed job has a reason for that.
-JOB_OR_FAILURE_JSON = f"""
-    CASE job.status
-    WHEN 'failed' THEN json_set({JOB_JSON}, '$.failure_reason', coalesce(job.failure_reason, 'unknown_failure'))
-    ELSE {JOB_JSON}
-    END"""
-
-
 def jobs_json(rows: Sequence[Row], call: Viewer) -> str:
-    """Return jobs as the Jobs API shows them, JSON with commas between; brief rows will do."""
+    """Return jobs as the Jobs API shows them, JSON with commas between.
+
+    `rows` are of `list_jobs` with JOB_JSON; what several of them share is rendered once.
+    """
     reasons = call.ci.pending_reasons(rows)
-    commits = {row['pipeline_id']: row for row in rows}
-    entities = {pipeline_id: commit_entity(row, call) for pipeline_id, row in commits.items()}
-    return call.ci.render_jobs(JOB_OR_FAILURE_JSON, [(row, reasons[row['id']]) for row in rows],
-                               base_url=call.base_url, commits=json.dumps(entities))
+    machines = {(row['id'], row['system_id']): machine_members(row, call) for row in call.ci.list_machines(rows)}
+    pipelines = {row['pipeline_id']: row for row in rows}
+    users = {row['user_id']: row for row in rows}
+    commits = {key: members_json(pipeline_members(row, call)) for key, row in pipelines.items()}
+    names = {key: members_json({'user': user_entity(row, call)}) for key, row in users.items()}
+    texts = []
+    for row in rows:
+        shared = f'{commits[row["pipeline_id"]]},{names[row["user_id"]]}'
+        machine = machines.get((row['runner_id'], row['system_id']), NO_MACHINE)
+        files = files_json(row['artifacts'], call.ci.started_trace_size(row))
+        why = why_json(row, reasons[row['id']])
+        texts.append(f'{row["entity"][:-1]},{shared},{machine},{files},{why}}}')
+    return ','.join(texts)
+
+
+def members_json(members: JSON) -> str:
+    """Return the members of a JSON object as text, without its braces."""
+    return COMPACT_JSON.encode(members)[1:-1]
+
+
+def pipeline_members(row: Row, call: Viewer) -> JSON:
+    """Return what a job shows of its pipeline and commit."""
+    pipeline: JSON = {'id': row['pipeline_id'], 'iid': row['pipeline_iid']}
+    pipeline.update(pick(row, 'project_id', 'sha', 'ref'))
+    pipeline['status'] = row['pipeline_status']
+    pipeline['source'] = row['source']
+    pipeline['created_at'] = iso_time(row['pipeline_created_at'])
+    pipeline['updated_at'] = iso_time(row['pipeline_updated_at'])
+    pipeline['web_url'] = f'{call.base_url}/{row["project_path"]}/-/pipelines/{row["pipeline_id"]}'
+    return {'commit': commit_entity(row, call), 'pipeline': pipeline}
+
+
+#: What a job shows before its claim.
+NO_MACHINE = members_json({'runner': None, 'runner_manager': None})
+#: What a job shows that neither waits nor has failed.
+NO_REASON = members_json({'pending_reason': None})
+
+
+def machine_members(row: Row, call: Viewer) -> str:
+    """Return as text what a job shows of its runner and of the runner's manager; `row` is of `list_machines`."""
+    manager = None
+    if row['manager'] is not None:
+        manager = manager_entity(json.loads(row['manager']), call)
+    return members_json({'runner': runner_entity(row, call), 'runner_manager': manager})
+
+
+@functools.lru_cache(maxsize=1024)
+def files_json(artifacts: str, trace_size: int) -> str:
+    """Return as text what a job shows of its artifacts, as far as they are kept, and of its trace."""
+    kept = json.loads(artifacts)
+    shown = [pick(file, 'file_type', 'size', 'filename', 'file_format') for file in kept]
+    archives = [pick(file, 'filename', 'size') for file in kept if file['file_type'] == 'archive']
+    expiries = [file['expire_at'] for file in kept if file['expire_at'] is not None]
+    if trace_size:
+        shown.append({'file_type': 'trace', 'size': trace_size, 'filename': 'job.log', 'file_format': None})
+    return members_json({
+        'artifacts_file': next(iter(archives), None),
+        'artifacts': shown,
+        'artifacts_expire_at': iso_time(max(expiries, default=None)),
+    })
+
+
+def why_json(row: Row, reason: str | None) -> str:
+    """Return as text why a job waits; only a failed one tells why it failed."""
+    why = {'pending_reason': reason}
+    if row['status'] == 'failed':
+        why['failure_reason'] = row['failure_reason'] or 'unknown_failure'
+    elif reason is None:
+        return NO_REASON
+    return members_json(why)
+
+
+def job_json(row: Row, call: Viewer) -> Rendered:
+    """Return a job as the Jobs API shows it, as text."""
+    shown = call.ci.show_job(row, JOB_JSON, call.base_url)
+    return Rendered(jobs_json([shown], call))
 
 
 def job_entity(row: Row, call: Viewer) -> JSON:
     """Return a job as the Jobs API shows it."""
-    entity: JSON = json.loads(jobs_json([row], call))
+    entity: JSON = json.loads(job_json(row, call))
     return entity
 
 
@@ -14465,9 +14448,9 @@ def download_artifacts_route(call: Call, job: Row) -> bottle.HTTPResponse:
 
 
 @route('GET', '/api/v4/job', auth=running_job)
-def current_job_route(call: Call) -> JSON:
+def current_job_route(call: Call) -> Rendered:
     """Return the job that a running job's token belongs to."""
-    return job_entity(call.ci.find_job(call.actor), call)
+    return job_json(call.actor, call)
 
 
 # Legacy CI API ################################################################################
@@ -14688,14 +14671,16 @@ def jobs_response(call: Call, scope: Sequence[str], **filters: Any) -> bottle.HT
     number, per_page = page_of(call)
     if call.optional_choice('pagination', ('keyset', 'offset')) == 'keyset':
         return keyset_response(call, per_page, scope=scope, **filters)
-    rows = call.ci.list_jobs(scope=scope, limit=per_page, offset=(number - 1) * per_page, brief=True, **filters)
+    rows = call.ci.list_jobs(scope=scope, limit=per_page, offset=(number - 1) * per_page,
+                              entity=JOB_JSON, base_url=call.base_url, **filters)
     total = call.ci.count_jobs(scope=scope, limit=MAX_COUNTED + 1, **filters)
     return paged_response(call, Rendered(f'[{jobs_json(rows, call)}]'), total)
 
 
 def keyset_response(call: Call, per_page: int, **filters: Any) -> bottle.HTTPResponse:
     """Return the page of jobs after a cursor, the last job's id; its one header is the link to the next."""
-    rows = call.ci.list_jobs(before=call.optional_integer('cursor'), limit=per_page + 1, brief=True, **filters)
+    rows = call.ci.list_jobs(before=call.optional_integer('cursor'), limit=per_page + 1,
+                              entity=JOB_JSON, base_url=call.base_url, **filters)
     headers = {}
     if len(rows) > per_page:
         rows.pop()
@@ -14758,9 +14743,9 @@ def download_latest_file_route(call: Call, project: Row, ref: str, path: str) ->
 
 
 @route('GET', JOB, auth=job_or_private_token)
-def show_job_route(call: Call, job: Row) -> JSON:
+def show_job_route(call: Call, job: Row) -> Rendered:
     """Show one job."""
-    return job_entity(job, call)
+    return job_json(job, call)
 
 
 @route('GET', f'{JOB}/trace', auth=job_or_private_token)
@@ -14795,34 +14780,34 @@ def delete_project_artifacts_route(call: Call, project: Row) -> JSON:
 
 
 @route('POST', f'{JOB}/artifacts/keep', auth=private_token)
-def keep_job_artifacts_route(call: Call, job: Row) -> JSON:
+def keep_job_artifacts_route(call: Call, job: Row) -> Rendered:
     """Keep a job's artifacts for good."""
-    return job_entity(call.ci.keep_artifacts(job), call)
+    return job_json(call.ci.keep_artifacts(job), call)
 
 
 @route('POST', f'{JOB}/cancel', auth=private_token, status=201)
-def cancel_job_route(call: Call, job: Row) -> JSON:
+def cancel_job_route(call: Call, job: Row) -> Rendered:
     """Cancel a job."""
-    return job_entity(call.ci.cancel_job(job), call)
+    return job_json(call.ci.cancel_job(job), call)
 
 
 @route('POST', f'{JOB}/retry', auth=private_token, status=201)
-def retry_job_route(call: Call, job: Row) -> JSON:
+def retry_job_route(call: Call, job: Row) -> Rendered:
     """Run a job again, as a new one."""
-    return job_entity(call.ci.retry_job(job, call.actor), call)
+    return job_json(call.ci.retry_job(job, call.actor), call)
 
 
 @route('POST', f'{JOB}/erase', auth=private_token, status=201)
-def erase_job_route(call: Call, job: Row) -> JSON:
+def erase_job_route(call: Call, job: Row) -> Rendered:
     """Remove a job's trace and artifacts."""
-    return job_entity(call.ci.erase_job(job), call)
+    return job_json(call.ci.erase_job(job), call)
 
 
 @route('POST', f'{JOB}/play', auth=private_token)
-def play_job_route(call: Call, job: Row) -> JSON:
+def play_job_route(call: Call, job: Row) -> Rendered:
     """Start a manual job, with variables for this run."""
     variables = call.mappings('job_variables_attributes', 'key', 'value')
-    return job_entity(call.ci.play_job(job, call.actor, variables), call)
+    return job_json(call.ci.play_job(job, call.actor, variables), call)
 
 
 @route('POST', f'{PROJECT}/pipeline', auth=private_token, status=201)

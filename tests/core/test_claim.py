@@ -254,7 +254,7 @@ def backlog(ci, project, *, pending=0, finished=0, tags=('linux',)):
                 c.execute('UPDATE job SET status = :status WHERE pipeline_id = :id', {'status': status, **pipeline})
 
 
-@pytest.mark.parametrize('kind', minici.CLAIMS)
+@pytest.mark.parametrize('kind', minici.CANDIDATES)
 @pytest.mark.parametrize('jobs', [{'finished': 1000}, {'pending': 1000}, {'finished': 900, 'pending': 10}])
 def test_after_analyze_a_claim_still_seeks_in_its_index_and_scans_no_jobs(ci, project, kind, jobs):
     Runner(ci, tag_list=['linux'])
@@ -263,7 +263,7 @@ def test_after_analyze_a_claim_still_seeks_in_its_index_and_scans_no_jobs(ci, pr
     with ci.db.write() as c:
         c.execute('ANALYZE')
     c = sqlite3.connect(ci.db.path)  # a fresh connection, which has read what ANALYZE found
-    plan = [row[3] for row in c.execute(f'EXPLAIN QUERY PLAN {minici.CLAIMS[kind]}',
+    plan = [row[3] for row in c.execute(f'EXPLAIN QUERY PLAN {minici.CANDIDATES[kind]}',
                                         defaultdict(lambda: None, runner_id=1))]
     c.close()
     runner_type, access_level = kind

@@ -15,11 +15,12 @@ STATEMENTS = {
     'claim': 6,
     'PATCH': 2,
     'PUT': 6,
-    'list of pending jobs': 6,
+    'list of pending jobs': 5,
     'list of finished jobs': 5,
-    'list of failed jobs': 5,
-    'list by keyset': 5,
+    'list of failed jobs': 4,
+    'list by keyset': 4,
     'one job': 5,
+    'list of runners': 2,
     'list of pipelines': 4,
     'one pipeline': 4,
     'page of pipelines': 7,
@@ -100,6 +101,7 @@ def requests_of(client, ci, project):
     yield 'list of failed jobs', get(jobs + '?scope[]=failed&scope[]=canceled', token)
     yield 'list by keyset', get(jobs + '?pagination=keyset', token)
     yield 'one job', get(f'{jobs}/{job["id"]}', token)
+    yield 'list of runners', get('/api/v4/runners/all', token)
     yield 'list of pipelines', get(pipelines, token)
     yield 'one pipeline', get(f'{pipelines}/{job["pipeline_id"]}', token)
     yield 'page of pipelines', get('/', cookie)

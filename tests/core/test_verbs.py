@@ -38,11 +38,11 @@ def test_an_unknown_keyword_is_a_type_error_and_changes_nothing(ci, project, ver
     assert (ci.list_projects()[1], len(ci.list_runners()), ci.list_pipelines()[1]) == (1, 1, 0)
 
 
-def test_only_settings_of_the_coordinator_and_parameters_of_an_expression_come_as_a_mapping():
+def test_only_the_settings_of_the_coordinator_come_as_a_mapping():
     verbs = inspect.getmembers(minici.Coordinator, inspect.isfunction)
     open_ended = [name for name, verb in verbs if not name.startswith('_')
                   and any(item.kind is item.VAR_KEYWORD for item in inspect.signature(verb).parameters.values())]
-    assert open_ended == ['render_jobs']    # its values are bound, never SQL
+    assert open_ended == []
     with pytest.raises(TypeError, match='bogus'):
         minici.Coordinator(bogus=1)
 
