@@ -125,6 +125,14 @@ class Work:
         self.note('project', name)
 
 
+def has_project(ci, path):
+    """Tell whether a project is there."""
+    try:
+        return ci.find_project(path)['path'] == path
+    except minici.NotFound:
+        return False
+
+
 def verify(ci, lines):
     """Return what was acknowledged and is not there."""
     missing, traces, artifacts, uploading, erasing = [], {}, {}, {}, set()
@@ -136,7 +144,7 @@ def verify(ci, lines):
         elif kind == 'erasing':
             erasing.add(rest[0])
         elif kind == 'project':
-            missing += [] if ci.list_projects(search=rest[0])[1] else [f'project {rest[0]}']
+            missing += [] if has_project(ci, rest[0]) else [f'project {rest[0]}']
         elif kind == 'state':
             status = ci.find_job(rest[0])['status']
             missing += [] if status == rest[1] else [f'job {rest[0]} is {status} instead of {rest[1]}']
