@@ -16877,6 +16877,8 @@ def create_app(coordinator: Coordinator) -> Application:
 TLS_HANDSHAKE = b'\x16'
 #: The addresses of runners that have jobs, and of monitors; some threads serve these alone.
 URGENT_PATH = re.compile(r'/api/v4/jobs/|/(?:ci/)?api/v1/builds/|/ci/builds/|/-/(?:liveness|readiness|health|metrics)$')
+#: The addresses of what compiles pipeline files, which may take its time; it has threads of its own, too.
+COMPILING_PATH = re.compile(r'/hooks/|/-/pipelines/new$|/api/v4/.*/(?:pipeline|lint|play)(?:\.json)?/?$')
 
 
 class SpoolBuffer(waitress.buffers.OverflowableBuffer):
@@ -17194,7 +17196,7 @@ def admit_everything(environ: Environ, start: bytes | None) -> Admission:
 
 
 class Listener(waitress.server.TcpWSGIServer):
-    """waitress's server, with threads that only runners and monitors use."""
+    """waitress's server, with threads that only runners and monitors use, and others that compile pipeline files."""
 
     channel_class = Channel
 
@@ -17204,8 +17206,10 @@ class Listener(waitress.server.TcpWSGIServer):
         self.admit = getattr(application, 'admit', admit_everything)
         self.urgent = waitress.task.ThreadedTaskDispatcher()
         self.urgent.set_thread_count(options.threads)
+        self.compiling = waitress.task.ThreadedTaskDispatcher()
         others = waitress.task.ThreadedTaskDispatcher()
-        others.set_thread_count(max(1, options.threads // 2))
+        for dispatcher in (self.compiling, others):
+            dispatcher.set_thread_count(max(1, options.threads // 2))
         address = (listener.family, listener.type, listener.proto, listener.getsockname())
         super().__init__(application, {}, _sock=listener, dispatcher=others, adj=options, sockinfo=address,
                          bind_socket=False)
@@ -17220,14 +17224,18 @@ class Listener(waitress.server.TcpWSGIServer):
 
     def add_task(self, task: Channel) -> None:
         """Queue a connection whose next request is complete."""
-        is_urgent = URGENT_PATH.search(task.requests[0].path)
-        dispatcher = self.urgent if is_urgent else self.task_dispatcher
+        path = task.requests[0].path
+        dispatcher = self.task_dispatcher
+        if URGENT_PATH.search(path):
+            dispatcher = self.urgent
+        elif COMPILING_PATH.search(path):
+            dispatcher = self.compiling
         dispatcher.add_task(task)
 
     def shutdown(self) -> None:
         """Stop the threads."""
-        self.task_dispatcher.shutdown()
-        self.urgent.shutdown()
+        for dispatcher in (self.task_dispatcher, self.urgent, self.compiling):
+            dispatcher.shutdown()
 
     def maintenance(self, now: float) -> None:
         """Close the connections that take too long."""

@@ -312,29 +312,41 @@ def test_a_full_disk_is_503_and_not_a_reset(server, job, token, monkeypatch):
             assert b'Retry-After' in wire.socket.recv(4096)
 
 
-def test_readers_never_take_the_threads_of_runners_and_monitors(ci):
+@pytest.mark.parametrize(('slow', 'others'), [
+    (('GET', '/group/demo/-/jobs/1/plain'), [('PATCH', '/api/v4/jobs/1/trace'), ('GET', '/-/liveness')]),
+    (('POST', '/hooks/1'), [('PATCH', '/api/v4/jobs/1/trace'), ('GET', '/api/v4/projects'), ('GET', '/')]),
+], ids=['readers', 'pipeline files that take their time'])
+def test_who_takes_long_never_takes_the_threads_of_others(ci, slow, others):
     entered, leave = threading.Semaphore(0), threading.Event()
 
     def application(environ, start_response):
-        if environ['PATH_INFO'].endswith('/plain'):
+        if environ['PATH_INFO'] == slow[1]:
             entered.release()
             leave.wait(30)
         start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '2')])
         return [b'ok']
 
     with minici.Server(ci, application=application, threads=4) as server, contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(Wire(server)) for _ in range(20)]
-        for reader in readers:
-            reader.send('GET', '/group/demo/-/jobs/1/plain')
+        crowd = [stack.enter_context(Wire(server)) for _ in range(20)]
+        for one in crowd:
+            one.send(*slow, Content_Length=0)
         assert entered.acquire(timeout=10)
-        for _ in range(20):
-            with Wire(server) as runner:
-                runner.send('PATCH', '/api/v4/jobs/1/trace', Content_Length=0)
-                assert runner.answer() == (200, b'ok')
-                runner.send('GET', '/-/liveness')
-                assert runner.answer() == (200, b'ok')
+        for method, path in others * 10:
+            with Wire(server) as other:
+                other.send(method, path, Content_Length=0)
+                assert other.answer() == (200, b'ok')
         leave.set()
-        assert [reader.answer()[0] for reader in readers] == [200] * 20
+        assert [one.answer()[0] for one in crowd] == [200] * 20
+
+
+def test_every_address_that_compiles_pipeline_files_has_threads_of_its_own():
+    compiling = {(route.method, route.path) for route in minici.ROUTES if minici.COMPILING_PATH.search(route.path)}
+    assert compiling == {
+        ('POST', f'{minici.PROJECT}/pipeline'), ('POST', f'{minici.PROJECT}/trigger/pipeline'),
+        ('POST', f'{minici.PROJECT}/ref/<ref:path>/trigger/pipeline'), ('POST', '/hooks/<project:project_path>'),
+        ('POST', '/api/v4/ci/lint'), ('POST', f'{minici.PROJECT}/ci/lint'), ('GET', f'{minici.PROJECT}/ci/lint'),
+        ('POST', f'{minici.SCHEDULE}/play'), ('POST', f'{minici.JOB}/play')}
+    assert minici.COMPILING_PATH.search('/-/pipelines/new')     # a page
 
 
 def test_every_address_of_running_jobs_and_monitors_is_served_by_their_own_threads():
