@@ -7472,9 +7472,13 @@ def check_zip_directory(archive: IO[bytes]) -> None:
     if end < 0 or len(tail) < end + 22:
         raise BadRequest('The archive cannot be read: it is not a zip file')
     directory = int.from_bytes(tail[end + 12:end + 16], 'little')
-    located = tail[max(0, end - 20):end].startswith(b'PK\6\7')   # these three records follow one another
-    zip64 = tail[max(0, end - 76):end - 20]
-    if located and zip64.startswith(b'PK\6\6'):
+    locator = tail[max(0, end - 20):end]
+    if locator.startswith(b'PK\6\7'):
+        zip64 = tail[max(0, end - 76):end - 20]
+        located = int.from_bytes(locator[8:16], 'little')
+        # Newer versions of zipfile look for this record where the locator says, older ones before the locator.
+        if not zip64.startswith(b'PK\6\6') or located != size - len(tail) + end - 76:
+            raise BadRequest('The archive cannot be read: its zip64 records do not follow one another')
         directory = int.from_bytes(zip64[40:48], 'little')
     entries = 0
     if directory <= MAX_ZIP_DIRECTORY:

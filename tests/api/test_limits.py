@@ -100,6 +100,24 @@ def test_a_directory_is_counted_whatever_its_offset_is_called(monkeypatch):
         minici.check_zip_directory(io.BytesIO(content[:-22] + record + locator + end))
 
 
+@pytest.mark.parametrize(('between', 'moved'), [(b'', 56), (b'x' * 56, 0)], ids=['elsewhere', 'with more behind it'])
+def test_a_zip64_record_that_readers_look_for_in_different_places_is_refused(between, moved):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, 'w') as bundle:
+        bundle.writestr('x', '')
+    content = packed.getvalue()
+    directory = content.index(b'PK\1\2')
+    size = len(content) - 22 - directory
+    fields = (1).to_bytes(8, 'little') * 2 + size.to_bytes(8, 'little') + directory.to_bytes(8, 'little')
+    record = b'PK\6\6' + (44).to_bytes(8, 'little') + b'\x2d\0\x2d\0' + bytes(8) + fields
+    locator = b'PK\6\7' + bytes(4) + (len(content) - 22 - moved).to_bytes(8, 'little') + (1).to_bytes(4, 'little')
+    with pytest.raises(minici.BadRequest, match='do not follow one another'):
+        minici.check_zip_directory(io.BytesIO(content[:-22] + record + between + locator + content[-22:]))
+    minici.check_zip_directory(io.BytesIO(
+        content[:-22] + record + locator.replace(locator[8:16], (len(content) - 22).to_bytes(8, 'little'))
+        + content[-22:]))
+
+
 def test_a_hidden_variable_is_never_shown_again_and_reaches_its_jobs(ci, client, project, pipeline, runner, token):
     base = f'/api/v4/projects/{project["id"]}/variables'
     given = {'key': 'KEY', 'value': 'long-enough-secret', 'masked_and_hidden': True}
