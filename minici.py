@@ -15821,6 +15821,14 @@ def part_of(event: Members, path: str) -> Any:
     return value
 
 
+def list_of(event: Members, path: str) -> list[Any]:
+    """Return a list deep inside an event, empty if it is not there; what stands there alone is a list of one."""
+    value = part_of(event, path)
+    if value is None or isinstance(value, list):
+        return value or []
+    return [value]
+
+
 def required_field(event: Members, path: str) -> str:
     """Return a text deep inside an event; raise BadRequest, which names it, if it is not there."""
     value = part_of(event, path)
@@ -15836,6 +15844,7 @@ def check_push(event: JSON) -> None:
         raise BadRequest('the body is not a push event with ref, before and after')
     if not isinstance(before, str) or not isinstance(after, str) or not isinstance(event.get('commits') or [], list):
         raise BadRequest('before and after must be commit ids, and commits a list')
+    check_sha(before)
     if not after.strip('0'):
         raise NothingToDo(f'{short_name(ref)} was removed')
     if skips_ci(event):
@@ -15854,10 +15863,7 @@ def skips_ci(push: Members) -> bool:
 
 def push_variables(event: JSON) -> list[dict[str, str]]:
     """Return the variables that somebody gave as push options: ``git push -o ci.variable="NAME=value"``."""
-    given = part_of(event, 'push_options.ci.variable') or []
-    if isinstance(given, str):
-        given = [given]
-    pairs = [str(text).partition('=') for text in given]
+    pairs = [str(text).partition('=') for text in list_of(event, 'push_options.ci.variable')]
     return [{'key': key, 'value': value} for key, _, value in pairs]
 
 
@@ -15938,8 +15944,8 @@ def read_request(event: JSON, shape: RequestShape) -> JSON:
     request: JSON = {'iid': iid}
     request.update((name, required_field(event, path)) for name, path in shape.branches.items())
     request.update((name, part_of(event, path)) for name, path in shape.texts.items())
-    labels = [label for label in part_of(event, shape.labels) or () if isinstance(label, dict)]
-    request['labels'] = [str(label.get(shape.label_name)) for label in labels]
+    labels = [label.get(shape.label_name) for label in list_of(event, shape.labels) if isinstance(label, dict)]
+    request['labels'] = [label for label in labels if isinstance(label, str)]
     return request
 
 

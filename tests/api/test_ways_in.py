@@ -487,9 +487,28 @@ def test_webhook_of_githubs_default_content_type_is_understood(ci, client, copy,
 
 @pytest.mark.parametrize('body', [
     [], {}, {'ref': 'main', 'before': ZEROS, 'after': SHA}, {'ref': 'refs/heads/main', 'before': 1, 'after': 2},
-    {'ref': ['refs/heads/main'], 'before': ZEROS, 'after': SHA}, {'ref': 'refs/heads/main', 'after': SHA}])
+    {'ref': ['refs/heads/main'], 'before': ZEROS, 'after': SHA}, {'ref': 'refs/heads/main', 'after': SHA},
+    {'ref': 'refs/heads/main', 'before': '\ud800', 'after': SHA}])
 def test_push_event_without_its_facts_is_a_bad_request(hook, body):
     hook('gitlab', status=400, body=body)
+
+
+@pytest.mark.parametrize(('given', 'variables'), [
+    ('A=b', {'A': 'b'}), (['A=b', 'C'], {'A': 'b', 'C': ''}), (5, {'5': ''}), (True, {'True': ''}), (None, {}),
+    ([], {}),
+])
+def test_a_push_option_that_is_no_list_is_one_variable(ci, hook, copy, given, variables):
+    push = gitlab_push('refs/heads/main', ZEROS, git(copy, 'rev-parse', 'HEAD'))
+    pipeline = hook('gitlab', status=201, body={**push, 'push_options': {'ci': {'variable': given}}})
+    found = json.loads(ci.find_pipeline(pipeline['id'])['variables'])
+    assert {item['key']: item['value'] for item in found} == variables
+
+
+@pytest.mark.parametrize('labels', [5, True, 1.5, 'x', None, {}, [5], [{'title': 5}]])
+def test_labels_that_are_none_are_passed_over(labels):
+    sides = {'source_branch': 'topic', 'target_branch': 'main', 'iid': 5}
+    request = minici.read_request({'object_attributes': sides, 'labels': labels}, minici.MERGE_REQUEST)
+    assert request['labels'] == []
 
 
 def test_projects_webhook_address_and_secret_are_shown_to_tokens_that_may_change_it(ci, call, client):
