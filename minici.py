@@ -2265,9 +2265,9 @@ class Spot:
         return [spot.text() for spot in self.spots(10)]
 
     def items(self) -> list[str]:
-        """Return this list of texts, or of lists of them; GitLab takes no single text in its place."""
+        """Return this list of texts; GitLab takes no single text in its place, and no lists in it."""
         if isinstance(self.value, list):
-            return self.texts()
+            return [spot.text() for spot in self.spots()]
         self.wrong(f'must be a list: write [{self.written()}]' if isinstance(self.value, str) else 'must be a list')
         return []
 
@@ -2338,6 +2338,13 @@ def strictly_listed(read: Reader) -> Reader:
         spot.wrong('must be a list')
         return []
     return read_all
+
+
+def nested_items(spot: Spot) -> list[str]:
+    """Return a list of texts, or of lists of them."""
+    if isinstance(spot.value, list):
+        return spot.texts()
+    return spot.items()
 
 
 def at_most(limit: int, read: Reader) -> Reader:
@@ -2911,7 +2918,7 @@ JOB_FIELDS: dict[str, Reader] = {
     'dast_configuration': refused('minici has no scanners')}
 BRIDGE_FIELDS: dict[str, Reader] = {**PROCESSABLE_FIELDS, 'trigger': read_trigger}
 GLOBAL_FIELDS: dict[str, Reader] = {
-    'stages': Spot.items, 'types': Spot.items, 'variables': read_global_variables, 'include': anything,
+    'stages': nested_items, 'types': nested_items, 'variables': read_global_variables, 'include': anything,
     'default': mapping(DEFAULT_FIELDS),
     'workflow': mapping({'rules': rules_of(WORKFLOW_RULE_FIELDS), 'name': read_pipeline_name,
                          'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}),
@@ -3172,7 +3179,8 @@ INPUT_FIELDS: dict[str, Reader] = {
     'default': anything, 'description': Spot.text, 'options': read_options, 'regex': Spot.text,
     'type': one_of(*INPUT_KINDS), 'rules': listed(read_input_rule)}
 SPEC_FIELDS: dict[str, Reader] = {
-    'inputs': untouched, 'component': listed(one_of('name', 'sha', 'version', 'reference')), 'description': Spot.text}
+    'inputs': untouched, 'include': untouched, 'description': Spot.text,
+    'component': listed(one_of('name', 'sha', 'version', 'reference'))}
 BLOCK = re.compile(r'\$\[\[\s*(\S(?:.*?\S)?)\s*\]\]')
 FUNCTIONS = ('expand_vars', 'posix_escape', 'split', 'truncate')
 TRUNCATE = re.compile(r'truncate\(\s*(\d+)\s*,\s*(\d+)\s*\)')
@@ -3397,19 +3405,21 @@ class Includes:
             'local': self._local, 'project': self._project, 'template': self._template, 'remote': self._remote,
             'component': self._component, 'artifact': self._artifact}
 
-    def load(self, content: str | bytes | Mapping[str, Value], name: str, given: Mapping[str, Value],
+    def load(self, content: str | bytes | Mapping[str, Value], name: str, given: Mapping[str, Value], place: Place,
              spot: Spot | None = None, component: Mapping[str, str] | None = None) -> Map:
-        """Return a file as a mapping, the inputs given to it put in; `spot` is where they are given."""
+        """Return a file as a mapping, the inputs given to it put in.
+
+        `place` is where the files come from that it includes, `spot` where the inputs are given.
+        """
         text = decoded_text(content, name)
         if isinstance(text, Mapping):
             loaded = marked_value(text, name)
         else:
             header, text = split_header(text)
             if header:
-                loaded_header = load_text(header, name, self._report)
-                place = Spot(loaded_header, getattr(loaded_header, 'mark', None), self._report)
-                reader = InputReader(place, self._scope, component or {})
-                inputs = reader.values(given, spot or place)
+                top = self._header(load_text(header, name, self._report), place)
+                reader = InputReader(top, self._scope, component or {})
+                inputs = reader.values(given, spot or top)
                 text = reader.interpolate(text, inputs)
                 self._report.check()
                 if len(text) > MAX_FILE_SIZE:
@@ -3422,6 +3432,45 @@ class Includes:
             (spot or Spot(loaded, loaded.mark, self._report)).wrong(
                 f'gives the inputs {", ".join(given)}, and the file has no spec:inputs')
         return loaded
+
+    def _header(self, header: Value, place: Place) -> Spot:
+        """Return the header of a file, with the inputs of the files under ``spec:include`` among its own."""
+        top = Spot(header, getattr(header, 'mark', None), self._report)
+        spec = header.get('spec') if isinstance(header, Map) else None
+        if not isinstance(spec, Map) or spec.get('include') is None:
+            return top
+        inputs = Map(mark=spec.mark)
+        files = itertools.chain.from_iterable(self._files(spot, place) for spot in top['spec']['include'].spots())
+        shared = [load_text(str(decoded_text(file.content, file.name)), file.name, self._report) for file in files]
+        for declared in [*shared, Map({'inputs': spec.get('inputs')}, spec.mark)]:
+            self._add_inputs(inputs, Spot(declared, getattr(declared, 'mark', None), self._report))
+        whole = Map(spec, spec.mark, spec.marks)
+        whole.put('inputs', inputs, spec.mark)
+        return Spot(Map({'spec': whole}, top.mark), top.mark, self._report)
+
+    def _files(self, spot: Spot, place: Place) -> Iterator[Found]:
+        """Yield the files that one entry of ``spec:include`` names."""
+        source = self._source(spot, ('local', 'project', 'remote'))
+        if source is None:
+            return
+        kind, fields = source
+        try:
+            for found in self._readers[kind](fields, place, spot):
+                self._count_file(spot)
+                yield found
+        except BadRequest as error:
+            spot.at(kind).wrong(f'names {fields[kind]}: {"; ".join(error.problems)}')
+
+    @staticmethod
+    def _add_inputs(inputs: Map, declared: Spot) -> None:
+        """Add the inputs that one file declares; each may be declared once."""
+        found = declared.fields({'inputs': untouched}).get('inputs')
+        if found is None or not isinstance(found.value, Map):
+            return
+        for name, value in found.value.items():
+            if name in inputs:
+                found[name].wrong('is declared twice')
+            inputs.put(name, value, found.value.marks.get(name))
 
     def merged(self, root: Map, place: Place, above: tuple[str, ...] = ()) -> Map:
         """Return a file laid over the files that it includes; a later include wins over an earlier one."""
@@ -3436,43 +3485,55 @@ class Includes:
 
     def _entry(self, spot: Spot, place: Place, above: tuple[str, ...]) -> Iterator[Map]:
         """Yield the files that one entry of `include` names, with all that they include."""
+        source = self._source(spot, INCLUDE_KINDS)
+        if source is None:
+            return
+        kind, fields = source
+        if 'rules' in fields and not self._evaluator.decide(fields['rules'], self._scope).included:
+            return
+        try:
+            for found in self._readers[kind](fields, place, spot):
+                yield from self._file(found, fields.get('inputs') or {}, spot.at('inputs'), above)
+        except BadRequest as error:
+            spot.at(kind).wrong(f'names {fields[kind]}: {"; ".join(error.problems)}')
+
+    def _source(self, spot: Spot, kinds: Sequence[str]) -> tuple[str, Fields] | None:
+        """Return what kind of file an entry names and what else it says, None when it names none of `kinds`."""
         if isinstance(spot.value, dict):
             fields = spot.fields(INCLUDE_FIELDS)
         else:
             text = spot.text()
             fields = {'remote' if re.match(r'https?://', text) else 'local': text}
-        kinds = [kind for kind in INCLUDE_KINDS if fields.get(kind)]
-        if len(kinds) != 1:
-            spot.wrong(f'must name one of {", ".join(INCLUDE_KINDS)}')
-            return
-        if 'rules' in fields and not self._evaluator.decide(fields['rules'], self._scope).included:
-            return
+        named = [kind for kind in INCLUDE_KINDS if fields.get(kind)]
+        if len(named) != 1 or named[0] not in kinds:
+            spot.wrong(f'must name one of {", ".join(kinds)}')
+            return None
         for key in (*INCLUDE_KINDS, 'ref', 'job'):
             if key in fields:
                 fields[key] = self._scope.expand(fields[key], nested=False)
-        try:
-            for found in self._readers[kinds[0]](fields, place, spot):
-                yield from self._file(found, fields.get('inputs') or {}, spot.at('inputs'), above)
-        except BadRequest as error:
-            spot.at(kinds[0]).wrong(f'names {fields[kinds[0]]}: {"; ".join(error.problems)}')
+        return named[0], fields
 
     def _file(self, found: Found, inputs: Mapping[str, Value], spot: Spot, above: tuple[str, ...]) -> Iterator[Map]:
         """Yield one included file with what it includes; one that includes itself is left out."""
         if found.name in above:
             return
-        self._count += 1
-        self._report.budget.check()
-        if self._count > MAX_INCLUDES:
-            spot.wrong(f'makes this more than {MAX_INCLUDES} files')
-            self._report.check()
+        self._count_file(spot)
         loaded = None
         try:
-            loaded = self.load(found.content, found.name, inputs, spot, found.component)
+            loaded = self.load(found.content, found.name, inputs, found.place, spot, found.component)
         except BadRequest as error:
             for problem in error.problems:      # each names its own place
                 self._report.take(problem)
         if loaded is not None:
             yield self.merged(loaded, found.place, (*above, found.name))
+
+    def _count_file(self, spot: Spot) -> None:
+        """Count a file that is included; raise BadRequest when there are too many."""
+        self._count += 1
+        self._report.budget.check()
+        if self._count > MAX_INCLUDES:
+            spot.wrong(f'makes this more than {MAX_INCLUDES} files')
+            self._report.check()
 
     def _local(self, fields: Fields, place: Place, spot: Spot) -> Iterator[Found]:
         path = fields['local'].lstrip('/')
@@ -4046,7 +4107,7 @@ class Compiler:
     def _merged(self, content: str | bytes | Mapping[str, Value]) -> Map:
         """Return the file with all that it includes, extends and refers to in place."""
         includes = Includes(self._facts, self._report, self._evaluator)
-        root = includes.load(content, self._name, self._facts.inputs)
+        root = includes.load(content, self._name, self._facts.inputs, self._facts.place)
         whole = includes.merged(root, self._facts.place, (self._name,))
         self._report.check()
         merged = Resolver(self._report).resolve(whole)

@@ -473,3 +473,10 @@ def test_an_input_is_split_into_a_list():
         test: {script: make, tags: "$[[ inputs.tags | split(',') ]]"}
         """.replace('"', ''))
     assert list(spec.jobs[0].tag_list) == ['big', 'fast']
+
+
+@pytest.mark.parametrize('keywords', [
+    'tags: [[a], b]', 'dependencies: [[a]]', 'artifacts: {paths: [[a]]}', 'cache: {paths: [[a]]}',
+    'rules: [{changes: [[a], b]}]', 'image: {name: a, entrypoint: [[""]]}'])
+def test_a_list_of_texts_has_no_lists_in_it(keywords):
+    assert 'must be a text' in job_refusal(keywords)

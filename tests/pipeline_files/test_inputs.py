@@ -183,3 +183,64 @@ def test_a_pipeline_takes_inputs(ci):
     assert [job['name'] for job in ci.list_jobs(pipeline=pipeline)] == ['mine']
     with pytest.raises(minici.BadRequest, match='must give the input name'):
         ci.create_pipeline(project, 'main', sha=SHA, content=content)
+
+
+# -- inputs that are declared in another file
+
+class Shared:
+    """A repository of a few files."""
+
+    def __init__(self, **files):
+        self.texts = {f'{name}.yml': textwrap.dedent(text) for name, text in files.items()}
+
+    def file(self, sha, path):
+        """Return a file."""
+        return self.texts[path].encode() if path in self.texts else None
+
+    def files(self, sha):
+        """Return the names of all files."""
+        return sorted(self.texts)
+
+    def changes(self, base, sha):
+        """Return None: nothing is known of what changed."""
+
+
+SHARING = 'spec: {include: [{local: /shared.yml}], inputs: {own: {default: 1}}}\n---\n' \
+          'test: {script: "$[[ inputs.own ]] $[[ inputs.region ]] $[[ inputs.place ]]"}\n'
+
+
+def test_inputs_may_be_declared_in_other_files():
+    tree = Shared(shared='inputs: {region: {default: us}, place: {options: [here, there]}}\n')
+    spec = minici.compile_pipeline(SHARING, inputs={'place': 'there'}, repository=tree)
+    assert list(spec.jobs[0].script) == ['1 us there']
+
+
+@pytest.mark.parametrize('shared, told', [
+    ('inputs: {own: {}}\n', 'own is declared twice'),
+    ('inputs: {place: {default: a}}\njobs: {}\n', 'shared.yml:2:1: jobs is a keyword'),
+    ('[a]\n', 'shared.yml:1:1: must be a mapping'),
+    ('inputs: {place: {type: nothing}}\n', 'shared.yml:1:18: spec:inputs:place:type must be one of'),
+])
+def test_a_file_of_shared_inputs_declares_each_once_and_nothing_else(shared, told):
+    with pytest.raises(minici.BadRequest) as caught:
+        minici.compile_pipeline(SHARING, repository=Shared(shared=shared))
+    assert told in '; '.join(caught.value.problems)
+
+
+def test_inputs_are_shared_by_files_of_some_kinds_alone_and_a_file_that_is_missing_is_named():
+    assert 'must name one of local, project, remote' in refusal(header='spec: {include: [{template: a}]}\n---\n')
+    assert 'names gone.yml, which is not in the repository' in refusal(header='spec: {include: gone.yml}\n---\n')
+
+
+def test_the_inputs_of_an_included_file_may_be_declared_beside_it():
+    tree = Shared(shared='inputs: {region: {default: us}, place: {}}\n', part=SHARING)
+    spec = minici.compile_pipeline('include: {local: part.yml, inputs: {place: x}}\n', repository=tree)
+    assert list(spec.jobs[0].script) == ['1 us x']
+
+
+def test_shared_inputs_count_among_the_files_of_a_pipeline():
+    tree = Shared(shared='inputs: {}\n')
+    many = 'spec: {include: [' + 'shared.yml, ' * 151 + ']}\n---\ntest: {script: make}\n'
+    with pytest.raises(minici.BadRequest) as caught:
+        minici.compile_pipeline(many, repository=tree)
+    assert 'more than 150 files' in '; '.join(caught.value.problems)
