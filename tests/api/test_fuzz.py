@@ -587,18 +587,26 @@ class JobMachine(RuleBasedStateMachine):
         elif self.status == 'running' and silent >= 600:
             self.status = 'failed'
 
+    @rule()
+    def look(self):
+        job = self.call('GET', f'/api/v4/projects/demo/jobs/{self.id}', token=self.person, status=200).json
+        self.compare(job)
+
     @invariant()
     def agree(self):
         if not hasattr(self, 'id'):
             return
         self.patience -= 1
-        job = self.call('GET', f'/api/v4/projects/demo/jobs/{self.id}', token=self.person, status=200).json
+        self.compare(self.ci.find_job(self.id))
         trace = self.call('GET', f'/api/v4/projects/demo/jobs/{self.id}/trace', token=self.person)
-        assert job['status'] == self.status
         if self.trace is None:
             assert trace.status_int == 404
         else:
             assert (trace.status_int, trace.body) == (200, self.trace)
+
+    def compare(self, job):
+        """See that a job is as the model says."""
+        assert job['status'] == self.status
         assert bool(job['erased_at']) is self.erased
         assert bool(job['finished_at']) is (self.status in ('success', 'failed', 'canceled'))
 

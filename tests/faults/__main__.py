@@ -13,7 +13,16 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-STALLS = HERE / 'test_stalls.py'    # what it times has the machine to itself; the others take both of two cores
+ALONE = ('stalls', 'hostile')   # what these time has the machine to itself; the others share two cores
+FIRST = ('preloaded', 'model', 'kills', 'two_years', 'storm', 'large', 'deaths')    # the longest
+
+
+def parts():
+    """Return the arguments of each pytest: the files that share two cores, the longest first, and those that do not."""
+    names = sorted(file.stem.removeprefix('test_') for file in HERE.glob('test_*.py'))
+    shared = [*FIRST, *(name for name in names if name not in (*FIRST, *ALONE))]
+    for arguments, files in ((['-n', '2', '--maxschedchunk', '1'], shared), ([], ALONE)):
+        yield [*arguments, *(str(HERE / f'test_{name}.py') for name in files)]
 
 
 def main():
@@ -27,8 +36,7 @@ def main():
             environment = {**os.environ, 'MINICI_FAULTS': 'full', 'MINICI_FIGURES': str(figures)}
             began = time.monotonic()
             command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *rest]
-            others = [str(file) for file in sorted(HERE.glob('test_*.py')) if file != STALLS]
-            for part in (['-n', '2', *others], [str(STALLS)]):
+            for part in parts():
                 status |= subprocess.run([*command, *part], env=environment, check=False).returncode
             print(f'\nRun {number + 1} took {(time.monotonic() - began) / 60:.1f} minutes.\n')
             print('| test | target | measured |\n|---|---|---|')

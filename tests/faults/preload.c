@@ -18,7 +18,8 @@
 #define HANDLES 4096
 static char *names[HANDLES];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int journal = -1, count, ready;
+static int journal = -1, count;
+static pid_t ready;     /* the process that has read its settings: one that it forks has its own */
 static const char *root, *kind_to_kill, *error_file;
 static int kill_at;
 
@@ -26,9 +27,9 @@ static int kill_at;
 
 static void start(void)
 {
-    if (ready)
+    if (ready == getpid())
         return;
-    ready = 1;
+    ready = getpid();
     root = getenv("FAULT_ROOT");
     error_file = getenv("FAULT_ERROR");
     const char *kill = getenv("FAULT_KILL"), *path = getenv("FAULT_JOURNAL");

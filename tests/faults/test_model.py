@@ -7,18 +7,24 @@ import random
 import resource
 from urllib.parse import quote, urlencode
 
+import pytest
 import test_fuzz
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from support import Served, call
 
+#: Long tests in so many parts, each with chances of its own, so that two processors share the work.
+PARTS = pytest.mark.parametrize('part', range(4))
 
-def test_a_job_behaves_as_its_model(form, figures):
-    runs, steps = form((4, 30), (2000, 40))
-    run_state_machine_as_test(test_fuzz.JobMachine, settings=settings(
+
+@PARTS
+def test_a_job_behaves_as_its_model(form, figures, part):
+    runs, steps = form((1, 30), (500, 40))
+    machine = seed(part)(type('Machine', (test_fuzz.JobMachine,), {}))
+    run_state_machine_as_test(machine, settings=settings(
         max_examples=runs, stateful_step_count=steps, deadline=None, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck), derandomize=True))
-    figures('2,000 runs x 40 steps, 0 divergences', f'{runs} runs x {steps} steps, 0 divergences')
+        suppress_health_check=list(HealthCheck)))
+    figures('2,000 runs x 40 steps in four parts, 0 divergences', f'{runs} runs x {steps} steps, 0 divergences')
 
 
 def hostile(chance):
@@ -51,9 +57,10 @@ def request(surface, chance):
     return route, path, f'{query}&{encoded}' if chance.random() < 0.3 else query, body, kind, headers
 
 
-def test_no_request_to_any_route_fails_inside(tmp_path, form, figures, caplog):
-    surface, chance = test_fuzz.Surface(tmp_path), random.Random(20)
-    count = form(500, 180_000)
+@PARTS
+def test_no_request_to_any_route_fails_inside(tmp_path, form, figures, caplog, part):
+    surface, chance = test_fuzz.Surface(tmp_path), random.Random(20 + part)
+    count = form(125, 45_000)
     failures, statuses, memory = [], {}, 0
     for number in range(count):
         route, path, query, body, kind, headers = request(surface, chance)
@@ -68,12 +75,12 @@ def test_no_request_to_any_route_fails_inside(tmp_path, form, figures, caplog):
     assert failures == []
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     assert grown < 200
-    figures('200,000 requests with the sockets below, 0 x 500, memory flat',
+    figures('200,000 requests in four parts with the sockets below, 0 x 500, memory flat',
             f'{count:,} requests in process, 0 x 500, {grown:.0f} MB more at the end than after a fifth')
 
 
 def test_no_request_over_a_socket_fails_inside(tmp_path, form, figures):
-    count, chance, failures = form(100, 20_000), random.Random(21), []
+    count, chance, failures = form(100, 20_000), random.Random(30), []
     surface = test_fuzz.Surface(tmp_path)
     surface.ready()
     requests = [request(surface, chance) for _ in range(min(count, 2000))]

@@ -17,7 +17,7 @@ import preload
 import pytest
 import workload
 from support import FORM, UPLOAD, Served, archive, call, until
-from test_deaths import HERE, die
+from test_deaths import HERE, mortals
 
 import minici
 
@@ -30,12 +30,13 @@ def library(tmp_path_factory):
 def test_a_process_killed_at_the_nth_fsync_rename_pwrite_or_unlink_loses_nothing(tmp_path, library, figures):
     token = workload.prepare(tmp_path / 'ci.sqlite', jobs=1000)
     lines, died = [], 0
-    for number, last in ((0, 200), (1, 200), (2, 40), (3, 40)):
-        kind = ('fsync', 'pwrite', 'rename', 'unlink')[number]
-        for at in range(1, last + 1):
+    points = [(kind, at) for kind, last in (('fsync', 200), ('pwrite', 200), ('rename', 40), ('unlink', 40))
+              for at in range(1, last + 1)]
+    with mortals(LD_PRELOAD=str(library)) as die:
+        for seed, (kind, at) in enumerate(points):
             acknowledged = tmp_path / f'{kind}-{at}.acknowledged'
-            died += not die(tmp_path / 'ci.sqlite', acknowledged, token, f'{number + 1}{at:03d}',
-                            LD_PRELOAD=str(library), FAULT_ROOT=str(tmp_path), FAULT_KILL=f'{kind}:{at}')
+            died += not die(tmp_path / 'ci.sqlite', acknowledged, token, seed, FAULT_ROOT=str(tmp_path),
+                            FAULT_KILL=f'{kind}:{at}')
             fresh = workload.Acknowledged.read(acknowledged) if acknowledged.exists() else []
             lines += fresh
             with minici.Coordinator(tmp_path / 'ci.sqlite') as ci:

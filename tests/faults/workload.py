@@ -1,8 +1,8 @@
 """Work whose every acknowledgement is written down, and a check that what was acknowledged is there.
 
-    python workload.py DB ACKNOWLEDGED SEED STEPS [KILL_AT_CALL]
+    python workload.py DB ACKNOWLEDGED TOKEN SEED STEPS [KILL_AT_CALL]
 
-does the work over a database that `prepare` made.
+does the work over a database that `prepare` made; without arguments, each line of its input is such work, in JSON.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 
 import minici
 
@@ -190,16 +191,34 @@ def kill_at(number):
         setattr(os, name, counted(getattr(os, name)))
 
 
-def main():
-    db, acknowledged, token, seed, steps, *at = sys.argv[1:]
+def work(db, acknowledged, token, seed, steps, *at):
+    """Do the work, up to the `at`-th call that changes the disk."""
     if at:
         kill_at(int(at[0]))
     with minici.Coordinator(db) as ci:
-        work = Work(ci, token, Acknowledged(acknowledged), int(seed))
+        steady = Work(ci, token, Acknowledged(acknowledged), int(seed))
         for _ in range(int(steps)):
-            work.step()
-    print('done')
+            steady.step()
+
+
+def serve():
+    """Do the work of each line of input in a process of its own; print its exit code, negative for a signal.
+
+    To import minici takes longer than most of this work, so these processes are forked.
+    """
+    for line in sys.stdin:
+        arguments, environment = json.loads(line)
+        child = os.fork()
+        if not child:
+            os.environ.update(environment)
+            try:
+                work(*arguments)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == '__main__':
-    main()
+    work(*sys.argv[1:]) if sys.argv[1:] else serve()
