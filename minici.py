@@ -816,6 +816,7 @@ def server_variables(address: str) -> JSON:
         'CI_SERVER_VERSION_PATCH': patch,
         'CI_API_V4_URL': f'{address}/api/v4',
         'CI_API_GRAPHQL_URL': f'{address}/api/graphql',
+        'CI_TEMPLATE_REGISTRY_HOST': 'registry.gitlab.com',     # where the images of GitLab's templates are
         'GITLAB_FEATURES': '',      # of licenses: none
     }
 
@@ -1508,6 +1509,17 @@ def is_date(text: str) -> bool:
         return False
 
 
+class WrittenNumber(float):
+    """A number with a fraction that knows how the file writes it: 3.10 is another version than 3.1."""
+
+    text: str
+
+    def __new__(cls, value: str, text: str = '') -> WrittenNumber:
+        number = super().__new__(cls, value)
+        number.text = text
+        return number
+
+
 def yaml_number(text: str) -> int | float | str:
     """Return the number that Psych sees in an unquoted scalar, or the text when it is none."""
     sexagesimal = SEXAGESIMALS.fullmatch(text)
@@ -1519,7 +1531,7 @@ def yaml_number(text: str) -> int | float | str:
         return total
     bare = re.sub('[,_]', '', text)
     if FLOATS.fullmatch(text) and bare.strip('+-') != '.':
-        return float(bare)
+        return WrittenNumber(bare, text)
     if INTEGERS.fullmatch(text):
         octal = re.sub('^([+-]?)0([0-9])', r'\g<1>0o\2', bare)      # as Python writes it
         return int(octal, 0)
@@ -1808,7 +1820,8 @@ class ExpressionParser:
         while position < len(text):
             match = TOKENS.match(text, position)
             if not match or not match.lastgroup:
-                raise ValueError(unreadable(text[position:].strip()))
+                after_operator = bool(self._tokens) and self._tokens[-1][0] == 'operator'
+                raise ValueError(unreadable(text[position:].strip(), after_operator=after_operator))
             self._tokens.append((match.lastgroup, match[match.lastgroup]))
             position = match.end()
         self._tokens.reverse()
@@ -1870,8 +1883,11 @@ class ExpressionParser:
         return ('variable', text[1:])
 
 
-def unreadable(text: str) -> str:
+def unreadable(text: str, *, after_operator: bool) -> str:
     """Return what is wrong with the part of an expression that cannot be read."""
+    word = re.match(r'[\w.-]+', text)
+    if word and after_operator:
+        return f'put quotes around {word[0][:80]}'
     if re.match(r'=(?![=~])', text):
         return 'use == to compare'
     if text.startswith('${'):
@@ -2232,6 +2248,8 @@ class Spot:
 
     def written(self) -> str:
         """Return this scalar as it stands in the file, as far as that is known."""
+        if isinstance(self.value, WrittenNumber):
+            return self.value.text
         if isinstance(self.value, str):
             return self.value
         return text_of(self.value)

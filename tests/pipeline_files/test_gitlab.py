@@ -480,3 +480,20 @@ def test_an_input_is_split_into_a_list():
     'rules: [{changes: [[a], b]}]', 'image: {name: a, entrypoint: [[""]]}'])
 def test_a_list_of_texts_has_no_lists_in_it(keywords):
     assert 'must be a text' in job_refusal(keywords)
+
+
+@pytest.mark.parametrize('text, told', [('3.10', "'3.10'"), ('1_0.50', "'1_0.50'"), ('1.5e+3', "'1.5e+3'")])
+def test_a_number_that_should_be_a_text_is_told_as_it_is_written(text, told):
+    assert f'write {told}' in job_refusal(f'image: {text}')
+
+
+def test_a_number_reaches_a_variable_as_ruby_writes_it():
+    job, = compiled('test: {script: make, variables: {A: 3.10, B: 1.5e+3}}\n').jobs
+    assert job.variables == {'A': '3.1', 'B': '1500.0'}
+
+
+@pytest.mark.parametrize('condition, told', [
+    ('$CI_COMMIT_BRANCH == main', 'put quotes around main'), ('$A && feature-1', 'put quotes around feature-1'),
+    ('main == $CI_COMMIT_BRANCH', "cannot be read from 'main == $CI_COMMIT_B' on")])
+def test_a_text_without_quotes_in_an_expression_is_told(condition, told):
+    assert told in job_refusal(f"rules: [{{if: '{condition}'}}]")
