@@ -95,7 +95,7 @@ def server(ci):
 def chromium():
     """Headless Chromium: one process a module, for asyncio.run refuses to work in this thread until it has ended."""
     if Chromium.path is None:
-        (pytest.fail if os.environ.get('CI') else pytest.skip)('no Chromium here: apt install chromium')
+        (pytest.fail if os.environ.get('CI') else pytest.skip)('no Chromium here: apt install chromium-headless-shell')
     with Chromium() as process:
         yield process
 
