@@ -3,7 +3,7 @@
 import shutil
 import time
 
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import expect, sync_playwright
 
 PATIENCE = 20  # seconds; a busy machine is slow, a wrong page stays wrong
@@ -11,6 +11,12 @@ FLAGS = [
     '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost',  # ask nobody outside
     '--no-proxy-server',
 ]
+#: axe-core tells of what is right, too, at such length that carrying it here took longer than finding it.
+FAULTS = """async options => {
+    const {violations} = await axe.run({...options, resultTypes: ['violations']});
+    return violations.filter(({impact}) => ['serious', 'critical'].includes(impact))
+        .flatMap(({id, help, nodes}) => nodes.map(({html}) => `${id}: ${help}: ${html}`));
+}"""
 
 
 class Chromium:
@@ -97,10 +103,9 @@ class Browser:
 
     def axe(self, *rules):
         """Return the serious and critical faults that axe-core finds, by all rules or these, each with its markup."""
-        options = {'resultTypes': ['violations'], **({'runOnly': list(rules)} if rules else {})}  # the rest is long
-        found = Axe().run(self.page, options=options).response['violations']
-        return [f'{fault["id"]}: {fault["help"]}: {node["html"]}'
-                for fault in found if fault['impact'] in ('serious', 'critical') for node in fault['nodes']]
+        if not self.page.evaluate('Boolean(window.axe)'):
+            self.page.evaluate(AXE_SCRIPT)
+        return self.page.evaluate(FAULTS, {'runOnly': list(rules)} if rules else {})
 
     def wait(self, condition, timeout=PATIENCE):
         """Return the first true value of condition(), while the page goes on; raise TimeoutError after some seconds."""
