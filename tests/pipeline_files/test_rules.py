@@ -275,6 +275,11 @@ def test_a_path_does_not_fit_a_glob(glob, path):
     assert job(rules % 'exists', tree=Tree(path)) is None
 
 
+@pytest.mark.parametrize('glob', ['{' * 3000, '{a,' * 3000, '[' * 3000])
+def test_a_glob_that_opens_beyond_measure_fits_nothing_and_is_no_error(glob):
+    assert job(f'rules: [{{exists: ["{glob}"]}}]', tree=Tree('a')) is None
+
+
 def test_changes_hold_when_there_is_nothing_to_compare_with_and_not_when_nothing_changed():
     assert job('rules: [{changes: [a]}]', tree=Tree(since_push=None))
     assert job('rules: [{changes: [a]}]', tree=Tree(since_push=[])) is None
