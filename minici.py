@@ -8748,8 +8748,7 @@ class Runners(Projects):
 
 # Jobs #########################################################################################
 
-# A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
-# CROSS JOIN keeps the order of the tables, whatever ANALYZE has seen.
+#: The artifacts of a job whose time is not over, as JSON.
 KEPT_ARTIFACTS = """
            (SELECT json_group_array(json_object(
                        'file_type', file_type, 'size', size, 'filename', filename,
@@ -8757,6 +8756,8 @@ KEPT_ARTIFACTS = """
               FROM artifact
              WHERE job_id = job.id AND (expire_at IS NULL OR expire_at > :now)) AS artifacts
     """
+# A job with all that answers about it show: its pipeline, project, user, runner and artifacts.
+# CROSS JOIN keeps the order of the tables, whatever ANALYZE has seen.
 JOB_COLUMNS = f"""
     SELECT job.*, tag_set.tags,
            pipeline.iid AS pipeline_iid, pipeline.ref, pipeline.tag, pipeline.sha, pipeline.before_sha,
