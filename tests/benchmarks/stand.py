@@ -134,18 +134,19 @@ class Stand:
                                    env=INSTALLED)
         self.ends.callback(process.wait, 20)
         self.ends.callback(process.terminate)
-        return Server(process, self.folder)
+        url = process.stdout.readline().strip()
+        if not url:
+            raise SystemExit('a server of the benchmark did not start')
+        return Server(process.pid, url, self.folder)
 
 
 class Server:
     """A server in another process: minici, and beside it what answers a constant."""
 
-    def __init__(self, process, folder):
-        self.pid = process.pid
+    def __init__(self, pid, url, folder):
+        self.pid = pid
+        self.url = url
         self.folder = folder
-        self.url = process.stdout.readline().strip()
-        if not self.url:
-            raise SystemExit('a server of the benchmark did not start')
 
     def cpu(self):
         """Return the CPU seconds that the process has used."""
