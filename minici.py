@@ -1446,11 +1446,12 @@ class Map(Marked, dict):  # type: ignore[type-arg]
     def over(self, base: Map) -> Map:
         """Return `base` with this mapping laid over it, deeply; lists and texts are replaced."""
         merged = Map(base, self.mark, base.marks)
-        for key, value in self.items():
-            below = base.get(key)
-            if isinstance(value, Map) and isinstance(below, Map):
-                value = value.over(below)
-            merged.put(key, value, self.marks.get(key))
+        merged.put_all(self)
+        for key in self.keys() & base.keys():
+            own = self[key]
+            below = base[key]
+            if isinstance(own, Map) and isinstance(below, Map):
+                merged[key] = own.over(below)
         return merged
 
 
@@ -2186,18 +2187,27 @@ Fields = dict[str, Value]           # a mapping whose values have been read, by 
 
 
 class Spot:
-    """One value of a pipeline file, the keywords that lead to it, and the report for its problems."""
+    """One value of a pipeline file, the spot and the key that lead to it, and the report for its problems."""
 
-    __slots__ = ('mark', 'path', 'report', 'value')
+    __slots__ = ('above', 'key', 'mark', 'report', 'value')
 
-    def __init__(self, value: Value, mark: Mark | None, report: Report, path: tuple[str, ...] = ()) -> None:
+    def __init__(self, value: Value, mark: Mark | None, report: Report, above: Spot | None = None,
+                 key: Value = '') -> None:
         self.value = value
         self.mark = mark
         self.report = report
-        self.path = path
+        self.above = above
+        self.key = key
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The keys that lead here from the top of the file."""
+        if self.above is None:
+            return ()
+        return (*self.above.path, str(self.key))
 
     def __getitem__(self, key: Value) -> Spot:
-        return Spot(self.value[key], self.value.marks.get(key) or self.mark, self.report, (*self.path, str(key)))
+        return Spot(self.value[key], self.value.marks.get(key) or self.mark, self.report, self, key)
 
     def __contains__(self, key: Value) -> bool:
         return isinstance(self.value, dict) and self.value.get(key) is not None
@@ -2280,10 +2290,14 @@ class Spot:
         if not isinstance(self.value, (str, list)):
             self.text()
             return []
+        if is_plain_list(self.value):
+            return list(self.value)
         return [spot.text() for spot in self.spots(10)]
 
     def items(self) -> list[str]:
         """Return this list of texts; GitLab takes no single text in its place, and no lists in it."""
+        if is_plain_list(self.value):
+            return list(self.value)
         if isinstance(self.value, list):
             return [spot.text() for spot in self.spots()]
         self.wrong(f'must be a list: write [{self.written()}]' if isinstance(self.value, str) else 'must be a list')
@@ -2304,6 +2318,11 @@ class Spot:
 
 
 Reader = Callable[[Spot], Value]    # of one value
+
+
+def is_plain_list(value: Value) -> bool:
+    """Tell whether a value is a list of texts; only what is anything else needs a spot of its own."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 # -- readers of common kinds
@@ -2390,6 +2409,7 @@ def mapping(readers: Mapping[str, Reader], *required: str) -> Reader:
 
 # -- variables, images, services
 
+VARIABLE_NAME = re.compile(r'[A-Za-z0-9_]{1,255}')
 JOB_VARIABLE_FIELDS: dict[str, Reader] = {'value': Spot.scalar, 'expand': Spot.flag}
 VARIABLE_FIELDS: dict[str, Reader] = {
     **JOB_VARIABLE_FIELDS, 'description': Spot.text, 'options': listed(Spot.scalar)}
@@ -2401,15 +2421,22 @@ def read_variables(spot: Spot, fields: Mapping[str, Reader]) -> dict[str, Variab
         spot.wrong('must be a mapping of names to values')
         return {}
     found = {}
-    for key in spot.value:
-        if not re.fullmatch(r'[^\s=\0]{1,255}', key):
-            spot[key].wrong('is not a name of letters, digits and "_"')
-            continue
-        if not re.fullmatch(r'\w+', key, re.A):
-            place = place_of(spot[key].mark)
-            spot.report.warn(f'{place}shells do not know variables of such a name: {key}')
-        found[key] = read_variable(spot[key], fields)
+    for key, value in spot.value.items():
+        if not VARIABLE_NAME.fullmatch(key):
+            check_odd_name(spot[key])
+        if isinstance(value, str):
+            found[key] = Variable(value)
+        else:
+            found[key] = read_variable(spot[key], fields)
     return found
+
+
+def check_odd_name(spot: Spot) -> None:
+    """Complain about the name of a variable that no job could have; warn of one that shells do not know."""
+    if re.fullmatch(r'[^\s=\0]{1,255}', spot.key):
+        spot.report.warn(f'{place_of(spot.mark)}shells do not know variables of such a name: {spot.key}')
+    else:
+        spot.wrong('is not a name of letters, digits and "_"')
 
 
 def read_variable(spot: Spot, fields: Mapping[str, Reader]) -> Variable:

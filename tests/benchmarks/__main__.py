@@ -50,7 +50,7 @@ def main(argv=None):
     parser.add_argument('--json', metavar='FILE', help='write the figures there, too')
     parser.add_argument('--quick', action='store_true', help='small data, to see that the benchmarks start')
     parser.add_argument('--directory', help='where the databases are made (default: the temporary directory)')
-    parser.add_argument('--file', help='the pipeline file that `compiles` compiles')
+    parser.add_argument('--file', help='the pipeline file that `compiles` compiles, with those of its folder')
     options = parser.parse_args(argv)
     missing = [tool for tool in ('wrk', 'curl') if shutil.which(tool) is None]
     if missing:
