@@ -213,7 +213,7 @@ REFS_TIMEOUT = 60                   # seconds that asking all repositories about
 UNKNOWN_REFS = 100                  # refs of a project without a repository whose last success is kept
 EVENTS_KEPT = 10_000                # status changes that are kept for callbacks that have not heard of them yet
 DELETED_AT_ONCE = 50                # pipelines that are deleted in one transaction
-BACKUP_TRIES = 5                    # times a backup starts anew because an artifact was removed meanwhile
+BACKUP_TRIES = 5                    # copies of a database while artifacts are removed; then writers wait for one
 VACUUMED_AT_ONCE = 500              # pages that are returned to the disk in one transaction
 WATCHED_FOR = 60                    # seconds after its last reader that a trace counts as watched
 MAX_TRACE_REFUSALS = 2              # times a runner is told to send a trace again that does not match
@@ -12131,7 +12131,8 @@ class Backups(Checks):
         """Fill a new directory with a consistent copy.
 
         The files come first, then the database, then the files that it refers to and that are newer. One
-        that was removed in between makes a newer copy of the database necessary.
+        that was removed in between makes a newer copy of the database necessary. After some of these,
+        writers wait for the last one.
         """
         data = directory / BACKUP_DATA
         for inner in (directory, data, data / 'traces', data / 'artifacts'):
@@ -12141,27 +12142,43 @@ class Backups(Checks):
         for job_id in self.traces.stored():
             path = self.traces.path(job_id)
             link_or_copy(path, data / 'traces' / path.parent.name / path.name)
-        for _ in range(BACKUP_TRIES):
-            (directory / BACKUP_DATABASE).unlink(missing_ok=True)
-            self.db.copy_to(directory / BACKUP_DATABASE)
-            with contextlib.closing(Database(directory / BACKUP_DATABASE)) as copied, copied.read() as c:
-                stored = {row['stored_as'] for row in c.execute('SELECT stored_as FROM artifact')}
-                jobs = {row['id']: row['status'] for row in c.execute('SELECT id, status FROM job')}
-            if self._complete_artifacts(data / 'artifacts', stored):
-                self._complete_traces(data / 'traces', jobs)
-                return
-        raise Busy('Artifacts are removed faster than they can be copied')
+        missing: set[str] = set()
+        for number in range(BACKUP_TRIES + 1):
+            writers = self.db.write() if number == BACKUP_TRIES else contextlib.nullcontext()
+            with writers:
+                jobs, gone = self._copy_database(directory)
+            if gone <= missing:     # rows of a newer copy still refer to these: no writer has removed them
+                break
+            missing = gone
+        if gone:
+            log.warning('the backup %s lacks the files of %d artifacts, which are missing: see the command check',
+                        directory, len(gone))
+        self._complete_traces(data / 'traces', jobs)
 
-    def _complete_artifacts(self, directory: Path, stored: set[str]) -> bool:
-        """Make a copy's artifacts those that are `stored`; return False when one has gone meanwhile."""
+    def _copy_database(self, directory: Path) -> tuple[dict[int, str], set[str]]:
+        """Copy the database and the artifacts that it refers to.
+
+        Returns the statuses of its jobs, by their ids, and the names of the artifacts that are not there.
+        """
+        target = directory / BACKUP_DATABASE
+        target.unlink(missing_ok=True)
+        self.db.copy_to(target)
+        with contextlib.closing(Database(target)) as copied, copied.read() as c:
+            stored = {row['stored_as'] for row in c.execute('SELECT stored_as FROM artifact')}
+            jobs = {row['id']: row['status'] for row in c.execute('SELECT id, status FROM job')}
+        return jobs, self._complete_artifacts(directory / BACKUP_DATA / 'artifacts', stored)
+
+    def _complete_artifacts(self, directory: Path, stored: set[str]) -> set[str]:
+        """Make a copy's artifacts those that are `stored`; return those that are not there."""
         for path in directory.glob('*/*'):
             if path.relative_to(directory).as_posix() not in stored:
                 path.unlink()
+        gone = set()
         for stored_as in stored:
             path = directory / stored_as
             if not path.exists() and not link_or_copy(self.artifacts.stored_path(stored_as), path):
-                return False
-        return True
+                gone.add(stored_as)
+        return gone
 
     def _complete_traces(self, directory: Path, jobs: Mapping[int, str]) -> None:
         """Make a copy's traces those of `jobs`, ids with their statuses; what still grows is copied, not linked."""

@@ -1,5 +1,6 @@
 """Copies of everything, taken while it is in use, brought back, and compared with the files."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -172,6 +173,39 @@ def test_backups_taken_while_artifacts_come_and_go_are_complete(ci, tmp_path):
     for number in range(8):
         with opened(tmp_path / f'copy-{number}') as copy:
             assert copy.check(checksums=True) == []
+
+
+def test_a_backup_is_complete_though_artifacts_are_replaced_during_each_copy_of_the_database(ci, tmp_path, monkeypatch):
+    job, copies, replaced = filled(ci), [], []
+    monkeypatch.setattr(minici, 'LOCK_TIMEOUT', 0.05)
+    copy_to = ci.db.copy_to
+
+    def replace():
+        with contextlib.suppress(minici.Busy), minici.Coordinator(ci.db.path, ci.data, fsync=False) as other:
+            with_artifact(other, job, os.urandom(1000), replace=True)
+            replaced.append(job)
+
+    def copy(target):
+        replace()
+        copy_to(target)
+        copies.append(target)
+        replace()
+
+    monkeypatch.setattr(ci.db, 'copy_to', copy)
+    ci.backup(tmp_path / 'copy')
+    assert len(copies) == minici.BACKUP_TRIES + 1
+    assert len(replaced) == 2 * minici.BACKUP_TRIES
+    with opened(tmp_path / 'copy') as copied:
+        assert copied.check(checksums=True) == []
+
+
+def test_an_artifact_that_is_missing_prevents_no_backup_and_is_told(ci, tmp_path, caplog):
+    filled(ci)
+    next(ci.data.glob('artifacts/*/*')).unlink()
+    ci.backup(tmp_path / 'copy')
+    assert 'lacks the files of 1 artifacts' in caplog.text
+    with opened(tmp_path / 'copy') as copied:
+        assert len(copied.check()) == len(ci.check()) == 1
 
 
 # -- restore
