@@ -3978,12 +3978,20 @@ def parallel_copies(draft: Draft) -> list[Draft]:
         made = dataclasses.replace(draft, name=draft.name + suffix, keywords=keywords, layers=layers, matrix=row,
                                    copies=(index, len(rows)))
         copies.append(made)
+    return copies
+
+
+def with_one_job_a_name(jobs: Mapping[str, Sequence[Draft]]) -> dict[str, list[Draft]]:
+    """Return jobs with the later of those that have one name in the place of the earlier ones, as in GitLab."""
     latest: dict[str, Draft] = {}
-    for made in copies:
-        if made.name in latest:
-            draft.spot.report.warn(f'{place_of(draft.spot.mark)}the matrix makes {made.name} twice: the later counts')
-        latest[made.name] = made
-    return list(latest.values())
+    for draft in itertools.chain.from_iterable(jobs.values()):
+        earlier = latest.get(draft.name)
+        if earlier:
+            told = 'the matrix makes it twice' if earlier.spot is draft.spot else f'so is one of {earlier.group}'
+            draft.spot.report.warn(f'{place_of(draft.spot.mark)}a job of {draft.group} is called {draft.name}, and '
+                                   f'{told}: the later counts')
+        latest[draft.name] = draft
+    return {name: [latest[draft.name] for draft in drafts] for name, drafts in jobs.items()}
 
 
 # -- needs
@@ -4001,12 +4009,10 @@ class Linker:
         for copies in jobs.values():
             self._named.update({draft.name: [draft] for draft in copies})
         self._named.update(jobs)
-        self._running = collections.Counter(draft.name for draft in included)
+        self._running = {draft.name for draft in included}
 
-    def check(self, draft: Draft) -> None:
-        """Complain about a job's name and the job that stops its environment."""
-        if self._running[draft.name] > 1:
-            draft.spot.wrong(f'makes a job of the name {draft.name}, which another has too')
+    def check_stop(self, draft: Draft) -> None:
+        """Complain about the job that stops a job's environment."""
         environment = draft.get('environment') or {}
         stopper = environment.get('on_stop')
         if not stopper:
@@ -4135,7 +4141,7 @@ class Compiler:
         variables = {**variables, **decision.rule.variables}
         reader = JobReader(self._facts, self._report, stages)
         defaults = self._defaults(spot, found)
-        jobs = {name: reader.read(spot[name], name, defaults, variables) for name in names}
+        jobs = with_one_job_a_name({name: reader.read(spot[name], name, defaults, variables) for name in names})
         if not names:
             spot.wrong('must have at least one job that is not hidden')
         included = self._included(jobs, reader, workflow) if decision.included else []
@@ -4182,7 +4188,8 @@ class Compiler:
     def _included(self, jobs: Mapping[str, Sequence[Draft]], reader: JobReader, workflow: Fields) -> list[Draft]:
         """Return the jobs that their rules let in."""
         included = []
-        for draft in itertools.chain.from_iterable(jobs.values()):
+        drafts = {draft.name: draft for draft in itertools.chain.from_iterable(jobs.values())}
+        for draft in drafts.values():
             self._report.budget.check()
             reader.predefine(draft)
             if self._is_included(draft, reader.scope_of(draft), 'rules' in workflow):
@@ -4270,7 +4277,7 @@ class Compiler:
                                            'and variables count for each job that has them']})
         for draft in included:
             self._report.budget.check()
-            linker.check(draft)
+            linker.check_stop(draft)
             specs.append(job_spec(draft, reader, linker))
         linker.check_circles(specs)
         return specs

@@ -430,7 +430,30 @@ def test_the_later_of_two_copies_with_the_same_values_counts():
     assert [job.name for job in spec.jobs] == ['test: [ubuntu, aws]', 'test: [ubuntu, gcp]']
     assert spec.jobs[0].variables['SYSTEM'] == 'ubuntu'
     assert 'OS' not in spec.jobs[0].variables
-    assert 'test: [ubuntu, aws]' in spec.warnings[0]
+    assert spec.warnings == ('.gitlab-ci.yml:2:1: a job of test is called test: [ubuntu, aws], and the matrix makes it '
+                             'twice: the later counts',)
+
+
+def test_a_job_may_stand_in_the_place_of_a_copy_of_another():
+    spec = compiled('''
+        build: {stage: build, script: make, parallel: {matrix: [{OS: [a, b]}]}}
+        'build: [b]': {stage: build, script: special, needs: []}
+        test: {script: make, needs: [build]}
+        twin: {script: early}
+        'twin 1/2': {script: early}
+        ''')
+    scripts = {job.name: list(job.script) for job in spec.jobs}
+    assert scripts == {'build: [a]': ['make'], 'build: [b]': ['special'], 'test': ['make'], 'twin': ['early'],
+                       'twin 1/2': ['early']}
+    test = next(job for job in spec.jobs if job.name == 'test')
+    assert [need['name'] for need in test.needs] == ['build: [a]', 'build: [b]']
+    assert spec.warnings == ('.gitlab-ci.yml:3:1: a job of build: [b] is called build: [b], and so is one of build: '
+                             'the later counts',)
+
+
+def test_a_copy_that_is_made_later_counts():
+    spec = compiled('"twin 1/2": {script: early}\ntwin: {script: late, parallel: 2}\n')
+    assert [(job.name, list(job.script)) for job in spec.jobs] == [('twin 1/2', ['late']), ('twin 2/2', ['late'])]
 
 
 @pytest.mark.parametrize('row', ['{STACK: app, PROVIDER: aws}', '{PROVIDER: aws}'])

@@ -205,12 +205,6 @@ build:
 '''
 
 
-def test_two_jobs_of_one_name_are_refused():
-    assert refusal('a: {script: x, parallel: 2}\na 2/2: {script: x}\n') == [
-        f'.gitlab-ci.yml:{place} makes a job of the name a 2/2, which another has too'
-        for place in ('1:1: a', '2:1: a 2/2')]
-
-
 def test_a_matrix_makes_a_copy_for_every_combination_of_each_entry():
     jobs = compiled(MATRIX).jobs
     assert [found.name for found in jobs] == [
