@@ -13817,6 +13817,7 @@ def pipeline_detail(row: Row, call: Viewer) -> JSON:
     detail = pick(row, 'before_sha')
     detail.update(pick_flags(row, 'tag'))
     detail['yaml_errors'] = None
+    detail['archived'] = False
     detail['user'] = user_entity(row, call)
     detail.update(pick_times(row, 'started_at', 'finished_at'))
     detail.update(dict.fromkeys(('committed_at', 'coverage', 'queued_duration')))
@@ -14031,6 +14032,8 @@ def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     if row['allow_git_fetch']:
         project['build_git_strategy'] = 'fetch'
     project['ci_config_path'] = row['ci_config_path'] or PIPELINE_FILE
+    address = f'{call.base_url}/api/v4/projects/{row["id"]}'
+    project['_links'] = {'self': address, 'repo_branches': f'{address}/repository/branches'}
     project.update(PROJECT_CONSTANTS)
     if detail:
         project['runners_token'] = row['runners_token']
@@ -14039,17 +14042,44 @@ def project_entity(row: Row, call: Viewer, *, detail: bool = False) -> JSON:
     return project
 
 
-#: The fields of a project that minici has no setting for.
-PROJECT_CONSTANTS: JSON = {
-    'tag_list': [],
+#: The settings of a project that are the same for all of them; a call that asks for another value is refused.
+PROJECT_SETTINGS: JSON = {
+    'archived': False,
     'topics': [],
+    'tag_list': [],
+    'jobs_enabled': True,
+    'public_jobs': True,
+    'ci_default_git_depth': 0,
+    'ci_forward_deployment_enabled': False,
+    'ci_separated_caches': True,
+    'ci_job_token_scope_enabled': False,
+    'ci_push_repository_for_job_token_allowed': False,
+    'restrict_user_defined_variables': False,
+    'auto_cancel_pending_pipelines': 'enabled',
+    'auto_devops_enabled': False,
+    'keep_latest_artifact': False,
+    'mirror': False,
+}
+#: What GitLab tells of a project besides, and minici does not have.
+PROJECT_CONSTANTS: JSON = {
+    **PROJECT_SETTINGS,
     'readme_url': None,
     'avatar_url': None,
     'forks_count': 0,
     'star_count': 0,
-    'archived': False,
     'empty_repo': False,
-    'jobs_enabled': True,
+    'import_status': 'none',
+    'shared_with_groups': [],
+    'group_runners_enabled': False,
+    'issues_enabled': False,
+    'merge_requests_enabled': False,
+    'wiki_enabled': False,
+    'snippets_enabled': False,
+    'container_registry_enabled': False,
+    'packages_enabled': False,
+    'lfs_enabled': False,
+    'service_desk_enabled': False,
+    'request_access_enabled': False,
     'permissions': {'project_access': {'access_level': 50, 'notification_level': 3}, 'group_access': None},
 }
 
@@ -15138,10 +15168,30 @@ def retry_pipeline_route(call: Call, pipeline: Row) -> JSON:
 VISIBILITIES = ('private', 'public')
 
 
+def given_setting(call: Call, name: str, example: Any) -> Any:
+    """Return a setting of a call, of the type that an example has."""
+    if isinstance(example, bool):
+        return call.flag(name)
+    if isinstance(example, int):
+        return call.integer(name)
+    if isinstance(example, list):
+        return call.words(name)
+    return call.text(name)
+
+
 def refuse_unsupported(call: Call) -> None:
     """Refuse settings of a project that minici does not have, so that nobody believes that they work."""
-    if call.flag('archived'):
-        raise InvalidParameter('archived is not supported by minici')
+    for name, value in PROJECT_SETTINGS.items():
+        if call.has(name) and given_setting(call, name, value) != value:
+            raise InvalidParameter(f'{name} is not supported by minici: it is always {json.dumps(value)}')
+
+
+def may_fetch(call: Call) -> bool | None:
+    """Return whether runners may fetch into an old working copy of a project, or None if the call does not say."""
+    strategy = call.optional_choice('build_git_strategy', ('fetch', 'clone'))
+    if strategy is None:
+        return None
+    return strategy == 'fetch'
 
 
 @route('POST', '/api/v4/projects', auth=private_token, status=201)
@@ -15153,6 +15203,8 @@ def create_project_route(call: Call) -> JSON:
     if not call.has('path') and not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.\-]*', path):
         path = re.sub('[^a-z0-9_]+', '-', path.lower()).strip('-') or '?'
     refuse_unsupported(call)
+    if call.has('namespace_id'):
+        raise InvalidParameter('namespace_id is not supported by minici: give the namespace in path')
     import_url = call.text('import_url') or None
     branch = call.text('default_branch') or 'main'
     build_timeout = call.optional_integer('build_timeout')
@@ -15161,8 +15213,8 @@ def create_project_route(call: Call) -> JSON:
     visibility = call.choice('visibility', VISIBILITIES, 'private')
     project = call.ci.create_project(
         path, name=call.optional('name'), import_url=import_url, default_branch=branch, build_timeout=build_timeout,
-        shared_runners_enabled=shared, description=description, visibility=visibility,
-        ci_config_path=call.text('ci_config_path'))
+        shared_runners_enabled=shared, allow_git_fetch=may_fetch(call) is not False, description=description,
+        visibility=visibility, ci_config_path=call.text('ci_config_path'))
     return project_entity(project, call, detail=True)
 
 
@@ -15216,6 +15268,8 @@ def show_project_route(call: Call, project: Row) -> JSON:
 def edit_project_route(call: Call, project: Row) -> JSON:
     """Change a project's settings."""
     refuse_unsupported(call)
+    if call.has('path') and call.text('path') != project['path'].rpartition('/')[2]:
+        raise InvalidParameter('path is not supported by minici: a project keeps its path')
     changes: JSON = {
         'name': call.optional('name'),
         'description': call.optional('description'),
@@ -15225,6 +15279,7 @@ def edit_project_route(call: Call, project: Row) -> JSON:
         'default_branch': call.optional('default_branch'),
         'build_timeout': call.optional_integer('build_timeout'),
         'shared_runners_enabled': call.optional_flag('shared_runners_enabled'),
+        'allow_git_fetch': may_fetch(call),
         'fork_pipelines': call.optional_flag('ci_allow_fork_pipelines_to_run_in_parent_project'),
     }
     given = {name: value for name, value in changes.items() if value is not None}
@@ -15493,8 +15548,12 @@ def lint_job_entity(name: str, job: JSON) -> JSON:
         lines = job.get(script) or []
         entity[script] = [lines] if isinstance(lines, str) else lines
     entity['tag_list'] = job.get('tags') or []
-    entity['only'] = job.get('only') or {'refs': ['branches', 'tags']}
-    entity['except'] = job.get('except')
+    for policy in ('only', 'except'):
+        entity[policy] = job.get(policy)
+        if isinstance(entity[policy], list):
+            entity[policy] = {'refs': entity[policy]}
+    if 'rules' not in job:
+        entity['only'] = entity['only'] or {'refs': ['branches', 'tags']}
     environment = job.get('environment')
     if isinstance(environment, dict):
         environment = environment.get('name')
@@ -15729,7 +15788,7 @@ def reset_runner_token_route(call: Call, runner: Row) -> JSON:
        auth=private_token, status=201)
 def reset_registration_token_route(call: Call) -> JSON:
     """Replace the token that registers runners for all projects, or for one."""
-    return token_entity(call.ci.reset_registration_token(call.project))
+    return {'token': call.ci.reset_registration_token(call.project)}
 
 
 @route('POST', f'{PROJECT}/runners', auth=private_token, status=201)

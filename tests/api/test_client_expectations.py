@@ -1,6 +1,7 @@
 """What published clients of GitLab's API expect at its edges."""
 
 import datetime
+import json
 
 import pytest
 from support import SHA, Clock, Runner  # noqa: F401
@@ -234,11 +235,49 @@ def test_settings_of_a_project_that_are_accepted_do_something(ci, api, client, p
 @pytest.mark.parametrize('change, name', [
     ({'archived': True}, 'archived'), ({'visibility': 'internal'}, 'visibility'),
     ({'ci_config_path': 'ci.yml@group/other'}, 'ci_config_path'), ({'ci_config_path': '../x.yml'}, 'ci_config_path'),
-    ({'ci_config_path': 'https://x.example/ci.yml'}, 'ci_config_path')])
+    ({'ci_config_path': 'https://x.example/ci.yml'}, 'ci_config_path'),
+    ({'path': 'elsewhere'}, 'path'), ({'jobs_enabled': 'off'}, 'jobs_enabled'), ({'public_jobs': 0}, 'public_jobs'),
+    ({'ci_default_git_depth': 20}, 'ci_default_git_depth'), ({'topics': ['a', 'b']}, 'topics'),
+    ({'auto_cancel_pending_pipelines': 'disabled'}, 'auto_cancel_pending_pipelines'),
+    ({'keep_latest_artifact': True}, 'keep_latest_artifact'), ({'build_git_strategy': 'none'}, 'build_git_strategy')])
 def test_settings_of_a_project_that_minici_does_not_have_are_refused_by_name(api, project, change, name):
     before = api('GET', P).json
     assert name in api('PUT', P, 400, json=change).text
     assert api('GET', P).json == before
+
+
+def test_settings_of_a_project_that_are_what_they_are_anyway_are_accepted(api, project):
+    before = api('GET', P).json
+    same = {name: before[name] for name in (
+        'path', 'archived', 'jobs_enabled', 'public_jobs', 'ci_default_git_depth', 'topics', 'tag_list',
+        'auto_cancel_pending_pipelines', 'ci_separated_caches', 'build_git_strategy')}
+    assert api('PUT', P, json=same).json == before
+
+
+@pytest.mark.parametrize('strategy', ['clone', 'fetch'])
+def test_the_strategy_that_a_project_is_given_is_the_one_that_its_runners_are_told(ci, api, client, project, strategy):
+    other = 'fetch' if strategy == 'clone' else 'clone'
+    assert api('POST', f'{API}/projects', 201, json={'name': 'x', 'build_git_strategy': other}).json[
+        'build_git_strategy'] == other
+    assert api('PUT', P, json={'build_git_strategy': strategy}).json['build_git_strategy'] == strategy
+    ci.create_pipeline(project, 'main', sha=SHA, content={'x': {'script': ['x']}})
+    assert bool(Runner(ci).claim().job['allow_git_fetch']) == (strategy == 'fetch')
+
+
+def test_a_namespace_is_given_in_the_path_of_a_project(api, project):
+    number = api('GET', P).json['namespace']['id']
+    answer = api('POST', f'{API}/projects', 400, json={'name': 'x', 'namespace_id': number}).json
+    assert answer == {'error': 'namespace_id is not supported by minici: give the namespace in path'}
+
+
+@pytest.mark.parametrize('job, only, excepted', [
+    ({}, {'refs': ['branches', 'tags']}, None), ({'only': ['main']}, {'refs': ['main']}, None),
+    ({'except': ['tags']}, {'refs': ['branches', 'tags']}, {'refs': ['tags']}),
+    ({'only': {'variables': ['$A']}}, {'variables': ['$A']}, None), ({'rules': [{'if': '$A'}]}, None, None)])
+def test_the_linter_tells_when_a_job_runs_as_gitlab_does(api, project, job, only, excepted):
+    content = json.dumps({'test': {'script': ['make'], **job}})
+    shown, = api('POST', f'{P}/ci/lint', json={'content': content, 'include_jobs': True}).json['jobs']
+    assert (shown['only'], shown['except']) == (only, excepted)
 
 
 def test_runners_are_found_by_the_beginning_of_their_version(ci, api):
