@@ -8206,6 +8206,8 @@ PROJECT_ROWS = f"""
     """
 PROJECT_FILTERS = {
     'search': '(instr(lower(path), :search) OR instr(lower(name), :search))',
+    'named': """(instr(lower(substr(path, 1 + length(rtrim(path, replace(path, '/', ''))))), :named)
+               OR instr(lower(name), :named) OR instr(lower(description), :named))""",
     'visibility': 'visibility = :visibility',
     'id_after': 'id > :id_after',
     'id_before': 'id < :id_before',
@@ -8300,19 +8302,20 @@ class Projects(Accounts):
             return row
         return self._find('Project', f'{PROJECT_ROWS} WHERE project.path = :path COLLATE NOCASE', path=project)
 
-    def list_projects(self, *, search: str = '', visibility: str | None = None, id_after: int | None = None,
-                      id_before: int | None = None, active_after: float | None = None,
+    def list_projects(self, *, search: str = '', named: str = '', visibility: str | None = None,
+                      id_after: int | None = None, id_before: int | None = None, active_after: float | None = None,
                       active_before: float | None = None, limit: int = 20, offset: int = 0, order_by: str = 'id',
                       sort: str = 'desc') -> tuple[list[Row], int]:
         """Return a page of the projects whose path or name contains `search`, and the number of all that match.
 
+        `named` is looked for in the name, the description and what the path has behind its namespace.
         `active_after` and `active_before` (seconds since 1970) are about the newest pipeline. `order_by`
         is `name`, `path`, `last_activity_at` or anything else for their age; `sort` is `asc` or `desc`.
         """
         order = PROJECT_SORTS.get(order_by, 'id')
         direction = DIRECTIONS.get(sort, 'DESC')
-        values = dict(search=search.lower() or None, visibility=visibility, id_after=id_after, id_before=id_before,
-                      active_after=active_after, active_before=active_before)
+        values = dict(search=search.lower() or None, named=named.lower() or None, visibility=visibility,
+                      id_after=id_after, id_before=id_before, active_after=active_after, active_before=active_before)
         where = conditions(PROJECT_FILTERS, values)
         counted = self._all(f"""
             SELECT count(*) AS projects
@@ -11040,6 +11043,37 @@ class Releases(Schedules):
         return {name: ref for name, ref in refs.items()
                 if part in name and (not start or name.startswith(part)) and (not end or name.endswith(part))}
 
+    def find_commit(self, project: Row, name: str) -> str:
+        """Return the sha that a branch, a tag or the first digits of a sha stand for; raise NotFound if there is none.
+
+        A ref with a pipeline stands for the commit of its newest one, any other for what the repository says.
+        """
+        short = bool(re.fullmatch('[0-9a-f]{7,64}', name))
+        found = self._all("""
+            SELECT sha
+              FROM (SELECT sha
+                      FROM pipeline INDEXED BY pipeline_of_project_ref
+                     WHERE project_id = :project_id AND ref = :name
+                     ORDER BY id DESC
+                     LIMIT 1)
+             UNION ALL
+            SELECT sha
+              FROM (SELECT sha
+                      FROM pipeline INDEXED BY pipeline_of_sha
+                     WHERE :short AND sha BETWEEN :name AND :name || 'g' AND project_id = :project_id
+                     LIMIT 1)
+            """, project_id=project['id'], name=name, short=short)
+        for row in found:
+            return row['sha']
+        if len(name) in (40, 64) and self.describe_commit(project, name):
+            return name
+        if project['import_url']:
+            for kind in ('heads', 'tags'):
+                refs = self.list_refs(project, kind)
+                if name in refs:
+                    return refs[name].sha
+        raise NotFound('Commit')
+
     def describe_refs(self, project: Row, refs: Iterable[GitRef]) -> dict[GitRef, JSON]:
         """Return the commits of branches or tags as `Repository.describe_refs` does; each is fetched once."""
         found = {ref: self._described.get(ref.target) for ref in refs}
@@ -13169,7 +13203,8 @@ class Call(Body):
     def choices(self, name: str, allowed: Container[str]) -> list[str]:
         """Return a list of texts that must be among those allowed; an empty text in a list is not."""
         chosen = self.words(name)
-        if self.params.get(name) in ([''], ['', '']) or not all(text in allowed for text in chosen):
+        given = self.params.get(name)
+        if isinstance(given, list) and '' in given or not all(text in allowed for text in chosen):
             raise InvalidParameter(f'{name} does not have a valid value')
         return chosen
 
@@ -15035,30 +15070,15 @@ def status_entity(row: Row, call: Call) -> JSON:
 @route('GET', f'{PROJECT}/repository/commits/<sha>/statuses', auth=private_token)
 def list_statuses_route(call: Call, project: Row, sha: str) -> bottle.HTTPResponse:
     """List the statuses of a commit: the jobs of its pipelines."""
-    newest = newest_pipeline(call, project, sha=sha) or newest_pipeline(call, project, ref=sha)
-    if newest is None:
-        raise NotFound('Commit')
+    commit = call.ci.find_commit(project, sha)
     ref = call.text('ref') or None
     stage = call.text('stage') or None
     job_name = call.text('name') or None
     pipeline_id = call.optional_integer('pipeline_id')
     way = call.choice('sort', ('asc', 'desc'), 'asc')
-    rows = call.ci.list_statuses(project, newest['sha'], ref=ref, stage=stage, name=job_name, pipeline_id=pipeline_id,
+    rows = call.ci.list_statuses(project, commit, ref=ref, stage=stage, name=job_name, pipeline_id=pipeline_id,
                                  latest=not call.flag('all'), newest_first=way == 'desc')
     return paged_response(call, [status_entity(row, call) for row in rows])
-
-
-@route('GET', f'{PROJECT}/repository/commits/<sha>', auth=private_token)
-def show_commit_route(call: Call, project: Row, sha: str) -> JSON:
-    """Show the commit of the newest pipeline of a ref or sha; GitLab's `glab ci` starts from here."""
-    row = newest_pipeline(call, project, ref=sha) or newest_pipeline(call, project, sha=sha)
-    if row is None:
-        raise NotFound('Commit')
-    entity = commit_entity(row, call)
-    entity['project_id'] = row['project_id']
-    entity['status'] = row['status']
-    entity['last_pipeline'] = pipeline_entity(row, call)
-    return entity
 
 
 #: The counts of a test report: how GitLab calls them, and the columns.
@@ -15222,6 +15242,8 @@ PROJECT_ORDERS = ('id', 'name', 'path', 'created_at', 'updated_at', 'last_activi
 #: Flags that no project of minici has: a list of those that have one is empty.
 PROJECT_FLAGS = ('archived', 'starred', 'imported', 'with_issues_enabled', 'with_merge_requests_enabled',
                  'wiki_checksum_failed', 'repository_checksum_failed')
+#: What no project of minici has a value of.
+PROJECT_LABELS = ('topic', 'custom_attributes', 'marked_for_deletion_on')
 #: Filters that minici does not know how to answer.
 UNKNOWN_PROJECT_FILTERS = ('repository_storage', 'topic_id', 'with_programming_language')
 
@@ -15231,7 +15253,7 @@ def lists_nothing(call: Call) -> bool:
     for name in UNKNOWN_PROJECT_FILTERS:
         if call.has(name):
             raise InvalidParameter(f'{name} is not supported by minici')
-    if call.has('topic') or call.has('marked_for_deletion_on') or call.optional_flag('active') is False:
+    if any(call.has(name) for name in PROJECT_LABELS) or call.optional_flag('active') is False:
         return True
     return any(call.flag(name) for name in PROJECT_FLAGS)
 
@@ -15242,8 +15264,13 @@ def list_projects_route(call: Call) -> bottle.HTTPResponse:
     number, per_page = page_of(call)
     after = call.moment('last_activity_after') or call.moment('updated_after')
     before = call.moment('last_activity_before') or call.moment('updated_before')
+    search = call.text('search')
+    searched = 'named'
+    if call.flag('search_namespaces') or '/' in search:
+        searched = 'search'
+    call.optional_choice('min_access_level', ('5', '10', '15', '20', '30', '40', '50'))     # one may do anything here
     filters: JSON = {
-        'search': call.text('search'),
+        searched: search,
         'visibility': call.optional_choice('visibility', (*VISIBILITIES, 'internal')),
         'id_after': call.optional_integer('id_after'),
         'id_before': call.optional_integer('id_before'),
@@ -16472,6 +16499,34 @@ def list_tags_route(call: Call, project: Row) -> bottle.HTTPResponse:
 def show_tag_route(call: Call, project: Row, tag_name: str) -> JSON:
     """Show a tag of a project's repository."""
     return ref_response(call, project, 'tags', tag_name, tag_entity)
+
+
+# -- commits
+
+@route('GET', f'{PROJECT}/repository/commits/<sha>', auth=private_token)
+def show_commit_route(call: Call, project: Row, sha: str) -> JSON:
+    """Show the commit that a branch, tag or sha stands for, with its newest pipeline."""
+    commit = call.ci.find_commit(project, sha)
+    row = newest_pipeline(call, project, ref=sha, sha=commit) or newest_pipeline(call, project, sha=commit)
+    info = None
+    if row is None or row['commit_info'] is None:
+        info = call.ci.describe_commit(project, commit)
+    if info is not None:
+        entity = ref_commit_entity(commit, info, project, call)
+    elif row is not None:
+        entity = commit_entity(row, call)
+    else:
+        raise NotFound('Commit')
+    return {**entity, **commit_status(project, row, call)}
+
+
+def commit_status(project: Row, pipeline: Row | None, call: Call) -> JSON:
+    """Return what is told of a commit beside it: its project, and its newest pipeline if it has one."""
+    status: JSON = {'project_id': project['id'], 'status': None, 'last_pipeline': None}
+    if pipeline is not None:
+        status['status'] = pipeline['status']
+        status['last_pipeline'] = pipeline_entity(pipeline, call)
+    return status
 
 
 # -- environments

@@ -183,11 +183,17 @@ def ids(response):
     ('visibility=public', [4]), ('visibility=private', [3, 2, 1]), ('visibility=internal', []), ('topic=x', []),
     ('last_activity_after=2023-11-15', [1]), ('last_activity_before=2023-11-15', [4, 3, 2]),
     ('owned=true&membership=true&min_access_level=40&simple=true', [4, 3, 2, 1]), ('with_issues_enabled=true', []),
-    ('search=OTHER', [4]), ('order_by=last_activity_at&sort=desc', [1, 4, 3, 2]), ('active=false', []),
-    ('marked_for_deletion_on=2020-01-01', [])])
+    ('search=OTHER', []), ('search=OTHER&search_namespaces=true', [4]), ('search=Other/C', [4]), ('search=LAST', [4]),
+    ('search=B', [2]), ('custom_attributes[a]=b', []), ('order_by=last_activity_at&sort=desc', [1, 4, 3, 2]),
+    ('active=false', []), ('marked_for_deletion_on=2020-01-01', [])])
 def test_filters_of_projects_are_answered_truthfully(api, projects, query, found):
     answer = api('GET', f'{API}/projects?{query}')
     assert (ids(answer), answer.headers['X-Total']) == (found, str(len(found)))
+
+
+def test_a_level_of_access_is_one_that_gitlab_has(api, projects):
+    assert api('GET', f'{API}/projects?min_access_level=60', 400).json == {
+        'error': 'min_access_level does not have a valid value'}
 
 
 @pytest.mark.parametrize('name', ['repository_storage', 'topic_id', 'with_programming_language'])

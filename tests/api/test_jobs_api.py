@@ -236,7 +236,7 @@ def test_scope_selects_statuses_in_every_spelling(api, mixed):
 def test_scope_with_an_unknown_word_is_400(api, pipeline):
     for path in (JOBS, f'{API}/projects/1/pipelines/1/jobs', f'{API}/projects/1/pipeline/1/jobs'):
         for query in ('scope=unknown', 'scope[]=unknown', 'scope[0]=unknown', 'scope=Pending',
-                      'scope[]=pending&scope[]=unknown'):
+                      'scope[]=pending&scope[]=unknown', 'scope[]=', 'scope[]=pending&scope[]='):
             assert api('GET', f'{path}?{query}', 400).json == {'error': 'scope does not have a valid value'}
 
 

@@ -8,7 +8,7 @@ import gidgetlab.httpx
 import gitlab
 import httpx
 import pytest
-from support import SHA, commit, git
+from support import PLAIN, SHA, commit, git
 
 import minici
 
@@ -118,6 +118,21 @@ def test_the_statuses_of_a_commit_are_its_jobs(ci, gl, demo, tested, ask):
         'finished_at': 'str', 'allow_failure': 'bool', 'author': 'NoneType'}
     with pytest.raises(gitlab.GitlabHttpError, match='404'):
         gl.http_get('/projects/1/repository/commits/nothing/statuses')
+
+
+def test_a_commit_is_found_by_branch_tag_and_sha_whether_or_not_it_has_a_pipeline(ci, demo, repository):
+    names = ['main', 'fix/one', repository, repository[:8]]
+    before = [demo.commits.get(name) for name in names[:3]]
+    assert {commit.id for commit in before} == {repository}
+    assert [(commit.status, commit.last_pipeline) for commit in before] == [(None, None)] * 3
+    assert demo.commits.get('fix/one', lazy=True).statuses.list(get_all=True) == []
+    pipeline = ci.create_pipeline(ci.find_project('group/demo'), 'main', sha=repository, content=PLAIN)
+    after = [demo.commits.get(name) for name in names]
+    assert {(commit.id, commit.status, commit.last_pipeline['id']) for commit in after} == {
+        (repository, 'pending', pipeline['id'])}
+    assert {before[0].title, *(commit.title for commit in after)} == {before[0].title}
+    for name in names:
+        assert len(demo.commits.get(name, lazy=True).statuses.list(get_all=True)) == 1
 
 
 # -- branches and tags
