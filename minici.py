@@ -198,6 +198,10 @@ MAX_ZIP_DIRECTORY = 16 * MIB        # bytes of that archive's directory
 MAX_PLAIN_TRACE = 32 * MIB          # bytes of a trace that are shown as plain text; of a longer one, its end
 MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claims count as lost
 MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
+MAX_MANAGERS = 1000                 # machines of one runner that are remembered, those that came last
+MAX_SYSTEM_ID = 64                  # characters of such a machine's id, GitLab's limit
+MAX_FEATURES = 100                  # features of a runner that are stored, each with so many characters at most
+MANAGER_AGE = 7 * 86400             # seconds without a word after which such a machine is forgotten, as in GitLab
 ONLINE_FOR = 3600                   # seconds since its last contact that a runner counts as online
 USE_INTERVAL = 600                  # seconds between two writes of a private token's `last_used_at`
 TOKEN_LIFETIME = 365 * 86400        # seconds until a private token expires that people make on a page
@@ -8752,8 +8756,10 @@ class Runners(Projects):
     def contact(self, runner: Row, info: Members, ip_address: str | None, system_id: str = '') -> None:
         """Record that a runner was here and what it said of itself; write at most once a minute.
 
-        `runner` comes from `find_runner` for the same `system_id`.
+        `runner` comes from `find_runner` for the same `system_id`. Raises BadRequest for too long a `system_id`.
         """
+        if len(system_id) > MAX_SYSTEM_ID:
+            raise BadRequest({'system_id': [f'is too long (maximum is {MAX_SYSTEM_ID} characters)']})
         before = runner['info']
         last = runner['contacted_at']
         if system_id:
@@ -8765,7 +8771,8 @@ class Runners(Projects):
         said.update((name, value) for name, value in info.items() if value)
         if last is not None and said == known and now - last < CONTACT_INTERVAL:
             return
-        values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now)
+        values = dict(id=runner['id'], system_id=system_id, info=json.dumps(said), ip_address=ip_address, now=now,
+                      kept=MAX_MANAGERS)
         self.db.note(values, """
             UPDATE runner
                SET info = :info, ip_address = :ip_address, contacted_at = :now
@@ -8776,6 +8783,15 @@ class Runners(Projects):
              WHERE :system_id <> ''
             ON CONFLICT DO UPDATE
                SET info = :info, ip_address = :ip_address, contacted_at = :now
+            """, """
+            DELETE FROM runner_manager
+             WHERE runner_id = :id
+               AND system_id IN (
+                   SELECT system_id
+                     FROM runner_manager
+                    WHERE runner_id = :id
+                    ORDER BY contacted_at DESC, system_id = :system_id DESC
+                    LIMIT -1 OFFSET :kept)
             """)
 
     def queue_value(self, runner: Row) -> str:
@@ -11307,9 +11323,10 @@ class Retention(Releases):
                 """, now=now)
 
     def _tidy(self) -> None:
-        """Delete status changes that every callback has heard of, and tag sets that no job has."""
+        """Delete status changes that every callback has heard of, silent machines, and tag sets that no job has."""
         with self.db.write() as c:
             c.execute('DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - :kept', dict(kept=EVENTS_KEPT))
+            c.execute('DELETE FROM runner_manager WHERE contacted_at < :since', dict(since=self.clock() - MANAGER_AGE))
         unused = self._all("""
             SELECT id FROM tag_set
              WHERE NOT EXISTS (SELECT 1 FROM job INDEXED BY job_of_tag_set WHERE tag_set_id = tag_set.id)
@@ -14391,7 +14408,8 @@ def runner_info(call: Call) -> JSON:
     info: JSON = {name: said[name][:255] for name in RUNNER_INFO if isinstance(said.get(name), str)}
     features = said.get('features')
     if isinstance(features, dict):
-        info['features'] = sorted(name for name, able in features.items() if able is True)
+        able = sorted(name for name, able in features.items() if able is True and len(name) <= MAX_FEATURES)
+        info['features'] = able[:MAX_FEATURES]
     return info
 
 

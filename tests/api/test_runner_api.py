@@ -181,6 +181,29 @@ def test_verification_answers_the_object_and_notes_the_contact(client, clock, ru
     assert runner.row['contacted_at'] == clock.now
 
 
+def test_a_runner_that_names_ever_more_machines_and_features_takes_little_room(ci, client, clock, runner, monkeypatch):
+    monkeypatch.setattr(minici, 'MAX_MANAGERS', 10)
+    features = {f'feature_{number}': True for number in range(2000)}
+    for number in range(30):
+        request(client, runner, 204, system_id=f's_{number}', info={'features': {**features, 'x' * 100_000: True}})
+        clock.advance(seconds=number % 2)
+    managers = ci.list_managers(runner.row)
+    assert sorted(manager['system_id'] for manager in managers) == [f's_{number}' for number in range(20, 30)]
+    assert max(len(manager['info']) for manager in managers) < 3000
+    refused = request(client, runner, 400, system_id='s' * 65)
+    assert refused.json == {'message': {'system_id': ['is too long (maximum is 64 characters)']}}
+
+
+def test_a_machine_that_is_silent_for_a_week_is_forgotten_and_its_runner_is_not(ci, client, clock, runner):
+    for system_id in ('s_gone', 's_here'):
+        request(client, runner, 204, system_id=system_id)
+    clock.advance(days=5)
+    request(client, runner, 204, system_id='s_here')
+    clock.advance(days=3)
+    ci.sweep()
+    assert [manager['system_id'] for manager in ci.list_managers(runner.row)] == ['s_here']
+
+
 def test_machines_that_share_a_runner_are_listed_and_leave_one_by_one(client, clock, runner, token):
     for number in (1, 2):
         client.call('POST', '/api/v4/runners/verify', status=200, json={
