@@ -197,7 +197,7 @@ MAX_ZIP_ENTRIES = 100_000           # entries of an archive that is opened for a
 MAX_ZIP_DIRECTORY = 16 * MIB        # bytes of that archive's directory
 MAX_PLAIN_TRACE = 32 * MIB          # bytes of a trace that are shown as plain text; of a longer one, its end
 MAX_CLAIM_ATTEMPTS = 3              # times a job is handed out before its claims count as lost
-MAX_TAGS = 50                       # tags of a job or runner, GitLab's limit
+MAX_TAGS = 50                       # tags of a runner, GitLab's limit
 MAX_MANAGERS = 1000                 # machines of one runner that are remembered, those that came last
 MAX_SYSTEM_ID = 64                  # characters of such a machine's id, GitLab's limit
 MAX_FEATURES = 100                  # features of a runner that are stored, each with so many characters at most
@@ -266,7 +266,7 @@ MAX_JOBS = 1000                     # jobs of one pipeline
 MAX_SPECS = 16 * MIB                # characters of their scripts and variables
 MAX_PARALLEL = 200                  # jobs that one `parallel` may make, GitLab's limit
 MAX_NEEDS = 50                      # jobs that one job may need by name, GitLab's limit
-MAX_TAGS = 49                       # tags of one job, GitLab's limit
+MAX_JOB_TAGS = 49                   # tags of one job; GitLab wants fewer than 50
 MAX_GLOBS = 50                      # paths of one `changes` or `exists`, GitLab's limit
 MAX_CACHES = 4                      # caches of one job, GitLab's limit
 MAX_PIPELINE_NAME = 255             # characters of the name of a pipeline, GitLab's limit
@@ -444,7 +444,8 @@ def setting(default: Any, parser: Callable[[Any], Any], meaning: str) -> Any:
     return field(default=default, metadata={'parser': parser, 'help': meaning})
 
 
-@dataclass(frozen=True)
+# Nobody compares two of these: without `eq`, as elsewhere, Python has less to compile at each import.
+@dataclass(frozen=True, eq=False)
 class Settings:
     """What an operator may change; each is a keyword of `Coordinator` and a command-line option."""
 
@@ -2930,7 +2931,7 @@ def read_lifetime(spot: Spot) -> str:
 DEFAULT_FIELDS: dict[str, Reader] = {
     'image': read_image, 'services': strictly_listed(read_service), 'before_script': Spot.texts,
     'after_script': Spot.texts, 'cache': at_most(MAX_CACHES, read_caches), 'artifacts': read_artifacts,
-    'tags': at_most(MAX_TAGS, Spot.items),
+    'tags': at_most(MAX_JOB_TAGS, Spot.items),
     'timeout': read_timeout, 'retry': read_retry,
     'interruptible': Spot.flag, 'hooks': mapping({'pre_get_sources_script': Spot.texts}), 'id_tokens': read_id_tokens,
     'identity': refused('minici knows no cloud providers')}
@@ -3048,7 +3049,7 @@ class NoFiles:
         """Return None: what changed cannot be told."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Facts:
     """What a pipeline file may ask about: the ref, where the pipeline came from, variables and files.
 
@@ -3752,7 +3753,7 @@ class Resolver:
 
 # -- jobs
 
-@dataclass
+@dataclass(eq=False)
 class Draft:
     """One job on its way to a JobSpec; `parallel` makes several of one job of the file."""
 
@@ -5595,7 +5596,7 @@ def newest_version(wanted: str, tags: Iterable[str]) -> str | None:
 # the server's, requests are answered meanwhile, and the system ends one that takes too much. Such a
 # process is sent pickles; what it sends is JSON, because it has read what nobody trusts.
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Foreign:
     """A pipeline file that a repository or the network brought."""
 
@@ -6834,7 +6835,7 @@ def remove_section_marks(text: bytes) -> bytes:
     return SECTION_MARKS.sub(rest, text)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TraceBlock:
     """Whole lines of a trace: their place in it, their bytes as they are stored, and their text."""
 
@@ -7628,7 +7629,7 @@ class TestCase:
     flaky: bool = False     # it passed in the end, after it had failed
 
 
-@dataclass
+@dataclass(eq=False)
 class TestReport:
     """The test cases of the junit files of a job, and what was wrong with the files."""
 
@@ -9912,7 +9913,7 @@ def check_jobs(spec: PipelineSpec, place: str) -> None:
                                    f'no job of the file is for {place}']})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PipelinePlan:
     """A pipeline that has been compiled and not yet been created.
 
@@ -9926,7 +9927,7 @@ class PipelinePlan:
     user: Row | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """What people choose when they start a pipeline of a project by hand."""
 
@@ -11499,7 +11500,7 @@ def find_coverage(lines: Iterable[bytes], pattern: str) -> float | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Claim:
     """A job that has just been handed to a runner.
 
@@ -12021,7 +12022,7 @@ class Uploads(Queue):
 
 # Checks #######################################################################################
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finding:
     """One thing that is not as it must be, in a sentence; `repaired` when `check` has set it right."""
 
@@ -12359,7 +12360,7 @@ def remove_database(path: Path, *, keep: bool = False) -> None:
 
 # Coordinator ##################################################################################
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figures:
     """What a monitor wants to know; times in seconds, sizes in bytes."""
 
@@ -12595,7 +12596,7 @@ Handler = Callable[..., Any]        # takes what its parameters name
 Environ = JSON            # WSGI's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dialect:
     """The differences between the two runner protocols."""
 
@@ -12636,7 +12637,7 @@ ROW_KINDS: dict[str, Callable[[Any, Any], Row]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Route:
     """One address: its method, its guard, and how its body is read."""
 
@@ -13596,7 +13597,7 @@ class RefusalLog:
 NOTED_GUARDS = (webhook_token, registration_token)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Admission:
     """How many bytes of a body may be read, and the refusal if none may."""
 
@@ -16112,7 +16113,7 @@ def push_pipeline(call: Call, project: Row, event: JSON) -> Row:
                                    variables=push_variables(event))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RequestShape:
     """Where the facts of a merge request stand in the events of a forge."""
 
@@ -16780,7 +16781,7 @@ def show_own_token_route(call: Call) -> JSON:
 TIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@dataclass
+@dataclass(eq=False)
 class RouteFigures:
     """How often a route was called, how long its answers took, and how many bytes came and went."""
 
@@ -17629,7 +17630,7 @@ KILL_AFTER = 3                      # seconds between asking a job's processes t
 ENDS_WITH_JOB = ('CI_', 'GITLAB_', 'GIT_', 'MINICI_')   # prefixes of variables that jobs do not inherit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workshop:
     """Where the jobs of a run find their sources, work, and keep caches; `stopping` ends them all."""
 

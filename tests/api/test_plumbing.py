@@ -400,7 +400,7 @@ def test_durations_without_end_are_none(text):
 
 
 @pytest.mark.parametrize('text', [
-    '', ' ', 'nonsense', '7 dogs', 'days', '7 days ago', '-1 day', '1e3', 'seven days', '٣ days', '1 day or 2',
+    '', ' ', 'nonsense', '7 dogs', 'days', '7 days ago', '-1 day', '1e3', '٣ days', '1 day or 2',
     '7 days;', 'and', '1:2:3:4', '1,5 hours', 'never ever', '1' * 50])
 def test_other_durations_are_refused(text):
     with pytest.raises(ValueError, match='duration'):

@@ -300,7 +300,7 @@ def test_content_may_be_text_a_mapping_or_a_finished_spec(ci, make):
     ({'test': {'script': 'make', 'only': ['pushes']}}, {}, 'empty'),
     ({'first': {'stage': '.pre', 'script': 'make'}, 'last': {'stage': '.post', 'script': 'make'}}, {}, 'empty'),
     ({'test': {'script': 'make', 'when': 'never'}}, {}, 'test:when'),
-    ({'test': {'script': 'make', 'tags': [f'tag{n}' for n in range(51)]}}, {}, '50'),
+    ({'test': {'script': 'make', 'tags': [f'tag{n}' for n in range(50)]}}, {}, '49'),
     (PLAIN, {'variables': [{'key': 'A-B', 'value': 'c'}]}, 'A-B'),
     (PLAIN, {'variables': [{'key': 'A', 'value': 1}]}, 'A'),
     (PLAIN, {'variables': [{'key': 'A'}]}, 'A'),
