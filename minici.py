@@ -12695,10 +12695,12 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> JSON:
     """
     def put(target: Any, name: str, keys: list[str], value: Any) -> None:
         if not keys:
-            if name in target:
-                before = target[name]
-                value = Repeated([*(before if isinstance(before, Repeated) else [before]), value])
-            target[name] = value
+            if isinstance(target.get(name), Repeated):
+                target[name].append(value)
+            elif name in target:
+                target[name] = Repeated([target[name], value])
+            else:
+                target[name] = value
             return
         kind: Any = dict if keys[0] else list
         inner = target.setdefault(name, kind())

@@ -109,6 +109,10 @@ def test_names_that_contradict_each_other_are_refused(pairs):
         minici.nest(pairs)
 
 
+def test_a_name_that_is_given_very_often_takes_no_longer_for_each_time():
+    assert minici.nest([('a', number) for number in range(300_000)])['a'][-1] == 299_999   # it took minutes
+
+
 @pytest.mark.parametrize('query', [
     'scope=success', 'scope[]=success', 'scope[0]=success', 'scope%5B%5D=success'])
 def test_scope_may_be_written_in_every_way(ci, client, token, pipeline, query):
