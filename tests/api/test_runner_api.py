@@ -194,6 +194,13 @@ def test_a_runner_that_names_ever_more_machines_and_features_takes_little_room(c
     assert refused.json == {'message': {'system_id': ['is too long (maximum is 64 characters)']}}
 
 
+def test_a_runner_has_fifty_tags_at_most(ci):
+    tags = [f'tag-{number}' for number in range(51)]
+    assert json.loads(Runner(ci, tag_list=tags[:50]).row['tags']) == sorted(tags[:50])
+    with pytest.raises(minici.BadRequest, match='limit the number of tags to 50'):
+        Runner(ci, tag_list=tags)
+
+
 def test_a_machine_that_is_silent_for_a_week_is_forgotten_and_its_runner_is_not(ci, client, clock, runner):
     for system_id in ('s_gone', 's_here'):
         request(client, runner, 204, system_id=system_id)
