@@ -27,8 +27,11 @@ class Chromium:
 
     #: The shell draws what one looks at and no windows around it: a page costs a fifth of the whole browser's work.
     path = shutil.which('chromium-headless-shell') or shutil.which('chromium')
+    #: What takes pictures: in one of a whole page, the shell leaves parts empty that it has not drawn yet.
+    camera = shutil.which('chromium') or path
 
-    def __init__(self):
+    def __init__(self, path=None):
+        self._path = path or self.path
         self._playwright = sync_playwright().start()
         try:
             self._launch()
@@ -38,7 +41,7 @@ class Chromium:
         expect.set_options(timeout=PATIENCE * 1000)
 
     def _launch(self):
-        self.process = self._playwright.chromium.launch(executable_path=self.path, args=FLAGS)
+        self.process = self._playwright.chromium.launch(executable_path=self._path, args=FLAGS)
 
     def __enter__(self):
         return self

@@ -266,7 +266,7 @@ def main(target, widths=(1280, 390), schemes=('light', 'dark')):
     """Write the pictures into a folder."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory, example(Path(directory)) as (ci, ids), \
-            minici.Server(ci) as server, Chromium() as chromium, chromium.browser(server.url) as browser:
+            minici.Server(ci) as server, Chromium(Chromium.camera) as chromium, chromium.browser(server.url) as browser:
         browser.open(f'/-/sign_in?code={ci.create_sign_in_code()}')
         browser.page.wait_for_url(f'{server.url}/')
         for width in map(int, widths):
