@@ -11138,7 +11138,8 @@ class Releases(Schedules):
         """Create the release of a tag and return it.
 
         minici makes no tags: of one that the repository does not have, the release notes the commit of
-        `ref`. Raises Conflict when the tag has a release, and BadRequest when no git tag has such a name.
+        `ref`. Raises Conflict when the tag has a release, and BadRequest when no git tag can have such a name,
+        or when the repository has no such tag and no `ref` is given.
         """
         check_ref(tag)
         sha = None
@@ -11147,8 +11148,12 @@ class Releases(Schedules):
                 known_tag = repository.list_refs('tags').get(tag)
                 if known_tag is not None:
                     sha = known_tag.sha
-                elif ref is not None:
-                    sha = ref if re.fullmatch('[0-9a-f]{40}', ref) else repository.resolve(ref)[0]
+                elif ref is None:
+                    raise BadRequest(f'Ref is not specified, and the repository has no tag {tag}')
+                elif re.fullmatch('[0-9a-f]{40}', ref):
+                    sha = ref
+                else:
+                    sha, _ = repository.resolve(ref)
         now = self.clock()
         numbered = [{**link, 'id': number} for number, link in enumerate(links, 1)]
         with self.db.write() as c:

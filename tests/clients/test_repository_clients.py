@@ -301,6 +301,14 @@ def test_tags_come_in_the_order_that_is_asked_for(demo, repository, tmp_path):
         names(order_by='size')
 
 
+def test_a_release_needs_a_tag_of_the_repository_or_a_ref(demo, repository):
+    with pytest.raises(gitlab.GitlabCreateError, match='Ref is not specified, .* no tag v7') as told:
+        demo.releases.create({'tag_name': 'v7', 'name': 'Seven'})
+    assert told.value.response_code == 400
+    assert demo.releases.list(get_all=True) == []
+    assert demo.releases.create({'tag_name': 'v7', 'ref': 'main'}).commit['id'] == repository
+
+
 def test_releases_come_in_the_order_that_is_asked_for(ci, clock, project, demo):
     for tag, released_at in (('a', 300), ('b', 100), ('c', 200)):
         clock.advance(1)
