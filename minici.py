@@ -269,6 +269,7 @@ MAX_NEEDS = 50                      # jobs that one job may need by name, GitLab
 MAX_JOB_TAGS = 49                   # tags of one job; GitLab wants fewer than 50
 MAX_GLOBS = 50                      # paths of one `changes` or `exists`, GitLab's limit
 MAX_CACHES = 4                      # caches of one job, GitLab's limit
+MAX_FALLBACK_KEYS = 5               # keys that a cache may fall back to, GitLab's limit
 MAX_PIPELINE_NAME = 255             # characters of the name of a pipeline, GitLab's limit
 MAX_JOB_TIMEOUT = 30 * 86400        # seconds a job may ask for
 MAX_START_IN = 7 * 86400            # seconds a job may be delayed
@@ -2183,6 +2184,38 @@ def environment_slug(name: str) -> str:
     return short + ('' if short.endswith('-') else '-') + suffix
 
 
+#: The tier of an environment by a word in its name, as GitLab guesses it.
+TIERS = {
+    'development': r'dev|review|trunk',
+    'testing': r'test|tst|int|ac(?:ce)?pt|qa|qc|control|quality',
+    'staging': r'sta?g|mode?l|pre|demo|non',
+    'production': r'pro?d|live',
+}
+
+
+def environment_tier(environment: Members) -> str:
+    """Return the tier that a job names for its environment, or the one that its name suggests."""
+    if 'deployment_tier' in environment:
+        return str(environment['deployment_tier'])
+    for tier, pattern in TIERS.items():
+        if re.search(pattern, environment['name'], re.I):
+            return tier
+    return 'other'
+
+
+def environment_variables(environment: Members | None) -> JSON:
+    """Return the predefined variables of a job's environment."""
+    if environment is None:
+        return {}
+    return {
+        'CI_ENVIRONMENT_NAME': environment['name'],
+        'CI_ENVIRONMENT_SLUG': environment_slug(environment['name']),
+        'CI_ENVIRONMENT_URL': environment.get('url'),
+        'CI_ENVIRONMENT_ACTION': environment.get('action', 'start'),
+        'CI_ENVIRONMENT_TIER': environment_tier(environment),
+    }
+
+
 # Keywords #####################################################################################
 #
 # A reader for each keyword: it takes the value at a spot of the file and returns what it means, or
@@ -2577,7 +2610,8 @@ def read_cache_key(spot: Spot) -> str | Fields:
 
 CACHE_FIELDS: dict[str, Reader] = {
     'key': read_cache_key, 'paths': Spot.items, 'untracked': Spot.flag, 'unprotect': Spot.flag,
-    'policy': Spot.text, 'when': one_of('on_success', 'on_failure', 'always'), 'fallback_keys': Spot.items}
+    'policy': Spot.text, 'when': one_of('on_success', 'on_failure', 'always'),
+    'fallback_keys': at_most(MAX_FALLBACK_KEYS, Spot.items)}
 CACHE_POLICIES = ('pull-push', 'pull', 'push')
 
 
@@ -10742,6 +10776,7 @@ class Bridges(Pipelines):
             'CI_JOB_NAME': bridge['name'],
             'CI_JOB_STAGE': bridge['stage'],
         }
+        own.update(texts_of(environment_variables(stored_spec(bridge)['environment'])))
         given = self._reported(bridge) + [dict(row) for row in self._job_variables(facts)]
         given += json.loads(bridge['pipeline_variables']) + json.loads(bridge['variables'])
         spec = stored_spec(bridge)
@@ -14202,18 +14237,6 @@ def predefined_variables(claim: Claim, call: Viewer, runner: Row) -> JSON:
     return variables
 
 
-def environment_variables(environment: Members | None) -> JSON:
-    """Return the predefined variables of a job's environment."""
-    if environment is None:
-        return {}
-    return {
-        'CI_ENVIRONMENT_NAME': environment['name'],
-        'CI_ENVIRONMENT_SLUG': environment_slug(environment['name']),
-        'CI_ENVIRONMENT_URL': environment.get('url'),
-        'CI_ENVIRONMENT_ACTION': environment.get('action', 'start'),
-    }
-
-
 def runner_variable(key: str, value: str, *, shown: bool = False, masked: bool = False, file: bool = False,
                     raw: bool = False) -> JSON:
     """Return a variable in the shape that runners receive; `shown` ones are no secret."""
@@ -16557,15 +16580,6 @@ def commit_status(project: Row, pipeline: Row | None, call: Call) -> JSON:
 
 # -- environments
 
-#: The tier of an environment by a word in its name, as GitLab guesses it.
-TIERS = {
-    'production': r'prod|live',
-    'staging': r'stag|mod|pre|demo|uat',
-    'testing': r'test|qa|tst|int|ac(?:ce)?pt|qc|control|quality',
-    'development': r'dev|review|trunk',
-}
-
-
 def environment_entity(row: Row) -> JSON:
     """Return an environment."""
     last: JSON = {}
@@ -16578,10 +16592,7 @@ def environment_entity(row: Row) -> JSON:
         environment['state'] = 'stopped'
     environment['slug'] = environment_slug(row['name'])
     environment['description'] = None
-    environment['tier'] = 'other'
-    for tier, pattern in reversed(TIERS.items()):
-        if re.search(pattern, row['name'], re.I):
-            environment['tier'] = tier
+    environment['tier'] = environment_tier({**last, 'name': row['name']})
     environment['auto_stop_at'] = None
     environment.update(pick_times(row, 'created_at', 'updated_at'))
     return environment

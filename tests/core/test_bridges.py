@@ -106,6 +106,14 @@ def test_rules_of_a_child_see_where_it_came_from(ci, family):
     assert statuses(ci, downstream(ci, parent)) == {'yes': 'pending'}
 
 
+def test_a_bridge_forwards_what_its_environment_is_called(ci, family, runner):
+    known = '$WHERE == "review/main start development"'
+    parent = family({'one': {'rules': [{'if': known}], **JOB}, 'other': JOB}, environment='review/$CI_COMMIT_REF_NAME',
+                    variables={'WHERE': '$CI_ENVIRONMENT_NAME $CI_ENVIRONMENT_ACTION $CI_ENVIRONMENT_TIER'})
+    runner.run()
+    assert set(statuses(ci, downstream(ci, parent))) == {'one', 'other'}
+
+
 def test_a_child_of_several_files_takes_inputs(ci, make_repository):
     child = 'spec: {inputs: {name: {}}}\n---\n"$[[ inputs.name ]]": {script: make}'
     content = {'down': {'trigger': {'include': [{'local': 'a.yml', 'inputs': {'name': 'mine'}}, 'b.yml']}}}

@@ -374,6 +374,7 @@ def test_patterns_of_a_pipeline_share_one_deadline(monkeypatch):
     (f'rules: [{{changes: {[f"p{number}" for number in range(51)]}}}]', '51 items; 50 are allowed'),
     (f'rules: [{{exists: {{paths: {[f"p{number}" for number in range(51)]}}}}}]', '51 items; 50 are allowed'),
     ('cache: [{paths: [a]}, {paths: [b]}, {paths: [c]}, {paths: [d]}, {paths: [e]}]', '5 items; 4 are allowed'),
+    ('cache: {paths: [a], fallback_keys: [a, b, c, d, e, f]}', '6 items; 5 are allowed'),
     ('image: {name: ruby, pull_policy: sometimes}', 'always, if-not-present, never'),
     ('services: [{name: db, pull_policy: [never, often]}]', 'always, if-not-present, never'),
     ('rules: [{when: manual, start_in: 1 day}]', 'when: delayed'),
@@ -520,3 +521,17 @@ def test_a_number_reaches_a_variable_as_ruby_writes_it():
     ('main == $CI_COMMIT_BRANCH', "cannot be read from 'main == $CI_COMMIT_B' on")])
 def test_a_text_without_quotes_in_an_expression_is_told(condition, told):
     assert told in job_refusal(f"rules: [{{if: '{condition}'}}]")
+
+
+@pytest.mark.parametrize('environment, tier', [
+    ('live', 'production'), ('pre-2', 'staging'), ('review/production', 'development'), ('elsewhere', 'other'),
+    ({'name': 'live', 'deployment_tier': 'testing'}, 'testing')])
+def test_a_job_and_the_api_know_the_tier_of_an_environment(ci, client, project, runner, token, environment, tier):
+    content = {'test': {'environment': environment, **JOB}}
+    found = claimed_variables(ci, client, project, runner, content)
+    assert found['CI_ENVIRONMENT_TIER'] == tier
+    client.call('PUT', f'/api/v4/jobs/{found["CI_JOB_ID"]}',
+                json={'token': found['CI_JOB_TOKEN'], 'state': 'success'})
+    shown, = client.call('GET', f'/api/v4/projects/{project["id"]}/environments',
+                         headers={'PRIVATE-TOKEN': token}, status=200).json
+    assert shown['tier'] == tier
