@@ -2544,9 +2544,12 @@ REPORT_KINDS = (
     'requirements', 'requirements_v2', 'sast', 'secret_detection', 'terraform')
 
 
+COVERAGE_REPORT_FIELDS: dict[str, Reader] = {'coverage_format': one_of('cobertura', 'jacoco'), 'path': Spot.text}
+
+
 def read_coverage_report(spot: Spot) -> list[str]:
     """Return the path of a coverage report."""
-    found = spot.fields({'coverage_format': one_of('cobertura', 'jacoco'), 'path': Spot.text}, path='')
+    found = spot.fields(COVERAGE_REPORT_FIELDS, *COVERAGE_REPORT_FIELDS, path='')
     return [found['path']]
 
 
@@ -2723,15 +2726,27 @@ DASHBOARD_FIELDS: dict[str, Reader] = {'namespace': Spot.text, 'flux_resource_pa
 KUBERNETES_FIELDS: dict[str, Reader] = {
     **DASHBOARD_FIELDS, 'agent': Spot.text, 'dashboard': mapping(DASHBOARD_FIELDS),
     'managed_resources': mapping({'enabled': Spot.flag})}
+ENVIRONMENT_NAME = re.compile(r'(?!/)[\w/${}. -]+(?<!/)', re.ASCII)
+
+
+def read_environment_name(spot: Spot) -> str:
+    """Return the name of an environment, of the characters that GitLab takes."""
+    name = spot.text()
+    if name and not ENVIRONMENT_NAME.fullmatch(name):
+        spot.wrong("must consist of letters, digits, spaces and any of -_/${}. and have no / at either end")
+    return name
+
+
 ENVIRONMENT_FIELDS: dict[str, Reader] = {
-    **dict.fromkeys(('name', 'url', 'on_stop', 'auto_stop_in', 'deployment_tier'), Spot.text),
-    'kubernetes': mapping(KUBERNETES_FIELDS), 'action': one_of('start', 'prepare', 'stop', 'verify', 'access')}
+    **dict.fromkeys(('url', 'on_stop', 'auto_stop_in', 'deployment_tier'), Spot.text),
+    'name': read_environment_name, 'kubernetes': mapping(KUBERNETES_FIELDS),
+    'action': one_of('start', 'prepare', 'stop', 'verify', 'access')}
 
 
 def read_environment(spot: Spot) -> Fields:
     """Return a job's environment, which is only kept and shown."""
     if not isinstance(spot.value, dict):
-        return {'name': spot.text()}
+        return {'name': read_environment_name(spot)}
     return spot.fields(ENVIRONMENT_FIELDS, 'name')
 
 
@@ -2821,16 +2836,39 @@ class Globs:
     ref: str = ''
 
 
-GLOB_FIELDS: dict[str, Reader] = {
-    'paths': at_most(MAX_GLOBS, Spot.items), 'compare_to': Spot.text, 'project': Spot.text, 'ref': Spot.text,
-    'regex': refused('name paths')}
+def read_paths(spot: Spot) -> list[str]:
+    """Return the globs of ``rules:changes`` or ``rules:exists``."""
+    globs: list[str] = at_most(MAX_GLOBS, Spot.items)(spot)
+    return globs
 
 
-def read_globs(spot: Spot) -> Globs:
-    """Return the paths of ``rules:changes`` or ``rules:exists``."""
-    if isinstance(spot.value, dict):
-        return Globs(spot, **spot.fields(GLOB_FIELDS))
-    return Globs(spot, GLOB_FIELDS['paths'](spot))
+CHANGES_FIELDS: dict[str, Reader] = {
+    'paths': read_paths, 'compare_to': Spot.text, 'regexp': refused('name paths')}
+EXISTS_FIELDS: dict[str, Reader] = {
+    'paths': read_paths, 'project': Spot.text, 'ref': Spot.text, 'regexp': refused('name paths')}
+
+
+def read_globs(spot: Spot, readers: Mapping[str, Reader]) -> Globs:
+    """Return the paths of ``rules:changes`` or ``rules:exists``, which may stand beside other keys."""
+    if not isinstance(spot.value, dict):
+        return Globs(spot, read_paths(spot))
+    fields = spot.fields(readers)
+    fields.pop('regexp', None)
+    if 'paths' not in spot and 'regexp' not in spot:
+        spot.wrong('must have paths')
+    if 'ref' in fields and 'project' not in fields:
+        spot.wrong('must have a project beside its ref')
+    return Globs(spot, **fields)
+
+
+def read_changes(spot: Spot) -> Globs:
+    """Return the paths of ``rules:changes``."""
+    return read_globs(spot, CHANGES_FIELDS)
+
+
+def read_exists(spot: Spot) -> Globs:
+    """Return the paths of ``rules:exists``."""
+    return read_globs(spot, EXISTS_FIELDS)
 
 
 def read_inherited(spot: Spot) -> bool | list[str]:
@@ -2844,7 +2882,7 @@ WHENS = ('on_success', 'on_failure', 'always', 'manual', 'delayed')
 AUTO_CANCEL_FIELDS: dict[str, Reader] = {
     'on_new_commit': one_of('conservative', 'interruptible', 'none'), 'on_job_failure': one_of('none', 'all')}
 INCLUDE_RULE_FIELDS: dict[str, Reader] = {
-    'if': read_condition, 'changes': read_globs, 'exists': read_globs, 'when': one_of('always', 'never')}
+    'if': read_condition, 'changes': read_changes, 'exists': read_exists, 'when': one_of('always', 'never')}
 WORKFLOW_RULE_FIELDS: dict[str, Reader] = {
     **INCLUDE_RULE_FIELDS, 'needs': list_or_mapping(read_need), 'start_in': Spot.seconds, 'allow_failure': Spot.flag,
     'variables': read_plain_variables, 'auto_cancel': mapping(AUTO_CANCEL_FIELDS)}

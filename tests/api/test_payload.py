@@ -541,9 +541,10 @@ def test_the_smallest_build_has_no_options(client, pipeline, runner):
 
 
 @pytest.mark.parametrize('environment, expected', [
-    ('prod', {'NAME': 'prod', 'SLUG': 'prod', 'ACTION': 'start'}),
+    ('prod', {'NAME': 'prod', 'SLUG': 'prod', 'ACTION': 'start', 'TIER': 'production'}),
     ({'name': 'Review/x', 'url': 'https://x.example', 'action': 'stop'},
-     {'NAME': 'Review/x', 'SLUG': 'review-x-cnx324', 'URL': 'https://x.example', 'ACTION': 'stop'}),
+     {'NAME': 'Review/x', 'SLUG': 'review-x-cnx324', 'URL': 'https://x.example', 'ACTION': 'stop',
+      'TIER': 'development'}),
     (None, {}),
 ])
 def test_the_environment_of_a_job_is_in_its_variables(ci, client, project, runner, environment, expected):

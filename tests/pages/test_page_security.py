@@ -498,12 +498,13 @@ def populate(ci, names):
         runner.run()
     keywords = [{'when': 'manual', 'manual_confirmation': name} if number % 3 == 0 else
                 {'resource_group': name.replace('$', ''), 'tags': [name, f'{name}c']} if number % 3 == 1 else
-                {'needs': [names[number - 1]], 'environment': {'name': name.replace('$', '')}}
+                {'needs': [names[number - 1]], 'environment': {'name': f'$E{number}'}}
                 for number, name in enumerate(names)]
     jobs = {name: {'script': [name], 'stage': name, 'variables': {f'V{number}': name}, **keywords[number]}
             for number, name in enumerate(names)}
-    pipeline = ci.create_pipeline(project, 'main', sha=SHA, content={'stages': names, **jobs},
-                                  variables=[{'key': 'A', 'value': name} for name in names])
+    variables = {f'E{number}': name.replace('$', '') for number, name in enumerate(names)}
+    pipeline = ci.create_pipeline(project, 'main', sha=SHA, content={
+        'stages': names, 'variables': variables, **jobs}, variables=[{'key': 'A', 'value': name} for name in names])
     ci.create_pipeline(project, 'last', sha=SHA, content={names[2]: {'script': ['x'], 'variables': {'A': names[2]}}})
     claim = runner.claim()
     files = {f'{number}{name}/{name}': 'x' for number, name in enumerate(names)}

@@ -535,3 +535,24 @@ def test_a_job_and_the_api_know_the_tier_of_an_environment(ci, client, project, 
     shown, = client.call('GET', f'/api/v4/projects/{project["id"]}/environments',
                          headers={'PRIVATE-TOKEN': token}, status=200).json
     assert shown['tier'] == tier
+
+
+@pytest.mark.parametrize('keywords, told', [
+    ('environment: "a?b"', 'letters, digits, spaces'), ('environment: {name: /a}', 'no / at either end'),
+    ('environment: review/$CI_COMMIT_REF_SLUG/', 'no / at either end'),
+    ('rules: [{changes: {compare_to: main}}]', 'must have paths'),
+    ('rules: [{exists: {project: a/b}}]', 'must have paths'),
+    ('rules: [{exists: {paths: [a], ref: main}}]', 'must have a project beside its ref'),
+    ('rules: [{changes: {paths: [a], project: a/b}}]', 'project is a keyword that minici does not know here'),
+    ('rules: [{changes: {regexp: ^src/}}]', 'name paths'),
+    ('artifacts: {reports: {coverage_report: {path: a.xml}}}', 'must have a coverage_format'),
+    ('artifacts: {reports: {coverage_report: {coverage_format: jacoco}}}', 'must have a path')])
+def test_what_belongs_to_a_keyword_must_be_there_and_nothing_else(keywords, told):
+    assert told in job_refusal(keywords)
+
+
+@pytest.mark.parametrize('name, called', [
+    ('a', 'a'), ('Review app/$CI_COMMIT_REF_SLUG', 'Review app/main'), ('x.y_z-${A}', 'x.y_z-')])
+def test_an_environment_is_called_what_gitlab_takes(name, called):
+    job, = compiled(f'test: {{script: make, environment: "{name}"}}\n').jobs
+    assert job.environment['name'] == called
