@@ -39,7 +39,7 @@ def mortals(**environment):
 
 
 def test_a_process_killed_at_the_nth_call_that_changes_the_disk_loses_nothing(tmp_path, form, figures):
-    token = workload.prepare(tmp_path / 'ci.sqlite', jobs=form(200, 8000))
+    token = workload.prepare(tmp_path / 'ci.sqlite', jobs=form(200, 4000))
     points = form(range(1, 200, 45), range(1, 201))
     lines, died = [], 0
     with mortals() as die:

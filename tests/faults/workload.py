@@ -181,10 +181,11 @@ def kill_at(number):
             count += 1
             if count == number and number % 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = call(*values, **options)
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return call(*values, **options)
+            finally:    # a call that fails is one, too
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
         return wrapped
 
     for name in ('fsync', 'replace', 'write', 'unlink', 'mkdir', 'rename', 'utime'):
