@@ -10,6 +10,8 @@ PATIENCE = 20  # seconds; a busy machine is slow, a wrong page stays wrong
 FLAGS = [
     '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost',  # ask nobody outside
     '--no-proxy-server',
+    '--in-process-gpu',     # a process of its own for it may die on a busy machine, and with the sixth the browser ends
+    '--disable-gpu-watchdog',
 ]
 #: axe-core tells of what is right, too, at such length that carrying it here took longer than finding it.
 FAULTS = """async options => {
