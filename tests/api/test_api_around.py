@@ -234,7 +234,8 @@ def test_deleted_project_is_gone_with_all_it_held(ci, call, client, pipeline, jo
 
 
 @pytest.mark.parametrize('query, expected', [
-    ('search=demo', [3, 1]), ('search=DEMO', [3, 1]), ('search=group', [2, 1]), ('search=zzz', []), ('search=%25', []),
+    ('search=demo', [3, 1]), ('search=DEMO', [3, 1]), ('search=zzz', []), ('search=%25', []),
+    ('search=group', []), ('search=group&search_namespaces=true', [2, 1]),
     ('', [3, 2, 1]), ('per_page=2', [3, 2]), ('per_page=2&page=2', [1]), ('membership=True&owned=true', [3, 2, 1]),
     ('order_by=path&sort=asc', [3, 1, 2]), ('order_by=name', [2, 1, 3]), ('sort=asc', [1, 2, 3]),
     ('order_by=last_activity_at&sort=desc', [3, 2, 1]), ('order_by=name&per_page=1&page=3', [3])])
