@@ -17208,7 +17208,8 @@ TLS_HANDSHAKE = b'\x16'
 #: The addresses of runners that have jobs, and of monitors; some threads serve these alone.
 URGENT_PATH = re.compile(r'/api/v4/jobs/|/(?:ci/)?api/v1/builds/|/ci/builds/|/-/(?:liveness|readiness|health|metrics)$')
 #: The addresses of what compiles pipeline files, which may take its time; it has threads of its own, too.
-COMPILING_PATH = re.compile(r'/hooks/|/-/pipelines/new$|/api/v4/.*/(?:pipeline|lint|play)(?:\.json)?/?$')
+COMPILING_PATH = re.compile(r'/hooks/|/-/pipelines/new$'
+                            r'|(?:(?:/api/v4|/-)/.*/(?:pipeline|lint|play)|/refs/.*/trigger)(?:\.json)?/?$')
 
 
 class SpoolBuffer(waitress.buffers.OverflowableBuffer):

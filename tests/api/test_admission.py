@@ -345,8 +345,11 @@ def test_every_address_that_compiles_pipeline_files_has_threads_of_its_own():
         ('POST', f'{minici.PROJECT}/pipeline'), ('POST', f'{minici.PROJECT}/trigger/pipeline'),
         ('POST', f'{minici.PROJECT}/ref/<ref:path>/trigger/pipeline'), ('POST', '/hooks/<project:project_path>'),
         ('POST', '/api/v4/ci/lint'), ('POST', f'{minici.PROJECT}/ci/lint'), ('GET', f'{minici.PROJECT}/ci/lint'),
-        ('POST', f'{minici.SCHEDULE}/play'), ('POST', f'{minici.JOB}/play')}
-    assert minici.COMPILING_PATH.search('/-/pipelines/new')     # a page
+        ('POST', f'{minici.SCHEDULE}/play'), ('POST', f'{minici.JOB}/play'),
+        *(('POST', f'{start}/projects/<id:project_key>/refs/<ref:path>/trigger')
+          for start in ('/ci/api/v1', '/api/v1', '/ci'))}
+    for page in ('pipelines/new', 'pipeline_schedules/1/play', 'jobs/1/play'):
+        assert minici.COMPILING_PATH.search(f'/group/demo/-/{page}')
 
 
 def test_every_address_of_running_jobs_and_monitors_is_served_by_their_own_threads():
