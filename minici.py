@@ -17205,6 +17205,7 @@ def create_app(coordinator: Coordinator) -> Application:
 # has brought a good token, MAX_UNTRUSTED_BODY bytes of it are kept in memory and none on the disk.
 
 TLS_HANDSHAKE = b'\x16'
+STALL = 0.005       # seconds without the end of a task after which a further thread begins one
 #: The addresses of runners that have jobs, and of monitors; some threads serve these alone.
 URGENT_PATH = re.compile(r'/api/v4/jobs/|/(?:ci/)?api/v1/builds/|/ci/builds/|/-/(?:liveness|readiness|health|metrics)$')
 #: The addresses of what compiles pipeline files, which may take its time; it has threads of its own, too.
@@ -17521,6 +17522,70 @@ class Strangers:
         return address
 
 
+class Dispatcher(waitress.task.ThreadedTaskDispatcher):
+    """Threads that take turns: a task begins when the last one has ended, or does not get on.
+
+    Python runs one thread at a time, and threads that work at once pass its lock on at every statement
+    of SQL, which takes longer than the statement. While no task ends for `STALL` seconds, because the
+    disk or a lock keeps it, another thread begins the next one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn: int | None = None   # the thread whose turn it is
+        self._watched = False           # whether an idle thread watches if the tasks get on
+        self._ended = 0                 # how many tasks have ended
+
+    def add_task(self, task: Channel) -> None:
+        """Queue a task."""
+        with self.lock:
+            self.queue.append(task)
+            if self._turn is None or not self._watched:
+                self.queue_cv.notify()
+
+    def handler_thread(self, thread_no: int) -> None:
+        """Do tasks until the dispatcher is shut down."""
+        while (task := self._next(thread_no)) is not None:
+            try:
+                task.service()
+            except BaseException:
+                self.logger.exception('a request failed outside the application')
+
+    def _next(self, thread_no: int) -> Channel | None:
+        """End a thread's turn, and return its next task when it has one again, None when it is to end."""
+        with self.lock:
+            self._ended += 1
+            if self._turn == thread_no:
+                self._turn = None
+            while not self.stop_count:
+                is_free = bool(self.queue) and self._turn is None
+                if is_free or self._sees_stall():
+                    return self._begin(thread_no)
+            self.stop_count -= 1
+            self.threads.discard(thread_no)
+            self.thread_exit_cv.notify()
+        return None
+
+    def _sees_stall(self) -> bool:
+        """Wait until something changes; return True if tasks wait and none ended meanwhile. One thread watches that."""
+        if not self.queue or self._watched:
+            self.queue_cv.wait()
+            return False
+        self._watched = True
+        ended = self._ended
+        changed = self.queue_cv.wait(STALL)
+        self._watched = False
+        return not changed and bool(self.queue) and self._ended == ended
+
+    def _begin(self, thread_no: int) -> Channel:
+        """Give a thread the turn and return the next task."""
+        self._turn = thread_no
+        task: Channel = self.queue.popleft()
+        if self.queue and not self._watched:
+            self.queue_cv.notify()
+        return task
+
+
 def admit_everything(environ: Environ, start: bytes | None) -> Admission:
     """Admit all requests of an application that does not say which it wants."""
     return Admission(sys.maxsize, trusted=True)
@@ -17535,10 +17600,10 @@ class Listener(waitress.server.TcpWSGIServer):
                  proxies: str = '') -> None:
         self.strangers = Strangers(proxies, options.connection_limit // 2)
         self.admit = getattr(application, 'admit', admit_everything)
-        self.urgent = waitress.task.ThreadedTaskDispatcher()
+        self.urgent = Dispatcher()
         self.urgent.set_thread_count(options.threads)
-        self.compiling = waitress.task.ThreadedTaskDispatcher()
-        others = waitress.task.ThreadedTaskDispatcher()
+        self.compiling = Dispatcher()
+        others = Dispatcher()
         for dispatcher in (self.compiling, others):
             dispatcher.set_thread_count(max(1, options.threads // 2))
         address = (listener.family, listener.type, listener.proto, listener.getsockname())
@@ -17593,7 +17658,6 @@ class Server:
             application = create_app(coordinator)
         options = server_options(threads, coordinator.artifacts.incoming)
         self._server = Listener(application, listener, options, coordinator.settings.trusted_proxies)
-        logging.getLogger('waitress.queue').setLevel(logging.ERROR)
         self._thread = threading.Thread(target=self._server.run, name='minici', daemon=True)
         self._thread.start()
         self._upkeep = Upkeep(coordinator)

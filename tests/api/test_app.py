@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import queue
 import re
 import socket
 import tempfile
@@ -473,3 +474,66 @@ def test_body_in_chunks_is_taken(ci, server, job):
                    JOB_TOKEN=job.token, Content_Range='0-10')
     assert (answer[0], answer[1]['Range']) == (202, '0-11')
     assert ci.read_trace(job.job) == b'hello world'
+
+
+class Gate:
+    """A task of a dispatcher that says when it begins, and ends when it is let."""
+
+    def __init__(self, began):
+        self.began = began
+        self.open = threading.Event()
+
+    def service(self):
+        self.began.put(self)
+        self.open.wait(30)
+
+
+@pytest.fixture
+def threads():
+    dispatcher = minici.Dispatcher()
+    dispatcher.set_thread_count(3)
+    yield dispatcher
+    assert dispatcher.shutdown()
+    assert not dispatcher.threads
+
+
+def test_tasks_that_get_on_are_done_one_after_the_other(threads, monkeypatch):
+    monkeypatch.setattr(minici, 'STALL', 30)
+    began = queue.Queue()
+    gates = [Gate(began) for _ in range(10)]
+    for gate in gates:
+        threads.add_task(gate)
+    for gate in gates:
+        assert began.get(timeout=20) is gate
+        assert began.empty()
+        gate.open.set()
+
+
+def test_task_that_waits_for_something_keeps_the_others_for_a_moment_only(threads):
+    began = queue.Queue()
+    kept = [Gate(began) for _ in range(2)]
+    quick = [Gate(began) for _ in range(20)]
+    for gate in kept:
+        threads.add_task(gate)
+    for gate in kept:
+        assert began.get(timeout=20) is gate
+    for gate in quick:
+        gate.open.set()
+        threads.add_task(gate)
+    assert [began.get(timeout=20) for _ in quick] == quick
+    for gate in kept:
+        gate.open.set()
+
+
+def test_task_that_fails_ends_no_thread(threads, caplog):
+    began = queue.Queue()
+    failing = Gate(began)
+    failing.open = None
+    for _ in range(5):
+        threads.add_task(failing)
+        assert began.get(timeout=20) is failing
+    last = Gate(began)
+    last.open.set()
+    threads.add_task(last)
+    assert began.get(timeout=20) is last
+    assert 'outside the application' in caplog.text
