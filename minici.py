@@ -6496,6 +6496,37 @@ SELECT DISTINCT rtrim(rtrim(path, replace(path, '/', '')), '/')
 ALTER TABLE artifact ADD COLUMN project_id INTEGER;     -- its job's, here for the index
 UPDATE artifact SET project_id = (SELECT project_id FROM job WHERE job.id = job_id);
 CREATE INDEX artifact_of_project ON artifact (project_id, size);
+""", """
+-- A claim writes fewer pages: it changes no index that another one can stand in for.
+
+DROP INDEX job_queue;
+DROP INDEX job_of_runner;
+DROP INDEX job_pending_shared;
+DROP INDEX job_pending_project;
+DROP INDEX job_protected_shared;
+DROP INDEX job_protected_project;
+CREATE INDEX job_of_runner ON job (runner_id, id) WHERE runner_id IS NOT NULL;
+CREATE INDEX job_pending_shared ON job (tag_set_id, protected, id)
+    WHERE status = 'pending' AND token_hash IS NULL AND shared = 1;
+CREATE INDEX job_pending_project ON job (project_id, tag_set_id, protected, id)
+    WHERE status = 'pending' AND token_hash IS NULL;
+
+DROP TRIGGER job_status;
+DROP TRIGGER pipeline_status;
+ALTER TABLE event RENAME TO numbered_event;
+CREATE TABLE event (                -- as before; its newest row is never deleted, so that its ids only grow
+    id          INTEGER PRIMARY KEY,
+    kind        TEXT NOT NULL CHECK (kind IN ('job', 'pipeline')),
+    object_id   INTEGER NOT NULL,   -- of the job or pipeline
+    status      TEXT NOT NULL,      -- what it changed to
+    before      TEXT NOT NULL       -- what it was
+);
+INSERT INTO event SELECT * FROM numbered_event;
+DROP TABLE numbered_event;
+CREATE TRIGGER job_status AFTER UPDATE OF status ON job WHEN NEW.status <> OLD.status
+BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('job', NEW.id, NEW.status, OLD.status); END;
+CREATE TRIGGER pipeline_status AFTER UPDATE OF status ON pipeline WHEN NEW.status <> OLD.status
+BEGIN INSERT INTO event (kind, object_id, status, before) VALUES ('pipeline', NEW.id, NEW.status, OLD.status); END;
 """)
 
 
@@ -11465,34 +11496,36 @@ class Retention(Releases):
 
 # Queue ########################################################################################
 
-# The oldest pending job among the tag sets that a runner serves: one seek for each set.
+# The oldest pending job among the tag sets that a runner serves: one seek for each set and protection.
 OLDEST = """
     SELECT min(oldest) AS id
       FROM (SELECT (SELECT queued.id
                       FROM job AS queued INDEXED BY {index}
                      WHERE queued.status = 'pending' AND queued.token_hash IS NULL
-                       AND queued.tag_set_id = served.tag_set_id
                        AND {reach}
+                       AND queued.tag_set_id = served.tag_set_id
+                       AND queued.protected = ref.protected
                        AND (:job_age IS NULL OR queued.queued_at <= :now - :job_age)
                        AND (:pipeline_id IS NULL OR queued.pipeline_id = :pipeline_id)
                      ORDER BY queued.id
                      LIMIT 1) AS oldest
-              FROM runner_tag_set AS served {projects}
+              FROM runner_tag_set AS served
+              JOIN ({refs}) AS ref {projects}
              WHERE served.runner_id = :runner_id)
     """
-ENABLED = 'JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'
-#: By type and access level of the runner.
-QUEUES = {
-    ('instance_type', 'not_protected'): OLDEST.format(
-        index='job_pending_shared', reach='queued.shared = 1', projects=''),
-    ('instance_type', 'ref_protected'): OLDEST.format(
-        index='job_protected_shared', reach='queued.shared = 1 AND queued.protected = 1', projects=''),
-    ('project_type', 'not_protected'): OLDEST.format(
-        index='job_pending_project', reach='queued.project_id = enabled.project_id', projects=ENABLED),
-    ('project_type', 'ref_protected'): OLDEST.format(
-        index='job_protected_project', reach='queued.project_id = enabled.project_id AND queued.protected = 1',
-        projects=ENABLED),
+REACHES = {
+    'instance_type': dict(index='job_pending_shared', reach='queued.shared = 1', projects=''),
+    'project_type': dict(index='job_pending_project', reach='queued.project_id = enabled.project_id',
+                         projects='JOIN runner_project AS enabled ON enabled.runner_id = served.runner_id'),
 }
+#: The jobs that a runner may take, by its access level: those of all refs, or of protected ones.
+REFS = {
+    'not_protected': 'SELECT 0 AS protected UNION ALL SELECT 1',
+    'ref_protected': 'SELECT 1 AS protected',
+}
+#: By type and access level of the runner.
+QUEUES = {(kind, level): OLDEST.format(**reach, refs=refs)
+          for kind, reach in REACHES.items() for level, refs in REFS.items()}
 CANDIDATES = {kind: f"""
     SELECT *, (SELECT ref FROM pipeline WHERE id = pipeline_id) AS ref,
            (SELECT status FROM pipeline WHERE id = pipeline_id) AS pipeline_status
@@ -12514,10 +12547,14 @@ class Coordinator(Backups):
             """)
         oldest = self._one("""
             SELECT queued_at
-              FROM job INDEXED BY job_queue
-             WHERE status = 'pending'
-             ORDER BY id
-             LIMIT 1
+              FROM job
+             WHERE id = (SELECT min((SELECT id
+                                       FROM job INDEXED BY job_of_project_status
+                                      WHERE project_id = tally.project_id AND status = 'pending'
+                                      ORDER BY id
+                                      LIMIT 1))
+                           FROM job_tally AS tally
+                          WHERE tally.status = 'pending' AND tally.jobs > 0)
             """)
         runners = self._one("""
             SELECT count(*) AS registered, coalesce(sum(contacted_at > :since), 0) AS online

@@ -226,7 +226,9 @@ def watch(ci):
     ('/api/v4/jobs/request', {'system_id': 's_0123456789ab', 'info': {'name': 'gitlab-runner', 'version': '17.0.0'}}),
     ('/ci/api/v1/builds/register', {'info': {'name': 'gitlab-ci-multi-runner', 'version': '1.5.2'}}),
 ])
-def test_an_idle_poll_writes_nothing_but_the_last_contact_once_a_minute(client, clock, runner, watch, path, body):
+def test_an_idle_poll_writes_nothing_but_the_last_contact_once_a_minute(ci, client, clock, runner, watch, path, body):
+    ci.sweep()      # the first one gives the pages back that the schema's steps have left unused
+    watch()
     seconds_written = []
     for second in range(0, 300, 3):
         client.call('POST', path, json={'token': runner.token, **body})
@@ -266,12 +268,12 @@ def test_after_analyze_a_claim_still_seeks_in_its_index_and_scans_no_jobs(ci, pr
     plan = [row[3] for row in c.execute(f'EXPLAIN QUERY PLAN {minici.CANDIDATES[kind]}',
                                         defaultdict(lambda: None, runner_id=1))]
     c.close()
-    runner_type, access_level = kind
-    reach, key = {'instance_type': ('shared', 'tag_set_id=?'),
-                  'project_type': ('project', 'project_id=? AND tag_set_id=?')}[runner_type]
-    index = f'job_{"pending" if access_level == "not_protected" else "protected"}_{reach}'
-    assert any(step.startswith('SEARCH queued') and f'{index} ({key}' in step for step in plan), plan
-    assert [step for step in plan if step.startswith('SCAN') and '(subquery' not in step] == [], plan
+    runner_type, _ = kind
+    key = {'instance_type': 'job_pending_shared (tag_set_id=? AND protected=?)',
+           'project_type': 'job_pending_project (project_id=? AND tag_set_id=? AND protected=?)'}[runner_type]
+    assert any(step.startswith('SEARCH queued') and key in step for step in plan), plan
+    scanned = {step for step in plan if step.startswith('SCAN') and '(subquery' not in step}
+    assert scanned <= {'SCAN CONSTANT ROW', 'SCAN ref'}, plan   # protected or not
     assert 'SEARCH job USING INTEGER PRIMARY KEY (rowid=?)' in plan
 
 
