@@ -5692,8 +5692,7 @@ class Pipe:
 
     def send(self, message: bytes) -> None:
         """Send a message; raise OSError when nobody takes it."""
-        self._stream.sendall(struct.pack('>Q', len(message)))
-        self._stream.sendall(message)
+        self._stream.sendall(struct.pack('>Q', len(message)) + message)     # one piece wakes the other side once
 
     def receive(self, most: int = sys.maxsize) -> bytes:
         """Return the next message; raise EOFError at the end, OSError when none comes or it has `most` bytes."""

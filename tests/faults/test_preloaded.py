@@ -27,16 +27,16 @@ def library(tmp_path_factory):
     return preload.library(tmp_path_factory.mktemp('library'))
 
 
-def test_a_process_killed_at_the_nth_fsync_rename_pwrite_or_unlink_loses_nothing(tmp_path, library, figures):
+@pytest.mark.parametrize('kind, files', [('rename', 10), ('unlink', 10), ('fsync', 1), ('pwrite', 1)])
+def test_a_process_killed_at_the_nth_fsync_rename_pwrite_or_unlink_loses_nothing(tmp_path, library, figures, kind,
+                                                                                 files):
     token = workload.prepare(tmp_path / 'ci.sqlite', jobs=6000)
-    lines, died = [], 0
-    points = [(kind, at) for kind, last in (('rename', 40), ('unlink', 40), ('fsync', 200), ('pwrite', 200))
-              for at in range(1, last + 1)]
+    lines, died, points = [], 0, range(1, 201)
     with mortals(LD_PRELOAD=str(library)) as die:
-        for seed, (kind, at) in enumerate(points):
-            acknowledged = tmp_path / f'{kind}-{at}.acknowledged'
-            died += not die(tmp_path / 'ci.sqlite', acknowledged, token, seed, FAULT_ROOT=str(tmp_path),
-                            FAULT_KILL=f'{kind}:{at}')
+        for at in points:
+            acknowledged = tmp_path / f'{at}.acknowledged'
+            died += not die(tmp_path / 'ci.sqlite', acknowledged, token, at, FAULT_ROOT=str(tmp_path),
+                            FAULT_KILL=f'{kind}:{at}', FAULT_FILES=str(files))
             fresh = workload.Acknowledged.read(acknowledged) if acknowledged.exists() else []
             lines += fresh
             with minici.Coordinator(tmp_path / 'ci.sqlite') as ci:
@@ -44,8 +44,8 @@ def test_a_process_killed_at_the_nth_fsync_rename_pwrite_or_unlink_loses_nothing
     with minici.Coordinator(tmp_path / 'ci.sqlite') as ci:
         assert workload.verify(ci, lines) == []
     assert died == len(points)
-    figures('n = 1..200, 0 lost', f'{died} deaths at the n-th rename, unlink, fsync or pwrite, SQLite\'s included: '
-            f'{len(lines):,} acknowledgements, 0 lost')
+    figures('n = 1..200, 0 lost', f'{died} deaths at the n-th {kind}, SQLite\'s included: {len(lines):,} '
+            'acknowledgements, 0 lost')
 
 
 def journal_of(root, library, steps):

@@ -52,16 +52,18 @@ WRITE = os.write    # the real one, when calls are counted
 
 
 class Work:
-    """Claims, traces, uploads and endings, one after the other, by chance."""
+    """Claims, traces, uploads and endings, one after the other, by chance; `files` are replaced more often on request.
+    """
 
-    def __init__(self, ci, token, note, seed):
+    def __init__(self, ci, token, note, seed, files=1):
         self.ci, self.token, self.note, self.chance = ci, token, note, random.Random(seed)
         self.running, self.finished, self.made = {}, [], 0
-        self.seed = seed
+        self.seed, self.files = seed, files
 
     def step(self):
         choices = [self.claim] if len(self.running) < 3 else []
-        choices += [self.patch] * 6 + [self.replace, self.upload, self.upload, self.finish] if self.running else []
+        choices += [self.patch] * 6 + [self.finish] if self.running else []
+        choices += [self.replace, self.upload, self.upload] * self.files if self.running else []
         choices += [self.erase] if self.finished else []
         self.chance.choice([*choices, self.make])()
 
@@ -197,7 +199,7 @@ def work(db, acknowledged, token, seed, steps, *at):
     if at:
         kill_at(int(at[0]))
     with minici.Coordinator(db) as ci:
-        steady = Work(ci, token, Acknowledged(acknowledged), int(seed))
+        steady = Work(ci, token, Acknowledged(acknowledged), int(seed), int(os.environ.get('FAULT_FILES', 1)))
         for _ in range(int(steps)):
             steady.step()
 
