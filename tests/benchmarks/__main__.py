@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
-from figures import BENCHMARKS  # noqa: E402
+from figures import BENCHMARKS, ONCE  # noqa: E402
 from stand import Stand  # noqa: E402
 
 
@@ -25,8 +25,9 @@ def measure(name, options):
     stand = Stand(options)
     with stand.ends:
         figures = list(BENCHMARKS[name](stand))
-        for number in range(options.rounds):
-            print(f'\r{name}: round {number + 1} of {options.rounds} ', end='', file=sys.stderr, flush=True)
+        rounds = 1 if name in ONCE else options.rounds
+        for number in range(rounds):
+            print(f'\r{name}: round {number + 1} of {rounds} ', end='', file=sys.stderr, flush=True)
             for figure in figures:
                 figure.values.append(figure.measure())
         print('\r' + ' ' * 60, end='\r', file=sys.stderr, flush=True)

@@ -15,6 +15,10 @@ BENCHMARKS = {}
 JSON = {'Content-Type': 'application/json'}
 
 
+#: Measured in one round: each figure is the slowest of ten seconds already.
+ONCE = ('hostile',)
+
+
 def benchmark(function):
     """Make a generator of figures a benchmark, under its name."""
     BENCHMARKS[function.__name__] = function
