@@ -9755,7 +9755,7 @@ class Processing(Waiting):
         pipeline_id = finished['pipeline_id']
         names = {finished['name']}
         grouped = finished['resource_group']
-        while names:    # a skipped job may free later ones
+        while names:
             outcomes = self._outcomes(c, pipeline_id)
             following = [*self._next_of_stage(c, pipeline_id, outcomes), *self._next_of_needs(c, pipeline_id, names)]
             statuses = {}
@@ -9763,9 +9763,12 @@ class Processing(Waiting):
             for job, status in following:
                 if status != 'created':
                     statuses[job['id']] = status
-                    names.add(job['name'])
                     grouped = grouped or job['resource_group']
+                if status in ('skipped', 'manual'):     # it holds nobody back
+                    names.add(job['name'])
             self._start(c, statuses)
+        if statuses:
+            outcomes = self._outcomes(c, pipeline_id)
         self._settle(c, pipeline_id, outcomes)
         if grouped:
             self._hand_out_resources(c, finished['project_id'])

@@ -1,7 +1,7 @@
 """The benchmarks by name: each yields its figures."""
 
 import functools
-import os
+import resource
 import subprocess
 import sys
 import time
@@ -265,22 +265,18 @@ def plans(stand):
             lambda name, path: steps(minici.create_app(other), other, path, headers) / before[name], name, path))
 
 
-def finish_cpu(ci, pipeline, token, *, batches=9):
-    """Return the CPU seconds of finishing one job of a pipeline: the best of so many."""
-    best = float('inf')
-    for _ in range(batches):
-        claim = ci.request_job(ci.find_runner(token))
-        job = ci.authenticate_job(claim.job['id'], claim.token)
-        assert job['pipeline_id'] == pipeline['id']
-        began = time.thread_time()
-        ci.update_job(job, 'success')
-        best = min(best, time.thread_time() - began)
-    return best
+def finish_cpu(ci, pipeline, token):
+    """Return the CPU seconds of finishing one job of a pipeline."""
+    claim = ci.request_job(ci.find_runner(token), pipeline=pipeline)
+    job = ci.authenticate_job(claim.job['id'], claim.token)
+    began = time.thread_time()
+    ci.update_job(job, 'success')
+    return time.thread_time() - began
 
 
 @benchmark
 def finishes(stand):
-    """The finish of one job in pipelines of several sizes, by CPU in the process."""
+    """The finish of one job in pipelines of several sizes in turns, by CPU in the process, the best of nine."""
     ci = stand.coordinator('finishes')
     project, token = made(ci)
     shapes = {
@@ -288,25 +284,34 @@ def finishes(stand):
         '1,000 jobs in 10 stages': (1000, 10),
         '4,000 stages of one job': (4000, 4000),
     }
+    specs_of = {}
+    for name, (jobs, stages) in shapes.items():
+        if stand.options.quick:
+            jobs, stages = min(jobs, 100), min(stages, 100)
+        specs = [minici.JobSpec(**{**vars(spec), 'stage': f's{number * stages // jobs}'})
+                 for number, spec in enumerate(job_specs(jobs, ['linux']))]
+        specs_of[name] = minici.PipelineSpec(stages=[f's{number}' for number in range(stages)], jobs=specs,
+                                             auto_cancel='none')
     shared = Rounds()
 
-    def measure(name, asking):
-        def once():
-            jobs, stages = shapes[name]
-            if stand.options.quick:
-                jobs, stages = min(jobs, 100), min(stages, 100)
-            specs = [minici.JobSpec(**{**vars(spec), 'stage': f's{number * stages // jobs}'})
-                     for number, spec in enumerate(job_specs(jobs, ['linux']))]
-            pipeline = ci.create_pipeline(project, 'main', sha=SHA, content=minici.PipelineSpec(
-                stages=[f's{number}' for number in range(stages)], jobs=specs, auto_cancel='none'))
-            best = finish_cpu(ci, pipeline, token)
+    def all_shapes():
+        """Finish nine jobs of a new pipeline of each shape, in turns; return the best time of each shape."""
+        pipelines = {name: ci.create_pipeline(project, 'main', sha=SHA, content=spec)
+                     for name, spec in specs_of.items()}
+        best = dict.fromkeys(shapes, float('inf'))
+        for _ in range(9):
+            for name, pipeline in pipelines.items():
+                best[name] = min(best[name], finish_cpu(ci, pipeline, token))
+        for pipeline in pipelines.values():
             ci.cancel_pipeline(pipeline)
-            return best
-        return shared.share(name, asking, once)
+        return best
+
+    def ratio(name):
+        best = shared.share('all', name, all_shapes)
+        return best[name] / best[small]
     small, *large = shapes
     for name, target in zip(large, ('<= 1.3', '<= 1.5'), strict=True):
-        yield Figure('7', f'finish of a job of {name}', f'of {small}', target, functools.partial(
-            lambda name: measure(name, name) / measure(small, name), name))
+        yield Figure('7', f'finish of a job of {name}', f'of {small}', target, functools.partial(ratio, name))
 
 
 @benchmark
@@ -394,19 +399,21 @@ def memory(stand):
             subprocess.run(['curl', '-sS', '-o', '/dev/null', f'{server.url}/hello'], check=True)
         return server.resident()
 
-    def seconds(code):
-        def once():
-            before = os.times()
-            subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, env=INSTALLED)
-            after = os.times()
-            return after.children_user + after.children_system - before.children_user - before.children_system
-        return min(once() for _ in range(9)) - empty
-    empty = 0
-    empty = seconds('')
+    def once(code):
+        """Return the CPU seconds of a Python that runs some code."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, env=INSTALLED)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def importing():
+        """Return what importing minici costs beside what it needs: the best of nine turns, without Python's start."""
+        turns = [(once(''), once('import bottle, waitress'), once('import minici')) for _ in range(9)]
+        empty, others, ours = (min(times) for times in zip(*turns, strict=True))
+        return (ours - empty) / (others - empty)
     yield Figure('11', 'idle memory of a new server', '1 MiB', '<= 38', lambda: resident(0))
     yield Figure('11', 'idle memory with 10,000 jobs', '1 MiB', '<= 40', lambda: resident(10_000))
-    yield Figure('11', 'import minici', 'import bottle, waitress', '<= 1.8',
-                 lambda: seconds('import minici') / seconds('import bottle, waitress'))
+    yield Figure('11', 'import minici', 'import bottle, waitress', '<= 1.8', importing)
 
 
 @benchmark
