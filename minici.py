@@ -9764,7 +9764,7 @@ class Processing(Waiting):
                 if status != 'created':
                     statuses[job['id']] = status
                     grouped = grouped or job['resource_group']
-                if status in ('skipped', 'manual'):     # it holds nobody back
+                if status in ('skipped', 'manual'):     # such a job may free later ones at once
                     names.add(job['name'])
             self._start(c, statuses)
         if statuses:
@@ -11515,6 +11515,7 @@ OLDEST = """
               JOIN ({refs}) AS ref {projects}
              WHERE served.runner_id = :runner_id)
     """
+#: The jobs that a runner reaches, by its type: of projects with shared runners, or of those that it is enabled for.
 REACHES = {
     'instance_type': dict(index='job_pending_shared', reach='queued.shared = 1', projects=''),
     'project_type': dict(index='job_pending_project', reach='queued.project_id = enabled.project_id',

@@ -13,8 +13,6 @@ import minici
 
 BENCHMARKS = {}
 JSON = {'Content-Type': 'application/json'}
-
-
 #: Measured in one round: each figure is the slowest of ten seconds already.
 ONCE = ('hostile',)
 

@@ -52,8 +52,7 @@ WRITE = os.write    # the real one, when calls are counted
 
 
 class Work:
-    """Claims, traces, uploads and endings, one after the other, by chance; `files` are replaced more often on request.
-    """
+    """Claims, traces, uploads and endings, one after the other, by chance; files come `files` times as often."""
 
     def __init__(self, ci, token, note, seed, files=1):
         self.ci, self.token, self.note, self.chance = ci, token, note, random.Random(seed)
